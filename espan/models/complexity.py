@@ -1,0 +1,43 @@
+"""What a network costs, counted as the challenge and the paper count it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from espan.models.architecture import Architecture
+from espan.models.network import Network
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """Counts for one image of `height` x `width` LR pixels.
+
+    `macs` are multiply-adds and `activations` output values, both of convolutions only.
+    `receptive_radius` is in LR pixels.
+    """
+
+    parameters: int
+    macs: int
+    activations: int
+    receptive_radius: int
+    height: int
+    width: int
+
+
+def complexity(architecture: Architecture, height: int = 256, width: int = 256) -> Complexity:
+    """Count parameters, multiply-adds and activations (Tab. 2 to 4 use 256x256)."""
+    with torch.device("meta"):
+        network = Network(architecture)
+    # Every convolution runs at LR resolution, so all counts are per LR pixel.
+    convs = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    return Complexity(
+        parameters=sum(p.numel() for p in network.parameters()),
+        macs=sum(c.weight.numel() for c in convs) * height * width,
+        activations=sum(c.out_channels for c in convs) * height * width,
+        receptive_radius=architecture.receptive_radius,
+        height=height,
+        width=width,
+    )
