@@ -1,0 +1,54 @@
+"""An image in memory."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from espan.errors import ImageError
+
+# The colour space that an ICC profile must name (bytes 16 to 20 of its header) to fit the channels.
+_PROFILE_SPACE = {1: b"GRAY", 2: b"GRAY", 3: b"RGB ", 4: b"RGB "}
+
+
+class ImageWarning(UserWarning):
+    """Something in an image file cannot be kept; the message names the file and what is lost."""
+
+
+def profile_fits(profile: bytes, channels: int) -> bool:
+    """Whether an ICC profile describes images of this many channels."""
+    return profile[16:20] == _PROFILE_SPACE[channels]
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """Pixels and what a viewer needs to show them rightly.
+
+    pixels       (H, W, C) uint8 (0 to 255) or uint16 (0 to 65535), C-contiguous, upright.
+                 C = 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha; alpha is not premultiplied.
+    icc_profile  the colour profile of the gray or RGB channels; None means sRGB.
+    dpi          horizontal and vertical pixels per inch; None where the file states none.
+
+    Raises ImageError if the array is anything else, or the profile is for other channels.
+    """
+
+    pixels: np.ndarray
+    icc_profile: bytes | None = None
+    dpi: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the array and the profile."""
+        pixels = self.pixels
+        if pixels.dtype not in (np.uint8, np.uint16):
+            raise ImageError(f"an image holds uint8 or uint16 pixels, not {pixels.dtype}")
+        if pixels.ndim != 3 or not 1 <= pixels.shape[2] <= 4 or 0 in pixels.shape:
+            raise ImageError(
+                f"an image is an array (height, width, 1 to 4 channels), not {pixels.shape}"
+            )
+        if not pixels.flags.c_contiguous:
+            raise ImageError("the pixels of an image must be C-contiguous")
+        if self.icc_profile is not None and not profile_fits(self.icc_profile, pixels.shape[2]):
+            found = self.icc_profile[16:20].decode("ascii", "replace").strip()
+            raise ImageError(
+                f"the colour profile is for {found!r} pixels, the image has {pixels.shape[2]} "
+                f"channels"
+            )

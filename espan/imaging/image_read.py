@@ -1,0 +1,197 @@
+"""Read PNG, JPEG, WebP, TIFF, GIF and BMP files, told apart by their content."""
+
+import io
+import os
+import stat
+import warnings
+from pathlib import Path
+
+import numpy as np
+import PIL.BmpImagePlugin
+import pyvips
+
+from espan.errors import ImageError
+from espan.imaging.image import Image, ImageWarning, profile_fits
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp"})
+
+# 16384 x 16384 pixels: 0.8 GB as 8-bit RGB, and 12.9 GB after x4.  Larger claims are more often a
+# damaged or hostile header than an image that somebody wants enlarged.
+MAX_PIXELS = 2**28
+
+# libvips' resolution where a file states none: 72 dpi (PNG, JPEG) or 1 pixel per mm (the others).
+_UNSTATED_DPI = (72.0, 25.4)
+
+
+def is_image_path(path: str | os.PathLike[str]) -> bool:
+    """Whether the file name ends like that of an image (`IMAGE_SUFFIXES`, in any case)."""
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+
+
+def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image:
+    """Read one image file.
+
+    The format is told by the content, whatever the file is called.  8 and 16-bit samples keep
+    their depth; 1-bit, palette and other small depths become 8-bit gray or RGB; CMYK becomes sRGB
+    by the file's profile or, without one, by libvips' default.  A transparent colour becomes an
+    alpha channel.  The EXIF orientation is applied.  Other metadata than `Image` holds is not read.
+
+    Raises ImageError, which names the file, if it cannot be read, is damaged or truncated, holds
+    samples of another kind (float, LAB, 32-bit, ...), or claims more than max_pixels pixels; the
+    last is found from the header, before memory is taken for the pixels.
+    Warns with ImageWarning where only the first of several frames or pages is read, and where a
+    colour profile that does not fit the pixels is left out.
+    """
+    name = os.fspath(path)
+    data, kind = _read_file(name)
+    if kind == "bmp":
+        return _decode_bmp(name, data, max_pixels)
+    try:
+        return _decode_vips(name, data, kind, max_pixels)
+    except pyvips.Error as error:
+        raise ImageError(
+            f"{name}: damaged, truncated or unusual {kind.upper()} file ({_cause(error)}); "
+            f"a complete file is needed"
+        ) from None
+
+
+def _read_file(name: str) -> tuple[bytes, str]:
+    """The bytes of a file and the format they are in."""
+    try:
+        mode = os.stat(name).st_mode
+        if stat.S_ISDIR(mode):
+            raise ImageError(f"{name}: is a folder; the path of an image file is needed")
+        if not stat.S_ISREG(mode):
+            raise ImageError(f"{name}: is not a regular file; an image file is needed")
+        with open(name, "rb") as file:
+            head = file.read(16)
+            kind = _sniff(head)
+            if kind is None:
+                found = f"begins with {head[:8]!r}" if head else "is empty"
+                raise ImageError(
+                    f"{name}: {found}; a PNG, JPEG, WebP, TIFF, GIF or BMP image is needed"
+                )
+            return head + file.read(), kind
+    except FileNotFoundError:
+        raise ImageError(f"{name}: there is no such file") from None
+    except PermissionError:
+        raise ImageError(f"{name}: no permission to read this file") from None
+    except OSError as error:
+        raise ImageError(f"{name}: cannot be read ({error.strerror})") from None
+
+
+def _sniff(head: bytes) -> str | None:
+    """The format, as libvips names its loaders, that a file with these first 16 bytes is in."""
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if head.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return "webp"
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "tiff"
+    if head[:6] in (b"GIF87a", b"GIF89a"):
+        return "gif"
+    if head.startswith(b"BM"):
+        return "bmp"
+    return None
+
+
+def _cause(error: pyvips.Error) -> str:
+    """The first line of libvips' report that says what happened."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith("unable to ")]
+    return told[0] if told else "libvips gives no reason"
+
+
+def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{name}: its header claims {width} x {height} pixels; at most {max_pixels} are read"
+        )
+
+
+def _decode_vips(name: str, data: bytes, kind: str, max_pixels: int) -> Image:
+    # Loading from memory, since libvips reads options from a file name that ends in "[...]".
+    load = getattr(pyvips.Image, f"{kind}load_buffer")
+    image = load(data, access="sequential", fail_on="error")
+    _check_size(name, image.width, image.height, max_pixels)
+    pages = image.get_n_pages()
+    if pages > 1:
+        warnings.warn(
+            f"{name}: holds {pages} frames or pages; only the first is read",
+            ImageWarning,
+            stacklevel=4,
+        )
+
+    if image.interpretation == "cmyk" and image.format in ("uchar", "ushort"):
+        depth = 16 if image.format == "ushort" else 8
+        image = image.icc_transform("srgb", embedded=True, input_profile="cmyk", depth=depth)
+        profile = None
+    else:
+        profile = _profile(image)
+    if (
+        image.format not in ("uchar", "ushort")
+        or image.bands > 4
+        or image.interpretation not in ("b-w", "grey16", "srgb", "rgb16", "rgb")
+    ):
+        raise ImageError(
+            f"{name}: holds {image.bands} x {image.format} samples ({image.interpretation}); "
+            f"8 or 16-bit gray, RGB or CMYK is needed"
+        )
+
+    pixels = image.numpy().reshape(image.height, image.width, image.bands)
+    if profile is not None and not profile_fits(profile, image.bands):
+        warnings.warn(
+            f"{name}: its colour profile is not for its {image.bands} channels; it is left out",
+            ImageWarning,
+            stacklevel=4,
+        )
+        profile = None
+    orientation = image.get("orientation") if image.get_typeof("orientation") else 1
+    dpi = _dpi(image.xres * 25.4, image.yres * 25.4)
+    if orientation >= 5 and dpi is not None:
+        dpi = dpi[::-1]
+    return Image(_upright(pixels, orientation), profile, dpi)
+
+
+def _profile(image: pyvips.Image) -> bytes | None:
+    if not image.get_typeof("icc-profile-data"):
+        return None
+    return bytes(image.get("icc-profile-data"))
+
+
+def _dpi(x: float, y: float) -> tuple[float, float] | None:
+    if x <= 0 or y <= 0 or any(abs(x - u) + abs(y - u) < 0.1 for u in _UNSTATED_DPI):
+        return None
+    return x, y
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Apply an EXIF orientation (1 to 8; anything else counts as 1)."""
+    if 5 <= orientation <= 8:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _decode_bmp(name: str, data: bytes, max_pixels: int) -> Image:
+    """Decode a BMP file with Pillow, which libvips cannot."""
+    try:
+        # The class itself, not PIL.Image.open, whose size check warns first and cannot be set here.
+        image: PIL.Image.Image = PIL.BmpImagePlugin.BmpImageFile(io.BytesIO(data))
+        _check_size(name, *image.size, max_pixels)
+        if image.mode not in ("L", "RGB", "RGBA"):
+            image = image.convert("L" if image.mode == "1" else "RGB")
+        pixels = np.array(image)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's parsers raise many kinds on bad data.
+        raise ImageError(
+            f"{name}: damaged, truncated or unusual BMP file ({error}); a complete file is needed"
+        ) from None
+    dpi = image.info.get("dpi")
+    return Image(pixels.reshape(*pixels.shape[:2], -1), None, _dpi(*dpi) if dpi else None)
