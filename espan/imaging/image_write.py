@@ -1,9 +1,7 @@
 """Write PNG, JPEG, WebP, TIFF and BMP files, whole or not at all."""
 
-import contextlib
 import io
 import os
-import secrets
 import stat
 import warnings
 from pathlib import Path
@@ -13,6 +11,7 @@ import PIL.Image
 import pyvips
 
 from espan.errors import ImageError
+from espan.files import atomic_write
 from espan.imaging.image import Image, ImageWarning
 
 _FORMATS = {
@@ -41,6 +40,9 @@ _SAVE_OPTIONS: dict[str, dict[str, object]] = {
     "webp": {"Q": 95},
     "tiff": {"compression": "deflate", "predictor": "horizontal", "resunit": "inch"},
 }
+
+# What libvips calls 8 and 16-bit pixels.
+_SPACES = {"gray": ("b-w", "grey16"), "rgb": ("srgb", "rgb16")}
 
 # The offsets of a plain TIFF are 32-bit; 16 MB are left for its tables.
 _PLAIN_TIFF_BYTES = 2**32 - 2**24
@@ -122,7 +124,8 @@ def write_image(path: str | os.PathLike[str], image: Image, *, format: str | Non
             reason = " ".join(str(error).split())
             raise ImageError(f"{name}: cannot be encoded as {kind.upper()} ({reason})") from None
     try:
-        _replace(target, data)
+        with atomic_write(target) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
         raise OSError(error.errno, error.strerror, name) from None
 
@@ -139,10 +142,7 @@ def _encode_vips(image: Image, kind: str) -> bytes:
     pixels = image.pixels if kind in ("png", "tiff") else _eight_bit(image.pixels)
     height, width, channels = pixels.shape
     deep = pixels.dtype == np.uint16
-    if channels <= 2:
-        space = "grey16" if deep else "b-w"
-    else:
-        space = "rgb16" if deep else "srgb"
+    space = _SPACES["gray" if channels <= 2 else "rgb"][int(deep)]
     xdpi, ydpi = image.dpi or (72.0, 72.0)
     # new_from_memory shares the array's memory; copy() only sets the header.
     vips = pyvips.Image.new_from_memory(
@@ -163,19 +163,3 @@ def _encode_bmp(image: Image) -> bytes:
         file, "BMP", dpi=image.dpi or (72.0, 72.0)
     )
     return file.getvalue()
-
-
-def _replace(target: str, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    # Opened here and not by tempfile, whose files are readable by their owner only.
-    temporary = os.path.join(os.path.dirname(target), f".espan-{secrets.token_hex(8)}.tmp")
-    try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise

@@ -24,7 +24,7 @@ def modcrop(image: np.ndarray, multiple: int) -> np.ndarray:
 
 
 def imresize(image: np.ndarray, scale: Fraction | float) -> np.ndarray:
-    """Resize as MATLAB's imresize(image, scale, 'bicubic') does.
+    """Resize by MATLAB's bicubic method.
 
     image   (H, W) or (H, W, C), uint8, uint16 or floating-point.
     scale   positive, below or above 1.  Give a Fraction for a ratio such as 2/3, whose float
