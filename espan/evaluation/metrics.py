@@ -1,0 +1,99 @@
+"""PSNR and SSIM as the super-resolution literature reports them.
+
+In NumPy and float64.  torchmetrics 1.9 gives other values: its SSIM also averages over the pixels
+whose window leaves the image, filled by reflection (1e-5 off at 510 x 339), its PSNR takes
+a logarithm in float32 (1e-6 dB off); and its float64 SSIM takes 0.9 s for a 510 x 339 RGB image,
+against 0.04 s here.
+"""
+
+import numpy as np
+
+from espan.errors import EspanError
+
+_WINDOW = 11  # pixels; the Gaussian of SSIM, cut off where Wang et al. (2004) do
+_SIGMA = 1.5
+_C1 = (0.01 * 255) ** 2
+_C2 = (0.03 * 255) ** 2
+
+
+def luma(image: np.ndarray) -> np.ndarray:
+    """Studio-range luma of BT.601, 16 to 235, as MATLAB's rgb2ycbcr gives it before rounding.
+
+    image   (H, W, 3) or (H, W, 1) uint8; one channel counts as three equal ones.
+    Returns (H, W, 1) float64.
+    """
+    rgb = np.broadcast_to(image, (*image.shape[:2], 3))
+    return 16 + (rgb @ np.array([65.481, 128.553, 24.966]) / 255)[..., None]
+
+
+def psnr(sr: np.ndarray, hr: np.ndarray, *, border: int, y_channel: bool = False) -> float:
+    """Peak signal-to-noise ratio in dB, of 255, over all channels together.
+
+    sr, hr     (H, W, 3) or (H, W, 1) uint8, of one shape.
+    border     pixels left out at each side; the scale, by custom.
+    y_channel  compare the luma alone, unrounded (see `luma`).
+
+    Returns inf for identical images.  Raises EspanError if the arrays are anything else, or if
+    the border leaves nothing.
+    """
+    a, b = _prepare(sr, hr, border, y_channel, 1)
+    error = float(np.mean((a - b) ** 2))
+    return float(10 * np.log10(255**2 / error)) if error else float("inf")
+
+
+def ssim(sr: np.ndarray, hr: np.ndarray, *, border: int, y_channel: bool = False) -> float:
+    """Structural similarity: the mean over all pixels and channels, at most 1.
+
+    The arguments are those of `psnr`.  The window is a Gaussian of 11 x 11 pixels and sigma 1.5;
+    only pixels whose window lies inside the image count; K1 = 0.01, K2 = 0.03, range 255.
+
+    Raises EspanError as `psnr` does, and if a side is below 11 pixels after the border is cut.
+    """
+    a, b = _prepare(sr, hr, border, y_channel, _WINDOW)
+    # One channel at a time keeps ten arrays of one channel in memory instead of ten of three.
+    return float(np.mean([_ssim_plane(a[..., i], b[..., i]) for i in range(a.shape[2])]))
+
+
+def _prepare(
+    sr: np.ndarray, hr: np.ndarray, border: int, y_channel: bool, smallest: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Check two images, cut their borders, and give them as (H, W, C) float64."""
+    if sr.shape != hr.shape:
+        raise EspanError(f"images of one shape are compared, not {sr.shape} and {hr.shape}")
+    if sr.ndim != 3 or sr.shape[2] not in (1, 3):
+        raise EspanError(f"images of shape (H, W, 3) or (H, W, 1) are compared, not {sr.shape}")
+    if sr.dtype != np.uint8 or hr.dtype != np.uint8:
+        raise EspanError(f"uint8 images are compared, not {sr.dtype} and {hr.dtype}")
+    if border < 0:
+        raise EspanError(f"a border is 0 or more pixels, not {border}")
+    height, width = sr.shape[0] - 2 * border, sr.shape[1] - 2 * border
+    if min(height, width) < smallest:
+        raise EspanError(
+            f"{sr.shape[1]} x {sr.shape[0]} pixels are too few: without a border of {border}, "
+            f"each side must keep {smallest} or more"
+        )
+    inner = np.s_[border : border + height, border : border + width]
+    if y_channel:
+        return luma(sr[inner]), luma(hr[inner])
+    return sr[inner].astype(np.float64), hr[inner].astype(np.float64)
+
+
+def _ssim_plane(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean SSIM of two (H, W) float64 planes of range 0 to 255."""
+    mean_a, mean_b = _blur(a), _blur(b)
+    variance_a = _blur(a * a) - mean_a**2
+    variance_b = _blur(b * b) - mean_b**2
+    covariance = _blur(a * b) - mean_a * mean_b
+    score = (2 * mean_a * mean_b + _C1) * (2 * covariance + _C2)
+    score /= (mean_a**2 + mean_b**2 + _C1) * (variance_a + variance_b + _C2)
+    return float(score.mean())
+
+
+def _blur(plane: np.ndarray) -> np.ndarray:
+    """(H, W) -> (H - 10, W - 10): weighted means over SSIM's window."""
+    offsets = np.arange(_WINDOW) - _WINDOW // 2
+    weights = np.exp(-(offsets**2) / (2 * _SIGMA**2))
+    weights /= weights.sum()
+    height, width = plane.shape[0] - _WINDOW + 1, plane.shape[1] - _WINDOW + 1
+    rows = sum(weight * plane[i : i + height] for i, weight in enumerate(weights))
+    return np.asarray(sum(weight * rows[:, i : i + width] for i, weight in enumerate(weights)))
