@@ -1,0 +1,61 @@
+// Every schema of the library, and the module through which Python loads it.
+#ifndef Py_LIMITED_API
+#define Py_LIMITED_API 0x030a0000
+#endif
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+#include <stdexcept>
+
+#include "cpu/isa.h"
+
+STABLE_TORCH_LIBRARY(espan, m) {
+  m.def("gate(Tensor o, Tensor x) -> Tensor");
+  m.def("gate_backward(Tensor grad, Tensor o, Tensor x) -> (Tensor, Tensor)");
+}
+
+// setup.py passes the architectures as a bare list, 8.0,9.0+PTX, which needs no quoting.
+#define ESPAN_TEXT_(...) #__VA_ARGS__
+#define ESPAN_TEXT(...) ESPAN_TEXT_(__VA_ARGS__)
+
+namespace {
+
+PyObject* cuda_archs(PyObject*, PyObject*) {
+  return PyUnicode_FromString(ESPAN_TEXT(ESPAN_CUDA_ARCHS));
+}
+
+PyObject* built_without_cuda_because(PyObject*, PyObject*) {
+  return PyUnicode_FromString(ESPAN_TEXT(ESPAN_CUDA_ABSENT));
+}
+
+PyObject* cpu_path(PyObject*, PyObject*) {
+  return PyUnicode_FromString(espan::cpu::name(espan::cpu::isa()));
+}
+
+PyObject* select_cpu_path(PyObject*, PyObject* args) {
+  const char* requested = nullptr;
+  if (!PyArg_ParseTuple(args, "s", &requested)) return nullptr;
+  try {
+    espan::cpu::select(requested);
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+    return nullptr;
+  }
+  Py_RETURN_NONE;
+}
+
+PyMethodDef methods[] = {
+    {"cuda_archs", cuda_archs, METH_NOARGS, "The CUDA architectures built in, 8.0,9.0+PTX, or ''."},
+    {"built_without_cuda_because", built_without_cuda_because, METH_NOARGS,
+     "'cpu_requested', 'nvcc_not_found', or '' where CUDA kernels are built in."},
+    {"cpu_path", cpu_path, METH_NOARGS, "The instruction set in use: avx512, avx2 or portable."},
+    {"select_cpu_path", select_cpu_path, METH_VARARGS,
+     "Use this instruction set (auto, avx512, avx2, portable); ValueError if it cannot run here."},
+    {nullptr, nullptr, 0, nullptr}};
+
+PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }

@@ -1,0 +1,48 @@
+// Elementary functions on the vectors of vec.h; included as that file is.
+
+struct ExpPair {
+  VecF exp;    // e^x
+  VecF expm1;  // e^x - 1, with all its digits near x = 0
+};
+
+// e^x and e^x - 1 for x <= 0; a NaN stays a NaN.  Both are within 2 ulp; e^x is 0 below -87, where
+// it would leave the normal numbers.  Activations need no other half of the axis: sigmoid, tanh
+// and SiLU are all functions of e^-|x|.
+inline ExpPair exp_nonpositive(VecF x) {
+  const VecF kLowest = broadcast(-87.0f);
+  const VecF clamped = x < kLowest ? kLowest : x;
+
+  // x = k ln 2 + r with |r| <= ln 2 / 2.  Adding 1.5 * 2^23 rounds to an integer and leaves it in
+  // the low bits.  The high part of ln 2 has 9 bits: k times it is exact without FMA as well.
+  const VecF shift = broadcast(12582912.0f);
+  const VecF shifted = clamped * 1.44269504f + shift;
+  const VecF k = shifted - shift;
+  const VecF r = (clamped - k * 0.693359375f) + k * 2.12194440e-4f;
+  const VecF scale = from_bits((bits(shifted) << 23) + 0x3f800000u);  // 2^k
+
+  // e^r - 1 by its series; the first term left out is 1.5e-8 of the sum, a quarter of an ulp.
+  VecF series = broadcast(1.0f / 5040);
+  series = series * r + 1.0f / 720;
+  series = series * r + 1.0f / 120;
+  series = series * r + 1.0f / 24;
+  series = series * r + 1.0f / 6;
+  series = series * r + 0.5f;
+  series = series * (r * r) + r;
+
+  return {x < kLowest ? VecF{} : scale * series + scale, scale * series + (scale - 1.0f)};
+}
+
+struct SigmoidPair {
+  VecF minus_half;  // sigmoid(x) - 1/2 = tanh(x/2) / 2, with all its digits near x = 0
+  VecF slope;       // sigmoid'(x)
+};
+
+// With t = e^-|x| - 1: |sigmoid(x) - 1/2| = -t / (2 (t + 2)) and sigmoid'(x) = e^-|x| / (t + 2)^2.
+// 1/4 - (sigmoid - 1/2)^2 would be the same slope, but with no digits left beyond |x| = 17.
+inline SigmoidPair sigmoid_parts(VecF x) {
+  const VecU sign = bits(x) & 0x80000000u;
+  const ExpPair e = exp_nonpositive(from_bits(bits(x) | 0x80000000u));
+  const VecF inverse = 1.0f / (e.expm1 + 2.0f);
+  const VecF magnitude = -0.5f * e.expm1 * inverse;
+  return {from_bits((bits(magnitude) & 0x7fffffffu) | sign), e.exp * inverse * inverse};
+}

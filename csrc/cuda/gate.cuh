@@ -1,0 +1,104 @@
+// The gate's CUDA kernels: pointers and sizes only, so that this file also compiles with g++ under
+// an emulation of the CUDA built-ins.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace espan::cuda {
+
+// 16 bytes: the widest load a thread can issue.
+template <class T>
+struct alignas(16) Pack {
+  static constexpr int kSize = 16 / sizeof(T);
+  T lane[kSize];
+};
+
+// Arithmetic is float32 for the 16-bit types.
+__device__ __forceinline__ double widen(double v) { return v; }
+__device__ __forceinline__ float widen(float v) { return v; }
+__device__ __forceinline__ float widen(__half v) { return __half2float(v); }
+__device__ __forceinline__ float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
+
+__device__ __forceinline__ void narrow(double v, double& to) { to = v; }
+__device__ __forceinline__ void narrow(float v, float& to) { to = v; }
+__device__ __forceinline__ void narrow(float v, __half& to) { to = __float2half_rn(v); }
+__device__ __forceinline__ void narrow(float v, __nv_bfloat16& to) { to = __float2bfloat16_rn(v); }
+
+// With t = e^-|x| - 1: |sigmoid(x) - 1/2| = -t / (2 (t + 2)), exact to a few ulp also near x = 0,
+// where sigmoid(x) - 1/2 as written has no digits left; and sigmoid'(x) = e^-|x| / (t + 2)^2.
+__device__ __forceinline__ float sigmoid_minus_half(float x) {
+  const float t = expm1f(-fabsf(x));
+  return copysignf(__fdividef(-0.5f * t, t + 2.0f), x);
+}
+__device__ __forceinline__ double sigmoid_minus_half(double x) {
+  const double t = expm1(-fabs(x));
+  return copysign(-0.5 * t / (t + 2.0), x);
+}
+__device__ __forceinline__ float sigmoid_slope(float x) {
+  const float e = __expf(-fabsf(x));
+  return __fdividef(e, (1.0f + e) * (1.0f + e));
+}
+__device__ __forceinline__ double sigmoid_slope(double x) {
+  const double e = exp(-fabs(x));
+  return e / ((1.0 + e) * (1.0 + e));
+}
+
+// y = (o + x) (sigmoid(o) - 1/2)
+template <class T>
+__device__ __forceinline__ void gate_one(T o, T x, T& y) {
+  narrow((widen(o) + widen(x)) * sigmoid_minus_half(widen(o)), y);
+}
+
+// grad_x = g (sigmoid(o) - 1/2),  grad_o = grad_x + g (o + x) sigmoid'(o)
+template <class T>
+__device__ __forceinline__ void gate_backward_one(T g, T o, T x, T& grad_o, T& grad_x) {
+  const auto minus_half = sigmoid_minus_half(widen(o));
+  const auto sum = widen(o) + widen(x);
+  narrow(widen(g) * (minus_half + sum * sigmoid_slope(widen(o))), grad_o);
+  narrow(widen(g) * minus_half, grad_x);
+}
+
+// Grid-stride over packs of 16 bytes, then over the few elements left.  `packs` is 0 where a
+// pointer is not on a 16-byte boundary: then every element goes the second way.
+template <class T>
+__global__ void __launch_bounds__(256)
+    gate_forward_kernel(const T* __restrict__ o, const T* __restrict__ x, T* __restrict__ y,
+                        int64_t packs, int64_t n) {
+  using P = Pack<T>;
+  const int64_t first = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = first; i < packs; i += stride) {
+    const P po = reinterpret_cast<const P*>(o)[i], px = reinterpret_cast<const P*>(x)[i];
+    P py;
+#pragma unroll
+    for (int k = 0; k < P::kSize; ++k) gate_one(po.lane[k], px.lane[k], py.lane[k]);
+    reinterpret_cast<P*>(y)[i] = py;
+  }
+  for (int64_t i = packs * P::kSize + first; i < n; i += stride) gate_one(o[i], x[i], y[i]);
+}
+
+template <class T>
+__global__ void __launch_bounds__(256)
+    gate_backward_kernel(const T* __restrict__ g, const T* __restrict__ o, const T* __restrict__ x,
+                         T* __restrict__ grad_o, T* __restrict__ grad_x, int64_t packs, int64_t n) {
+  using P = Pack<T>;
+  const int64_t first = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = first; i < packs; i += stride) {
+    const P pg = reinterpret_cast<const P*>(g)[i], po = reinterpret_cast<const P*>(o)[i];
+    const P px = reinterpret_cast<const P*>(x)[i];
+    P pgo, pgx;
+#pragma unroll
+    for (int k = 0; k < P::kSize; ++k)
+      gate_backward_one(pg.lane[k], po.lane[k], px.lane[k], pgo.lane[k], pgx.lane[k]);
+    reinterpret_cast<P*>(grad_o)[i] = pgo;
+    reinterpret_cast<P*>(grad_x)[i] = pgx;
+  }
+  for (int64_t i = packs * P::kSize + first; i < n; i += stride)
+    gate_backward_one(g[i], o[i], x[i], grad_o[i], grad_x[i]);
+}
+
+}  // namespace espan::cuda

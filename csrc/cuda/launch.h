@@ -1,0 +1,55 @@
+// What every CUDA host function needs around a launch: device, stream, grid size, error check.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include <algorithm>
+
+#include "../host_checks.h"
+
+// It lives in libtorch_cuda.so.  Declared weak, so that this library also loads where torch is the
+// CPU-only build; no tensor can reach a CUDA kernel there.
+extern "C" __attribute__((weak)) AOTITorchError
+aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+
+namespace espan::cuda {
+
+inline void check(const char* op, cudaError_t error) {
+  if (error != cudaSuccess) fail(op, "CUDA error: ", cudaGetErrorString(error));
+}
+
+// Makes the tensor's device the current one for a scope and knows torch's current stream on it.
+class Launch {
+ public:
+  Launch(const char* op, const Tensor& t) : op_(op), guard_(t.get_device_index()) {
+    // This library has its own static CUDA runtime; torch's guard sets the device of torch's.
+    check(op, cudaSetDevice(t.get_device_index()));
+    if (aoti_torch_get_current_cuda_stream == nullptr) fail(op, "this torch has no CUDA");
+    void* stream = nullptr;
+    if (aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream) != AOTI_TORCH_SUCCESS)
+      fail(op, "torch has no current stream on cuda:", t.get_device_index());
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+
+  cudaStream_t stream() const { return stream_; }
+
+  // Blocks of `threads` for a grid-stride loop over `items`: no more than the card can hold at
+  // once.
+  unsigned blocks(int64_t items, int threads) const {
+    int device = 0, processors = 0;
+    check(op_, cudaGetDevice(&device));
+    check(op_, cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+    const int64_t resident = static_cast<int64_t>(processors) * (2048 / threads);
+    return static_cast<unsigned>(std::min(resident, (items + threads - 1) / threads));
+  }
+
+  void finish() const { check(op_, cudaGetLastError()); }
+
+ private:
+  const char* op_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_ = nullptr;
+};
+
+}  // namespace espan::cuda

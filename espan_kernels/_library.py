@@ -1,0 +1,86 @@
+"""Loads the compiled kernels and sees to it that every op has an implementation everywhere.
+
+The reference is the implementation for every device; a compiled or a Triton kernel, where there is
+one, takes precedence for its device.  Nothing is chosen silently: :mod:`espan_kernels.backends`
+tells what was found and why the rest was not.
+"""
+
+import importlib.util
+import os
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from espan_kernels import reference
+from espan_kernels._checks import check_gate
+
+# As in csrc/bindings.cpp; used where that library cannot be loaded.
+SCHEMAS = (
+    "gate(Tensor o, Tensor x) -> Tensor",
+    "gate_backward(Tensor grad, Tensor o, Tensor x) -> (Tensor, Tensor)",
+)
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    """The compiled library, or why there is none."""
+    if importlib.util.find_spec("espan_kernels._C") is None:
+        return None, "the compiled library espan_kernels/_C.abi3.so is not installed"
+    try:
+        from espan_kernels import _C  # type: ignore[attr-defined]
+    except ImportError as error:
+        return None, f"the compiled library cannot be loaded: {error}"
+    _C.select_cpu_path(os.environ.get("ESPAN_CPU", "auto"))
+    return _C, ""
+
+
+compiled, why_not_compiled = _load()
+cuda_archs: str = compiled.cuda_archs() if compiled else ""
+# find_spec does not import it: that waits for the first CUDA tensor.
+triton_installed = importlib.util.find_spec("triton") is not None
+
+_fragment = torch.library.Library("espan", "FRAGMENT")
+if compiled is None:
+    for _schema in SCHEMAS:
+        _fragment.define(_schema)
+
+
+def _like(o: Tensor, result: Tensor) -> Tensor:
+    """``result`` with the strides that every implementation promises: those of empty_like(o)."""
+    if result.stride() == torch.empty_like(o, device="meta").stride():
+        return result
+    return torch.empty_like(o).copy_(result)
+
+
+def _reference_gate(o: Tensor, x: Tensor) -> Tensor:
+    check_gate("espan::gate", o, x=x)
+    return _like(o, reference.gate(o, x))
+
+
+def _reference_gate_backward(grad: Tensor, o: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    check_gate("espan::gate_backward", o, x=x, grad=grad)
+    grad_o, grad_x = reference.gate_backward(grad, o, x)
+    return _like(o, grad_o), _like(o, grad_x)
+
+
+def _triton_gate(o: Tensor, x: Tensor) -> Tensor:
+    if o.dtype == torch.float64:  # only for gradient checks: not worth a Triton kernel
+        return _reference_gate(o, x)
+    from espan_kernels.triton import gate as kernels
+
+    return kernels.gate(o, x)
+
+
+def _triton_gate_backward(grad: Tensor, o: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    if o.dtype == torch.float64:
+        return _reference_gate_backward(grad, o, x)
+    from espan_kernels.triton import gate as kernels
+
+    return kernels.gate_backward(grad, o, x)
+
+
+_fragment.impl("gate", _reference_gate, "CompositeExplicitAutograd")
+_fragment.impl("gate_backward", _reference_gate_backward, "CompositeExplicitAutograd")
+if not cuda_archs and triton_installed:
+    _fragment.impl("gate", _triton_gate, "CUDA")
+    _fragment.impl("gate_backward", _triton_gate_backward, "CUDA")

@@ -1,0 +1,117 @@
+"""SPAB's gate in Triton: torch.ops.espan_triton.gate and gate_backward.
+
+For float32, float16 and bfloat16; the same op, checks and layouts as torch.ops.espan.gate.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+
+from espan_kernels._checks import check_gate
+from espan_kernels.gate import register_gradient
+
+# Four warps of 8 elements a thread: one 16-byte access for the 16-bit types, two for float32.
+BLOCK = 1024
+
+
+@triton.jit
+def _sigmoid_minus_half(o: Any) -> Any:
+    """``tanh(o/2) / 2``.
+
+    (1 - e) / (2 (1 + e)) with e = exp(-|o|) loses digits near zero; below 0.6 the series takes
+    over, where its first term left out is 5e-8 of the sum.
+    """
+    e = tl.exp(-tl.abs(o))
+    magnitude = 0.5 * (1.0 - e) / (1.0 + e)
+    z = 0.25 * o * o
+    series = 0.021869489 * z - 0.053968254
+    series = series * z + 0.13333333
+    series = series * z - 0.33333333
+    series = series * z + 1.0
+    near_zero = 0.25 * o * series
+    return tl.where(tl.abs(o) < 0.6, near_zero, tl.where(o < 0.0, -magnitude, magnitude))
+
+
+@triton.jit
+def gate_kernel(o_ptr: Any, x_ptr: Any, y_ptr: Any, n: Any, BLOCK: tl.constexpr) -> None:
+    """One block of ``y = (o + x) (sigmoid(o) - 1/2)`` over flat arrays of ``n`` elements."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < n
+    o = tl.load(o_ptr + i, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + i, mask=inside, other=0.0).to(tl.float32)
+    y = (o + x) * _sigmoid_minus_half(o)
+    tl.store(y_ptr + i, y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gate_backward_kernel(
+    grad_ptr: Any,
+    o_ptr: Any,
+    x_ptr: Any,
+    grad_o_ptr: Any,
+    grad_x_ptr: Any,
+    n: Any,
+    BLOCK: tl.constexpr,
+) -> None:
+    """One block of the gradients, from those of ``y``."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < n
+    g = tl.load(grad_ptr + i, mask=inside, other=0.0).to(tl.float32)
+    o = tl.load(o_ptr + i, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + i, mask=inside, other=0.0).to(tl.float32)
+    h = _sigmoid_minus_half(o)
+    # sigmoid'(o); 1/4 - h^2 would be the same, but with no digits left beyond |o| = 17.
+    e = tl.exp(-tl.abs(o))
+    slope = e / ((1.0 + e) * (1.0 + e))
+    grad_o = g * (h + (o + x) * slope)
+    tl.store(grad_o_ptr + i, grad_o.to(grad_o_ptr.dtype.element_ty), mask=inside)
+    tl.store(grad_x_ptr + i, (g * h).to(grad_x_ptr.dtype.element_ty), mask=inside)
+
+
+def _launchable(kernel: Any) -> Any:
+    """What torch.compile can see into; the interpreter's kernels can only be called as they are."""
+    return kernel if triton.knobs.runtime.interpret else wrap_triton(kernel)
+
+
+def _check(op: str, o: Tensor, **others: Tensor) -> None:
+    check_gate(op, o, **others)
+    if o.dtype == torch.float64:
+        raise RuntimeError(f"{op}: o has dtype float64; it must be float32, float16 or bfloat16")
+
+
+def _laid_out_like(dense: Tensor, t: Tensor) -> Tensor:
+    """``t`` itself where its elements lie in memory as those of ``dense``, else a copy."""
+    return t if t.stride() == dense.stride() else torch.empty_like(dense).copy_(t)
+
+
+@triton_op("espan_triton::gate", mutates_args={})
+def gate(o: Tensor, x: Tensor) -> Tensor:
+    """As :func:`espan_kernels.gate`."""
+    _check("espan_triton::gate", o, x=x)
+    y = torch.empty_like(o)
+    if n := o.numel():
+        o, x = _laid_out_like(y, o), _laid_out_like(y, x)
+        with torch.cuda.device_of(o):
+            _launchable(gate_kernel)[(triton.cdiv(n, BLOCK),)](o, x, y, n, BLOCK=BLOCK)
+    return y
+
+
+@triton_op("espan_triton::gate_backward", mutates_args={})
+def gate_backward(grad: Tensor, o: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of ``gate`` with respect to ``o`` and ``x``."""
+    _check("espan_triton::gate_backward", o, x=x, grad=grad)
+    grad_o, grad_x = torch.empty_like(o), torch.empty_like(o)
+    if n := o.numel():
+        grad, o, x = (_laid_out_like(grad_o, t) for t in (grad, o, x))
+        with torch.cuda.device_of(o):
+            _launchable(gate_backward_kernel)[(triton.cdiv(n, BLOCK),)](
+                grad, o, x, grad_o, grad_x, n, BLOCK=BLOCK
+            )
+    return grad_o, grad_x
+
+
+register_gradient("espan_triton")
