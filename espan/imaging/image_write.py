@@ -3,7 +3,9 @@
 import io
 import os
 import stat
+import struct
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +93,8 @@ def write_image(path: str | os.PathLike[str], image: Image, *, format: str | Non
     16-bit pixels stay 16-bit in PNG and TIFF and are rounded to 8 bits (v / 257) for the others.
     PNG, TIFF (deflate) and BMP are lossless; JPEG is written at quality 95 in 4:4:4, WebP at 95.
     WebP turns gray into RGB.  The colour profile and, except in WebP, the resolution are kept;
-    BMP has no place for a profile, and leaving one out gives an ImageWarning.
+    BMP has no place for a profile and WebP none for that of a gray image; leaving one out gives an
+    ImageWarning.
 
     The file appears whole or not at all: it is written under another name in the same folder,
     flushed to the disk, and renamed.  After any failure an older file is as it was.  The file's
@@ -109,25 +112,30 @@ def write_image(path: str | os.PathLike[str], image: Image, *, format: str | Non
         raise ImageError(f"{name}: the folder to write into does not exist")
     if os.path.exists(target) and not stat.S_ISREG(os.stat(target).st_mode):
         raise ImageError(f"{name}: is not a regular file and cannot be replaced by an image")
-    if kind == "bmp":
-        if image.icc_profile is not None:
-            warnings.warn(
-                f"{name}: BMP has no place for the colour profile; it is left out",
-                ImageWarning,
-                stacklevel=2,
-            )
-        data = _encode_bmp(image)
-    else:
-        try:
-            data = _encode_vips(image, kind)
-        except pyvips.Error as error:
-            reason = " ".join(str(error).split())
-            raise ImageError(f"{name}: cannot be encoded as {kind.upper()} ({reason})") from None
+    if image.icc_profile is not None:
+        lost = _profile_is_lost(kind, channels)
+        if lost:
+            warnings.warn(f"{name}: {lost}", ImageWarning, stacklevel=2)
+            image = replace(image, icc_profile=None)
+    try:
+        data = _encode_bmp(image) if kind == "bmp" else _encode_vips(image, kind)
+    except pyvips.Error as error:
+        reason = " ".join(str(error).split())
+        raise ImageError(f"{name}: cannot be encoded as {kind.upper()} ({reason})") from None
     try:
         with atomic_write(target) as temporary:
             temporary.write_bytes(data)
     except OSError as error:
         raise OSError(error.errno, error.strerror, name) from None
+
+
+def _profile_is_lost(kind: str, channels: int) -> str | None:
+    """Why a format cannot hold the colour profile, if it cannot."""
+    if kind == "bmp":
+        return "BMP has no place for the colour profile; it is left out"
+    if kind == "webp" and channels <= 2:
+        return "WebP turns gray into RGB, which the colour profile does not fit; it is left out"
+    return None
 
 
 def _eight_bit(pixels: np.ndarray) -> np.ndarray:
@@ -153,7 +161,14 @@ def _encode_vips(image: Image, kind: str) -> bytes:
     options = dict(_SAVE_OPTIONS[kind])
     if kind == "tiff":
         options["bigtiff"] = pixels.nbytes > _PLAIN_TIFF_BYTES
-    return bytes(getattr(vips, f"{kind}save_buffer")(keep="icc", **options))
+    data = bytes(getattr(vips, f"{kind}save_buffer")(keep="icc", **options))
+    return data[:2] + _jfif(xdpi, ydpi) + data[2:] if kind == "jpeg" else data
+
+
+def _jfif(xdpi: float, ydpi: float) -> bytes:
+    """The first segment of a JPEG file, with the resolution; libvips writes it only into EXIF."""
+    density = (min(max(round(dpi), 1), 65535) for dpi in (xdpi, ydpi))
+    return struct.pack(">2sH5sHBHHBB", b"\xff\xe0", 16, b"JFIF\0", 0x0102, 1, *density, 0, 0)
 
 
 def _encode_bmp(image: Image) -> bytes:
