@@ -14,17 +14,11 @@ import subprocess
 from setuptools import setup
 
 # Ampere to Blackwell, and PTX of the last for what comes after it.
-DEFAULT_ARCHS = ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX"]
-
-
-def find_nvcc() -> str | None:
-    """Nvcc of CUDA_HOME if that is set, else the one on PATH."""
-    home = os.environ.get("CUDA_HOME")
-    return shutil.which("nvcc", path=os.path.join(home, "bin") if home else None)
+DEFAULT_ARCHS = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX")
 
 
 def decide(requested: str, nvcc: str | None) -> tuple[bool, str]:
-    """Whether to build CUDA kernels, and if not, why: the word that the library will report."""
+    """Whether to build CUDA kernels and, if not, why: the word that the library will report."""
     if requested not in ("auto", "cpu", "cuda"):
         raise SystemExit(f"ESPAN_BUILD is {requested!r}; it must be auto, cpu or cuda")
     if requested == "cuda" and not nvcc:
@@ -38,86 +32,68 @@ def decide(requested: str, nvcc: str | None) -> tuple[bool, str]:
 
 
 def choose_archs(requested: str, known: str) -> list[str]:
-    """The architectures to compile for; of the default ones, those this nvcc knows."""
+    """The architectures to compile for; of the default ones, those that nvcc says it knows."""
     archs = requested.replace(";", " ").split()
-    for arch in archs:
-        if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", arch):
-            raise SystemExit(
-                f"TORCH_CUDA_ARCH_LIST has {arch!r}; an architecture looks like 8.0, 9.0a, 12.0+PTX"
-            )
-    number = re.compile(r"(\d+)\.(\d)")
-    return archs or [a for a in DEFAULT_ARCHS if "compute_%s%s" % number.match(a).groups() in known]
+    if bad := [arch for arch in archs if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", arch)]:
+        raise SystemExit(f"TORCH_CUDA_ARCH_LIST has {bad[0]!r}; write 8.0, 9.0a or 12.0+PTX")
+    return archs or [a for a in DEFAULT_ARCHS if f"compute_{number(a)}" in known.split()]
 
 
-def gencode(archs: list[str]) -> list[str]:
-    """Nvcc's flags for these architectures."""
-    flags = []
-    for arch in archs:
-        number = arch.removesuffix("+PTX").replace(".", "")
-        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
-        if arch.endswith("+PTX"):
-            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
-    return flags
+def number(arch: str) -> str:
+    """Nvcc's name for an architecture: 90 for 9.0+PTX."""
+    return arch.removesuffix("+PTX").replace(".", "")
+
+
+def gencode(arch: str) -> list[str]:
+    """Nvcc's flags for an architecture: machine code, and PTX where asked for."""
+    kinds = ["sm", "compute"] if arch.endswith("+PTX") else ["sm"]
+    return [f"-gencode=arch=compute_{number(arch)},code={kind}_{number(arch)}" for kind in kinds]
 
 
 def ask(*command: str) -> str:
-    """What a command prints."""
-    return subprocess.run(
-        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ).stdout
+    """What a command prints, on either stream."""
+    result = subprocess.run(command, text=True, capture_output=True)
+    return result.stdout + result.stderr
 
 
 def main() -> None:
     """Decide, then hand over to setuptools."""
-    nvcc = find_nvcc()
+    home = os.environ.get("CUDA_HOME")
+    nvcc = shutil.which("nvcc", path=f"{home}/bin" if home else None)
     with_cuda, reason = decide(os.environ.get("ESPAN_BUILD", "auto"), nvcc)
-    from torch.utils import cpp_extension  # after the decision: a wrong one should fail at once
+    from torch.utils import cpp_extension  # takes seconds, and a wrong request should fail at once
 
-    defines = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
-    # The two warnings are about vectors in code that is always inlined and GCC 12's own headers.
-    quiet = ["-Wno-psabi", "-Wno-maybe-uninitialized"]
-    cxx = ["-O3", "-std=c++17", "-fvisibility=hidden", *quiet, *defines]
-    args, where, sources = {"cxx": cxx}, {}, glob.glob("csrc/**/*.cpp", recursive=True)
-    # Torch's symbols are found at run time in whatever torch is loaded, with CUDA or without.
-    link = ["-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"]
-    archs: list[str] = []
-    if with_cuda and nvcc:
+    cxx = ["-O3", "-std=c++17", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
+    flags, archs, toolkit = {}, [], {}
+    sources = glob.glob("csrc/**/*.cpp", recursive=True) + glob.glob("csrc/cuda/*.cu") * with_cuda
+    if with_cuda:
         # nvcc itself knows where it lives: the one on PATH may be a link or a script.
-        top = re.search(r"^#\$ TOP=(.*)$", ask(nvcc, "--dryrun", "-c", "x.cu"), re.MULTILINE)
-        home = os.path.realpath(top[1]) if top else os.path.dirname(os.path.dirname(nvcc))
-        known = ask(nvcc, "--list-gpu-arch")
-        archs = choose_archs(os.environ.get("TORCH_CUDA_ARCH_LIST", ""), known)
+        home = os.path.realpath(re.search(r"TOP=(.*)", ask(nvcc, "--dryrun", "-c", "x.cu"))[1])
         cpp_extension.CUDA_HOME = home  # a CPU-only torch leaves it unset
-        args["nvcc"] = [
-            "-O3",
-            "-std=c++17",
-            "-Xcompiler=-fvisibility=hidden",
-            *defines,
-            *gencode(archs),
-        ]
-        where = {"include_dirs": [f"{home}/include"], "library_dirs": [f"{home}/lib64"]}
-        where["libraries"] = ["cudart_static", "dl", "rt", "pthread"]
-        link.append("-Wl,--exclude-libs,ALL")  # our static CUDA runtime must stay ours
-        sources += glob.glob("csrc/cuda/*.cu")
+        wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+        archs = choose_archs(wanted, ask(nvcc, "--list-gpu-arch"))
+        flags["nvcc"] = [*cxx, "-Xcompiler=-fvisibility=hidden"]
+        flags["nvcc"] += [flag for arch in archs for flag in gencode(arch)]
+        toolkit = {"include_dirs": [f"{home}/include"], "library_dirs": [f"{home}/lib64"]}
+        toolkit["libraries"] = ["cudart_static", "dl", "rt", "pthread"]
     else:
-        print(f"espan: building CPU kernels only ({reason.replace('_', ' ')})", flush=True)
+        print(f"espan: building CPU kernels only: {reason.replace('_', ' ')}", flush=True)
+    # Of the warnings left out, one is about inlined functions, one about GCC 12's own headers.
+    cxx += ["-fvisibility=hidden", "-Wno-psabi", "-Wno-maybe-uninitialized"]
     cxx += [f"-DESPAN_CUDA_ARCHS={','.join(archs)}", f"-DESPAN_CUDA_ABSENT={reason}"]
-    setup(
-        ext_modules=[
-            cpp_extension.CppExtension(
-                "espan_kernels._C",
-                sorted(sources),
-                depends=glob.glob("csrc/**/*.*h", recursive=True),
-                extra_compile_args=args,
-                extra_link_args=link,
-                py_limited_api=True,
-                **where,
-            )
-        ],
-        cmdclass={"build_ext": cpp_extension.BuildExtension},
-        # Force: what is built depends on the environment, and ninja knows what is stale.
-        options={"bdist_wheel": {"py_limited_api": "cp310"}, "build_ext": {"force": True}},
+    extension = cpp_extension.CppExtension(
+        "espan_kernels._C",
+        sorted(sources),
+        extra_compile_args={"cxx": cxx, **flags},
+        # libtorch has the current CUDA stream where it is a CUDA build; our cudart stays ours.
+        extra_link_args=["-Wl,--no-as-needed,-ltorch,--as-needed,--exclude-libs,ALL"],
+        py_limited_api=True,
+        **toolkit,
     )
+    # Force: what is built depends on the environment, and ninja knows what is stale.
+    options = {"bdist_wheel": {"py_limited_api": "cp310"}, "build_ext": {"force": True}}
+    cmdclass = {"build_ext": cpp_extension.BuildExtension}
+    setup(ext_modules=[extension], cmdclass=cmdclass, options=options)
 
 
 if __name__ == "__main__":

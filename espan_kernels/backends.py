@@ -59,7 +59,7 @@ def choose(device: torch.device | str, requested: str = "auto") -> str:
 
 
 def _cuda() -> Backend:
-    details = {"torch": torch.__version__}
+    details: dict[str, str] = {"torch": torch.__version__}
     if _library.cuda_archs:
         details["architectures"] = _library.cuda_archs
     return Backend("cuda", not (reason := _why_no_cuda()), reason, details)

@@ -30,11 +30,15 @@ def gate(o: Tensor, x: Tensor) -> Tensor:
         RuntimeError: a dtype that is not floating-point, or ``x`` that does not match ``o``; and in
             the backward pass, if a second derivative is asked for.
     """
-    if o.dtype != x.dtype and torch.amp.is_autocast_available(o.device.type):
-        if torch.is_autocast_enabled(o.device.type):
-            wider = torch.promote_types(o.dtype, x.dtype)
-            o, x = o.to(wider), x.to(wider)
+    if o.dtype != x.dtype and _in_autocast(o.device.type):
+        wider = torch.promote_types(o.dtype, x.dtype)
+        o, x = o.to(wider), x.to(wider)
     return torch.ops.espan.gate(o, x)
+
+
+def _in_autocast(device_type: str) -> bool:
+    available = torch.amp.is_autocast_available(device_type)  # else the next line would raise
+    return available and torch.is_autocast_enabled(device_type)
 
 
 def _save_inputs(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

@@ -37,6 +37,13 @@ __device__ __forceinline__ double sigmoid_minus_half(double x) {
   const double t = expm1(-fabs(x));
   return copysign(-0.5 * t / (t + 2.0), x);
 }
+// For a result of 16 bits: 12 instructions instead of 30, which is what it takes to keep up with
+// the memory of an H100.  The error is 2e-5 of the value at the seam, where x/4 takes over.
+__device__ __forceinline__ float sigmoid_minus_half_16(float x) {
+  const float e = __expf(-fabsf(x));
+  const float magnitude = __fdividef(0.5f - 0.5f * e, 1.0f + e);
+  return fabsf(x) < 0x1p-6f ? 0.25f * x : copysignf(magnitude, x);
+}
 __device__ __forceinline__ float sigmoid_slope(float x) {
   const float e = __expf(-fabsf(x));
   return __fdividef(e, (1.0f + e) * (1.0f + e));
@@ -46,16 +53,24 @@ __device__ __forceinline__ double sigmoid_slope(double x) {
   return e / ((1.0 + e) * (1.0 + e));
 }
 
+template <class T>
+__device__ __forceinline__ auto minus_half_for(T x) {
+  if constexpr (sizeof(T) == 2)
+    return sigmoid_minus_half_16(widen(x));
+  else
+    return sigmoid_minus_half(widen(x));
+}
+
 // y = (o + x) (sigmoid(o) - 1/2)
 template <class T>
 __device__ __forceinline__ void gate_one(T o, T x, T& y) {
-  narrow((widen(o) + widen(x)) * sigmoid_minus_half(widen(o)), y);
+  narrow((widen(o) + widen(x)) * minus_half_for(o), y);
 }
 
 // grad_x = g (sigmoid(o) - 1/2),  grad_o = grad_x + g (o + x) sigmoid'(o)
 template <class T>
 __device__ __forceinline__ void gate_backward_one(T g, T o, T x, T& grad_o, T& grad_x) {
-  const auto minus_half = sigmoid_minus_half(widen(o));
+  const auto minus_half = minus_half_for(o);
   const auto sum = widen(o) + widen(x);
   narrow(widen(g) * (minus_half + sum * sigmoid_slope(widen(o))), grad_o);
   narrow(widen(g) * minus_half, grad_x);

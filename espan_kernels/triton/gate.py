@@ -37,9 +37,9 @@ def _sigmoid_minus_half(o: Any) -> Any:
 
 
 @triton.jit
-def gate_kernel(o_ptr: Any, x_ptr: Any, y_ptr: Any, n: Any, BLOCK: tl.constexpr) -> None:
+def gate_kernel(o_ptr: Any, x_ptr: Any, y_ptr: Any, n: Any, block: tl.constexpr) -> None:
     """One block of ``y = (o + x) (sigmoid(o) - 1/2)`` over flat arrays of ``n`` elements."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    i = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = i < n
     o = tl.load(o_ptr + i, mask=inside, other=0.0).to(tl.float32)
     x = tl.load(x_ptr + i, mask=inside, other=0.0).to(tl.float32)
@@ -55,10 +55,10 @@ def gate_backward_kernel(
     grad_o_ptr: Any,
     grad_x_ptr: Any,
     n: Any,
-    BLOCK: tl.constexpr,
+    block: tl.constexpr,
 ) -> None:
     """One block of the gradients, from those of ``y``."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    i = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = i < n
     g = tl.load(grad_ptr + i, mask=inside, other=0.0).to(tl.float32)
     o = tl.load(o_ptr + i, mask=inside, other=0.0).to(tl.float32)
@@ -96,7 +96,7 @@ def gate(o: Tensor, x: Tensor) -> Tensor:
     if n := o.numel():
         o, x = _laid_out_like(y, o), _laid_out_like(y, x)
         with torch.cuda.device_of(o):
-            _launchable(gate_kernel)[(triton.cdiv(n, BLOCK),)](o, x, y, n, BLOCK=BLOCK)
+            _launchable(gate_kernel)[(triton.cdiv(n, BLOCK),)](o, x, y, n, block=BLOCK)
     return y
 
 
@@ -109,7 +109,7 @@ def gate_backward(grad: Tensor, o: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         grad, o, x = (_laid_out_like(grad_o, t) for t in (grad, o, x))
         with torch.cuda.device_of(o):
             _launchable(gate_backward_kernel)[(triton.cdiv(n, BLOCK),)](
-                grad, o, x, grad_o, grad_x, n, BLOCK=BLOCK
+                grad, o, x, grad_o, grad_x, n, block=BLOCK
             )
     return grad_o, grad_x
 
