@@ -42,10 +42,10 @@ def compose(first: Kernel, second: Kernel) -> Kernel:
 
 
 def add(*kernels: Kernel) -> Kernel:
-    """The one convolution equal to the sum of parallel ones of odd widths, centred on each other."""
+    """The one convolution equal to the sum of parallel ones, of odd widths and the same centre."""
     width = max(k.weight.shape[-1] for k in kernels)
-    weights = (F.pad(k.weight, [(width - k.weight.shape[-1]) // 2] * 4) for k in kernels)
-    return Kernel(sum(weights, torch.zeros(())), sum((k.bias for k in kernels), torch.zeros(())))
+    weights = [F.pad(k.weight, [(width - k.weight.shape[-1]) // 2] * 4) for k in kernels]
+    return Kernel(torch.stack(weights).sum(0), torch.stack([k.bias for k in kernels]).sum(0))
 
 
 def collapse(network: Network) -> Network:

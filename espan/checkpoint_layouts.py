@@ -1,0 +1,189 @@
+"""The weight layouts found in the wild, turned into the state dict of `espan.models.Network`.
+
+A layout is recognised by its keys; every size is derived from the tensors.  Every key must be
+used and every needed key must be there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from espan.errors import CheckpointError
+from espan.models import SPAN_NORMALIZATION, Architecture
+from espan.reparameterize import Kernel, add, compose
+
+# Keys under which training code stores the weights, the best first.
+WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "model", "net")
+PREFIXES = ("module.", "netG.")
+
+
+def unwrap(data: object) -> dict[str, Tensor]:
+    """Look through wrappers and prefixes to a dict of tensors."""
+    while isinstance(data, Mapping):
+        inner = next((data[w] for w in WRAPPERS if isinstance(data.get(w), Mapping)), None)
+        if inner is None:
+            break
+        data = inner
+    if not isinstance(data, Mapping) or not data:
+        raise CheckpointError(
+            f"holds {type(data).__name__ if not isinstance(data, Mapping) else 'an empty dict'}, "
+            "where a dict of tensors (a state dict) is expected"
+        )
+    others = [str(k) for k, v in data.items() if not isinstance(v, Tensor)]
+    if others:
+        raise CheckpointError(
+            f"is not a state dict: {_some(others)} hold no tensors (looked under "
+            f"{', '.join(WRAPPERS)} as well)"
+        )
+    state = {str(k): v for k, v in data.items()}
+    while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), None):
+        state = {k[len(prefix) :]: v for k, v in state.items()}
+    return state
+
+
+def from_state_dict(state: Mapping[str, Tensor]) -> tuple[Architecture, dict[str, Tensor]]:
+    """Recognise the official ESPAN and SPAN layouts, plain or in training form.
+
+    Returns the architecture and the state dict of the equal `Network`, merged in fp64.
+    """
+    reader = _Reader(state)
+    if any(k.startswith("teacher_block_seq.") for k in state):
+        return _read(reader, tail_prefix="tea_", last_block="teacher_block_seq")
+    if any(k.startswith("block_1.c1_r.") for k in state):
+        return _read(reader, tail_prefix="", last_block=None)
+    raise CheckpointError(
+        f"is not recognised: its keys begin with {_some(sorted(state))}; expected are the official "
+        "ESPAN layout (conv_1, block_1 ..., teacher_block_seq), the SPAN layout (conv_1, block_1 "
+        "..., conv_cat, upsampler) or a .safetensors file that espan wrote"
+    )
+
+
+def _read(
+    reader: _Reader, *, tail_prefix: str, last_block: str | None
+) -> tuple[Architecture, dict[str, Tensor]]:
+    """ESPAN and SPAN name their parts alike; they differ in the tail's prefix and the last block.
+
+    The convolutions of ESPAN's last block are called c1_r and c2_r like those of the others.
+    """
+    blocks = [f"block_{i}" for i in range(1, reader.count("block_{}.c1_r.", start=1) + 1)]
+    if last_block is not None:
+        blocks.append(last_block)
+    convs = tuple(reader.count(f"{block}.c{{}}_r.", start=1) for block in blocks)
+    # The ESPAN layout has no normalisation; in the SPAN layout an empty buffer switches it off.
+    no_norm = reader.take_flag("no_norm") or last_block is not None
+
+    kernels = {"head": reader.conv("conv_1")}
+    for i, (block, n) in enumerate(zip(blocks, convs, strict=True)):
+        for j in range(n):
+            kernels[f"blocks.{i}.convs.{j}"] = reader.conv(f"{block}.c{j + 1}_r")
+    kernels["tail.post"] = reader.conv(f"{tail_prefix}conv_2")
+    kernels["tail.fuse"] = reader.conv(f"{tail_prefix}conv_cat")
+    kernels["tail.upsample"] = reader.conv(f"{tail_prefix}upsampler.0")
+    reader.check_all_taken()
+
+    channels, _, head_kernel, _ = kernels["head"].weight.shape
+    concat: Literal["output", "activation"] = "output" if last_block else "activation"
+    architecture = Architecture(
+        channels=channels,
+        convs=convs,
+        scale=_scale(kernels["tail.upsample"].weight.shape[0]),
+        head_kernel=head_kernel,
+        concat_last=concat,
+        normalization=None if no_norm else SPAN_NORMALIZATION,
+    )
+    state = {}
+    for name, kernel in kernels.items():
+        state[f"{name}.weight"], state[f"{name}.bias"] = kernel
+    return architecture, state
+
+
+class _Reader:
+    """Takes tensors out of a state dict, and knows which were not taken."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self.state = state
+        self.untaken = set(state)
+
+    def count(self, pattern: str, start: int) -> int:
+        """How many of pattern.format(start), pattern.format(start + 1), ... begin a key."""
+        n = start
+        while any(k.startswith(pattern.format(n)) for k in self.state):
+            n += 1
+        return n - start
+
+    def take(self, key: str) -> Tensor:
+        if key not in self.state:
+            near = [k for k in sorted(self.untaken) if k.split(".")[0] == key.split(".")[0]]
+            hint = f" (of that part there is {_some(near)})" if near else ""
+            raise CheckpointError(f"lacks {key!r}{hint}")
+        self.untaken.discard(key)
+        return self.state[key]
+
+    def take_flag(self, key: str) -> bool:
+        self.untaken.discard(key)
+        return key in self.state
+
+    def kernel(self, prefix: str) -> Kernel:
+        weight, bias = self.take(f"{prefix}.weight").double(), self.take(f"{prefix}.bias").double()
+        if weight.ndim != 4 or weight.shape[2] != weight.shape[3] or bias.shape != weight.shape[:1]:
+            raise CheckpointError(
+                f"{prefix!r} is not a square convolution with bias: weight {tuple(weight.shape)}, "
+                f"bias {tuple(bias.shape)}"
+            )
+        return Kernel(weight, bias)
+
+    def conv(self, name: str) -> Kernel:
+        """One convolution: plain, merged (`eval_conv`), or SPAN's branches, which win over both.
+
+        The branches are pad, 1x1, kxk, 1x1 beside a 1x1.  An `eval_conv` that stands beside them is
+        only what the last evaluation left there, and may be stale.
+        """
+        if any(k.startswith(f"{name}.sk.") or k.startswith(f"{name}.conv.") for k in self.state):
+            for part in ("weight", "bias"):
+                self.untaken.discard(f"{name}.eval_conv.{part}")
+            sequence = [self.kernel(f"{name}.conv.{i}") for i in range(3)]
+            try:
+                return add(
+                    compose(compose(sequence[0], sequence[1]), sequence[2]),
+                    self.kernel(f"{name}.sk"),
+                )
+            except (RuntimeError, ValueError) as error:
+                shapes = [tuple(k.weight.shape) for k in sequence]
+                raise CheckpointError(
+                    f"the branches of {name!r} do not fit together: {shapes}"
+                ) from error
+        if f"{name}.weight" in self.state:
+            return self.kernel(name)
+        return self.kernel(f"{name}.eval_conv")
+
+    def check_all_taken(self) -> None:
+        if self.untaken:
+            raise CheckpointError(
+                f"has keys that belong to no part of the network: {_some(sorted(self.untaken))}"
+            )
+
+
+def _scale(rows: int) -> int:
+    scale = math.isqrt(rows // 3)
+    if 3 * scale * scale != rows:
+        raise CheckpointError(
+            f"the upsampling convolution has {rows} outputs; 3*s*s is expected, "
+            "e.g. 12, 27 or 48 for x2, x3, x4"
+        )
+    return scale
+
+
+def _some(keys: list[str], most: int = 4) -> str:
+    shown = ", ".join(repr(k) for k in keys[:most])
+    return shown if len(keys) <= most else f"{shown} and {len(keys) - most} more"
+
+
+def check_finite(state: Mapping[str, Tensor]) -> None:
+    bad = [k for k, v in state.items() if not torch.isfinite(v).all()]
+    if bad:
+        raise CheckpointError(f"holds NaN or infinite weights in {_some(bad)}")

@@ -1,0 +1,183 @@
+"""Weight files: read what people have, write our own form.
+
+Our form is safetensors with the tensors of a plain `Network` and one JSON text in the metadata:
+format version, architecture (scale and normalisation in it), input and output range, and the
+record of how the weights came to be.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import pickle
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from espan.checkpoint_layouts import check_finite, from_state_dict, unwrap
+from espan.errors import CheckpointError, EspanError
+from espan.files import atomic_write
+from espan.models import Architecture, Network, Normalization
+
+FORMAT = 1
+DEFAULT = "espan_x4"
+_RANGE = [0.0, 1.0]  # of the input and of the output
+_PICKLED = (b"PK\x03\x04", b"\x80")  # what torch.save writes: a zip archive, or once a bare pickle
+
+
+def bundled() -> dict[str, Path]:
+    """The weights that come with the package, by name."""
+    folder = Path(str(resources.files("espan") / "weights"))
+    return {p.stem: p for p in sorted(folder.glob("*.safetensors"))}
+
+
+def load(
+    weights: str | os.PathLike[str] = DEFAULT,
+    *,
+    normalization: Normalization | str | None = "auto",
+) -> Network:
+    """Read weights of the SPAN family and return the plain network, ready for inference.
+
+    Reads our own safetensors, the official ESPAN and SPAN files, SPAN in training form (its
+    branches are merged), and the wrappers and prefixes that training code adds.
+
+    Args:
+        weights: a file, or the name of bundled weights (`bundled()`).
+        normalization: `"auto"` takes what the file or its layout says.  Some SPAN files trained
+            with BasicSR after January 2024 mean ``Normalization((0.5, 0.5, 0.5), 1.0)`` and cannot
+            be told apart by their keys; None switches normalisation off.
+
+    Returns:
+        A fp32 `Network` on the CPU, in eval mode, whose parameters ask for no gradient; its
+        `record` is the training record of the file, if it has one.
+
+    Raises:
+        CheckpointError: the file cannot be read, is damaged, is not recognised, or has too many or
+            too few tensors.  Pickled files are read with ``weights_only=True`` only.
+    """
+    path = _find(weights)
+    try:
+        architecture, state, record = _read(path)
+        check_finite(state)
+    except EspanError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if normalization != "auto":
+        if isinstance(normalization, str):
+            raise CheckpointError(
+                f"normalization must be 'auto', None or a Normalization, got {normalization!r}"
+            )
+        architecture = architecture.replace(normalization=normalization)
+    network = Network(architecture)
+    _check_state(path, network, state)
+    network.load_state_dict(state)
+    network.record = record
+    return network.eval().requires_grad_(False)
+
+
+def save(network: Network, path: str | os.PathLike[str], *, record: dict[str, Any]) -> None:
+    """Write a plain network in our form, whole or not at all.
+
+    Args:
+        network: without re-parameterised convolutions (`espan.reparameterize.collapse` first).
+        path: should end in .safetensors.
+        record: JSON data on how the weights came to be.
+    """
+    state = {k: v.detach().float().cpu().contiguous() for k, v in network.state_dict().items()}
+    if set(state) != set(Network(network.architecture).state_dict()):
+        raise CheckpointError("save: the network is not plain; collapse it first")
+    check_finite(state)
+    about = {
+        "format": FORMAT,
+        "architecture": network.architecture.to_dict(),
+        "range": _RANGE,
+        "record": record,
+    }
+    with atomic_write(path) as temporary:
+        safetensors.torch.save_file(state, temporary, metadata={"espan": json.dumps(about)})
+
+
+def _find(weights: str | os.PathLike[str]) -> Path:
+    names = bundled()
+    if isinstance(weights, str) and weights in names:
+        return names[weights]
+    path = Path(weights)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; a weight file is expected")
+    if not path.exists():
+        near = difflib.get_close_matches(str(weights), names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise CheckpointError(
+            f"{weights} is neither a file nor the name of bundled weights "
+            f"({', '.join(names)}){hint}"
+        )
+    return path
+
+
+def _read(path: Path) -> tuple[Architecture, dict[str, Tensor], dict[str, Any]]:
+    with path.open("rb") as file:
+        start = file.read(9)
+    if not start:
+        raise CheckpointError("the file is empty")
+    if start[8:9] == b"{":  # a safetensors file is the length of its JSON header, then the header
+        return _read_safetensors(path)
+    if start.startswith(_PICKLED):
+        return (*from_state_dict(unwrap(_read_pickle(path))), {})
+    raise CheckpointError("is neither a PyTorch nor a safetensors file")
+
+
+def _read_safetensors(path: Path) -> tuple[Architecture, dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("espan")
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"is a damaged or truncated safetensors file ({error})") from error
+    if text is None:
+        return (*from_state_dict(unwrap(state)), {})
+    try:
+        about = json.loads(text)
+        if about["format"] != FORMAT or about["range"] != _RANGE:
+            raise CheckpointError(
+                f"has format {about['format']} and range {about['range']}; this version of espan "
+                f"reads format {FORMAT} with range {_RANGE}"
+            )
+        return Architecture.from_dict(about["architecture"]), state, dict(about["record"])
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"its espan metadata is damaged ({error!r})") from error
+
+
+def _read_pickle(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            "holds more than tensors and plain containers, or is damaged; it was not unpickled, "
+            "because a pickle can run code. Save its state dict alone."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
+        reason = str(error).strip().splitlines()
+        raise CheckpointError(
+            f"is a damaged or truncated PyTorch file ({reason[0] if reason else repr(error)})"
+        ) from error
+
+
+def _check_state(path: Path, network: Network, state: dict[str, Tensor]) -> None:
+    """Shapes and keys, told in a sentence; `load_state_dict` would tell them in a screenful."""
+    expected = {k: tuple(v.shape) for k, v in network.state_dict().items()}
+    found = {k: tuple(v.shape) for k, v in state.items()}
+    problems = [f"lacks {k!r}" for k in expected.keys() - found.keys()]
+    problems += [f"has {k!r}, which the architecture does not" for k in found.keys() - expected]
+    problems += [
+        f"{k!r} is {found[k]} where {expected[k]} is expected"
+        for k in expected.keys() & found.keys()
+        if found[k] != expected[k]
+    ]
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise CheckpointError(f"{path}: {'; '.join(sorted(problems)[:3])}{more}")

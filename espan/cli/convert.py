@@ -1,0 +1,30 @@
+"""`espan convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from espan import checkpoints
+from espan.cli import options
+from espan.errors import EspanError
+
+
+def command(
+    source: Annotated[str, typer.Argument(help="Weights in any layout that espan reads.")],
+    target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    normalization: options.Norm = "auto",
+    overwrite: Annotated[bool, typer.Option(help="Replace the target if it exists.")] = False,
+) -> None:
+    """Write weights in espan's own form: merged, fp32 safetensors that tell what they are."""
+    if target.suffix != ".safetensors":
+        raise EspanError(f"{target}: the name must end in .safetensors")
+    options.check_folder_of(target)
+    if target.exists() and not overwrite:
+        raise EspanError(f"{target} exists; --overwrite replaces it")
+    network = checkpoints.load(source, normalization=options.parse_normalization(normalization))
+    record = network.record or {"converted from": Path(source).name}
+    checkpoints.save(network, target, record=record)
+    print(target)

@@ -1,0 +1,45 @@
+"""`espan doctor`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from espan import checkpoints
+from espan._version import __version__
+from espan.cli import options
+from espan.fused import default_device
+from espan_kernels import backends
+
+
+def command(as_json: options.JsonOut = False) -> None:
+    """Say which backends can run here and, for those that cannot, why."""
+    found = backends.available()
+    device = default_device()
+    about = {
+        "espan": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "device": str(device),
+        "chosen backend": backends.choose(device),
+        "bundled weights": ", ".join(checkpoints.bundled()),
+    }
+    if as_json:
+        listed = [{**dataclasses.asdict(b), "details": dict(b.details)} for b in found.values()]
+        print(json.dumps({**about, "backends": listed}, indent=2))
+        return
+    console = Console()
+    for key, value in about.items():
+        console.print(f"{key:>16}  {value}", highlight=False)
+    table = Table("backend", "", "details")
+    for backend in found.values():
+        details = ", ".join(f"{k} {v}" for k, v in backend.details.items())
+        state = "[green]available[/]" if backend.available else "[yellow]no[/]"
+        table.add_row(backend.name, state, details if backend.available else backend.reason)
+    console.print(table)

@@ -1,0 +1,80 @@
+"""`espan info`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from espan import checkpoints
+from espan.cli import options
+from espan.models import NAMED, Architecture, architecture_from_name, complexity
+
+
+def command(
+    network: Annotated[
+        str,
+        typer.Argument(
+            help=f"A weight file, bundled weights, an architecture ({', '.join(NAMED)}), or the "
+            "paper's notation, e.g. c32d5k9x4."
+        ),
+    ] = options.DEFAULT_WEIGHTS,
+    size: Annotated[
+        str, typer.Option(help="Input size for the counts, HEIGHTxWIDTH.", metavar="HxW")
+    ] = "256x256",
+    as_json: options.JsonOut = False,
+) -> None:
+    """Print what a network is and costs: parameters, multiply-adds, activations, radius."""
+    height, width = _size(size)
+    if Path(network).is_file() or network in checkpoints.bundled():
+        loaded = checkpoints.load(network)
+        architecture, record = loaded.architecture, loaded.record
+    else:
+        architecture, record = architecture_from_name(network), {}
+    counts = complexity(architecture, height, width)
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "architecture": architecture.to_dict(),
+                    **dataclasses.asdict(counts),
+                    "record": record,
+                },
+                indent=2,
+            )
+        )
+        return
+    table = Table(title=network, show_header=False, title_justify="left")
+    for key, value in _rows(architecture):
+        table.add_row(key, value)
+    table.add_row("parameters", f"{counts.parameters:,}")
+    table.add_row(f"GMACs at {height}x{width}", f"{counts.macs / 1e9:.2f}")
+    table.add_row(f"activations at {height}x{width}", f"{counts.activations / 1e6:.2f} M")
+    table.add_row("receptive radius", f"{counts.receptive_radius} LR pixels")
+    for key, value in record.items():
+        table.add_row(f"trained: {key}", str(value))
+    Console().print(table)
+
+
+def _rows(architecture: Architecture) -> list[tuple[str, str]]:
+    norm: Any = architecture.normalization
+    return [
+        ("scale", f"x{architecture.scale}"),
+        ("channels", str(architecture.channels)),
+        ("convolutions per block", " ".join(map(str, architecture.convs))),
+        ("head", f"{architecture.head_kernel}x{architecture.head_kernel}"),
+        ("concat takes of the last block", architecture.concat_last),
+        ("normalisation", "none" if norm is None else f"(x - {norm.mean}) * {norm.img_range:g}"),
+    ]
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise typer.BadParameter(f"{text!r}: expected HEIGHTxWIDTH, e.g. 256x256")
+    return int(height), int(width)

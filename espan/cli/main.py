@@ -1,0 +1,64 @@
+"""The `espan` command."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from espan._version import __version__
+from espan.cli import convert, doctor, evaluate, info, train, upscale
+from espan.errors import EspanError
+
+app = typer.Typer(
+    name="espan",
+    help="Super-resolution with the SPAN family of networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("upscale")(upscale.command)
+app.command("evaluate")(evaluate.command)
+app.command("info")(info.command)
+app.command("convert")(convert.command)
+app.command("train")(train.command)
+app.command("doctor")(doctor.command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"espan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line.  What the user can mend is told in a sentence, with status 1."""
+    warnings.showwarning = lambda message, *_: _tell("[yellow]espan: note:[/]", str(message))
+    try:
+        app()
+    except BrokenPipeError:  # `espan ... | head`
+        sys.exit(1)
+    except EspanError as error:
+        _tell("[bold red]espan: error:[/]", str(error))
+        sys.exit(1)
+    except OSError as error:
+        named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        _tell("[bold red]espan: error:[/]", named)
+        sys.exit(1)
+
+
+def _tell(label: str, text: str) -> None:
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(f"{label} {escape(text)}")

@@ -1,0 +1,7 @@
+"""`espan train`."""
+
+from __future__ import annotations
+
+
+def command() -> None:
+    """Train."""

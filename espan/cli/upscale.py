@@ -1,0 +1,124 @@
+"""`espan upscale`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from espan import batch, checkpoints
+from espan.cli import options
+from espan.upscaling import Upscaler
+
+
+def command(
+    inputs: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="A file for one input file, else a folder.")
+    ],
+    weights: options.Weights = options.DEFAULT_WEIGHTS,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    backend: options.Backend = "auto",
+    normalization: options.Norm = "auto",
+    tile: Annotated[
+        str, typer.Option(help="Side of the tiles in pixels of the input; auto or off.")
+    ] = "auto",
+    suffix: Annotated[str, typer.Option(help="Added to the names of the results.")] = "",
+    format: Annotated[
+        str | None,
+        typer.Option(help="png, jpg, webp, tif or bmp; default: as the input.", metavar="FORMAT"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace results that exist.")] = False,
+    as_json: options.JsonOut = False,
+) -> None:
+    """Upscale images.
+
+    Folders are searched for images and their tree is kept; results that exist are skipped, so
+    that a stopped run can be taken up again.  Bad files are told at the end, with status 1.
+    Under torchrun each process takes its share of the files.
+    """
+    jobs = batch.share_of_rank(batch.plan(inputs, output, suffix=suffix, format=format))
+    upscaler = Upscaler(
+        checkpoints.load(weights, normalization=options.parse_normalization(normalization)),
+        device=device,
+        dtype=options.parse_dtype(dtype),
+        backend=backend,
+        tile=options.parse_tile(tile),
+    )
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=as_json or not console.is_terminal,
+    ) as progress:
+        task = progress.add_task("upscaling", total=len(jobs))
+
+        def done(outcome: batch.Outcome) -> None:
+            progress.advance(task)
+            for note in outcome.notes:
+                _print(console, "yellow", "note", f"{outcome.job.source}: {note}")
+            if outcome.error is not None:
+                _print(console, "red", "failed", outcome.error)
+
+        outcomes = batch.run_all(jobs, upscaler, overwrite=overwrite, done=done)
+    failed = [o for o in outcomes if o.error is not None]
+    skipped = [o for o in outcomes if o.skipped]
+    if as_json:
+        print(json.dumps(_report(outcomes, upscaler), ensure_ascii=False, indent=2))
+    else:
+        written = [o for o in outcomes if o.error is None and not o.skipped]
+        if len(written) == 1:
+            print(f"{written[0].job.target}  {written[0].width}x{written[0].height}", end="  ")
+        print(
+            f"{len(written)} upscaled in {sum(o.seconds for o in written):.2f} s "
+            f"({upscaler.backend} on {upscaler.device})"
+            + (f", {len(skipped)} exist already (--overwrite replaces them)" if skipped else "")
+        )
+        if len(failed) > 1:
+            print(f"{len(failed)} failed:", file=sys.stderr)
+            for outcome in failed:
+                print(f"  {outcome.job.source}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _print(console: Console, colour: str, word: str, text: str) -> None:
+    console.print(f"espan: {word}: {text}", style=colour, markup=False)
+
+
+def _report(outcomes: list[batch.Outcome], upscaler: Upscaler) -> dict[str, object]:
+    return {
+        "backend": upscaler.backend,
+        "device": str(upscaler.device),
+        "scale": upscaler.scale,
+        "images": [
+            {
+                "input": str(o.job.source),
+                "output": str(o.job.target),
+                "status": "failed" if o.error else "skipped" if o.skipped else "upscaled",
+                "error": o.error,
+                "width": o.width,
+                "height": o.height,
+                "seconds": round(o.seconds, 4),
+                "notes": list(o.notes),
+            }
+            for o in outcomes
+        ],
+    }

@@ -1,0 +1,248 @@
+"""Upscaling images as people have them: 8 and 16 bit, gray, RGB, alpha, of any size."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from espan import checkpoints
+from espan.errors import EspanError
+from espan.fused import FusedNetwork, default_device
+from espan.imaging import pillow
+from espan.models import Network
+from espan.tiling import Tile, tile_size, tiles
+
+# The networks overshoot 0-1 by at most 0.3 on photographs.  A 1-px grid drives the official ESPAN
+# to 600 and more: beyond this the values mean nothing, and clamping would only hide it.
+PLAUSIBLE = (-1.0, 2.0)
+# Floating-point images may overshoot 0-1 a little; 0-255 ones must not pass as very bright.
+_FLOAT_INPUT = (-0.5, 1.5)
+_LEVELS = {torch.uint8: 255, torch.uint16: 65535}
+
+TileOption = int | Literal["auto"] | None
+
+
+class RangeWarning(UserWarning):
+    """The output left the plausible range; the message says what was done."""
+
+
+def upscale(
+    image: Any,
+    weights: str | os.PathLike[str] | Network = checkpoints.DEFAULT,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    backend: str = "auto",
+    tile: TileOption = "auto",
+) -> Any:
+    """Upscale one image; the result is of the same kind and dtype.
+
+    Args:
+        image: a PIL image (of any mode; EXIF orientation is applied, the ICC profile kept), a
+            NumPy array (H, W) or (H, W, C), or a tensor (C, H, W) or (N, C, H, W), with C = 1
+            (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha).  uint8, uint16, or floating point
+            in 0-1.
+        weights, device, dtype, backend, tile: as for `Upscaler`, which is the thing to keep for
+            many images.  A tensor is computed on its own device unless another is named.
+
+    Raises, warns: as `Upscaler`.
+    """
+    if device is None and isinstance(image, Tensor):
+        device = image.device
+    upscaler = Upscaler(weights, device=device, dtype=dtype, backend=backend, tile=tile)
+    if isinstance(image, Image.Image):
+        pixels, finish = pillow.to_array(image)
+        return finish(upscaler(torch.from_numpy(pixels)).numpy())
+    if isinstance(image, np.ndarray):
+        gray = image.ndim == 2
+        try:
+            pixels_in = torch.from_numpy(np.array(image[:, :, None] if gray else image))
+        except TypeError as error:
+            raise EspanError(_expected(f"an array of {image.dtype}")) from error
+        out = upscaler(pixels_in).numpy()
+        return out[:, :, 0] if gray else out
+    if isinstance(image, Tensor):
+        if image.ndim == 4:
+            if len(image) == 0:
+                raise EspanError(_expected(f"a tensor of shape {tuple(image.shape)}"))
+            return torch.stack([upscaler(i.permute(1, 2, 0)).permute(2, 0, 1) for i in image])
+        if image.ndim == 3:
+            return upscaler(image.permute(1, 2, 0)).permute(2, 0, 1).contiguous()
+        raise EspanError(_expected(f"a tensor of shape {tuple(image.shape)}"))
+    raise EspanError(_expected(f"a {type(image).__name__}"))
+
+
+class Upscaler:
+    """Upscales one image after another with the same weights.
+
+    Args:
+        weights: a file, the name of bundled weights, or a plain network.
+        device, dtype, backend: as for `espan.fused.load`; by default 16-bit and floating-point
+            images are computed in fp32 on a GPU too, because fp16 would keep 11 bits of them.
+        tile: side of the tiles in LR pixels, None for no tiles, "auto" to tile large images.
+
+    Raises:
+        EspanError: an option that is wrong or not available; CheckpointError for the weights.
+    """
+
+    def __init__(
+        self,
+        weights: str | os.PathLike[str] | Network = checkpoints.DEFAULT,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        backend: str = "auto",
+        tile: TileOption = "auto",
+    ) -> None:
+        if not (tile in ("auto", None) or (isinstance(tile, int) and tile >= 1)):
+            raise EspanError(f"tile must be 'auto', None or a number of pixels, got {tile!r}")
+        self._plain = weights if isinstance(weights, Network) else checkpoints.load(weights)
+        self._device = default_device() if device is None else device
+        self._dtype = dtype
+        self._backend = backend
+        self._tile = tile
+        self._networks: dict[torch.dtype | None, FusedNetwork] = {}
+        self._network(dtype)  # so that a wrong option fails here
+
+    @property
+    def scale(self) -> int:
+        return self._plain.scale
+
+    @property
+    def device(self) -> torch.device:
+        return self._network(self._dtype).device
+
+    @property
+    def backend(self) -> str:
+        return self._network(self._dtype).backend
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """(H, W, C) -> (s*H, s*W, C), of the same dtype and on the same device.
+
+        C is 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha); uint8, uint16, or floating point
+        in 0-1.  Gray is run as RGB and averaged; alpha is upscaled as gray.
+
+        Raises:
+            EspanError: another shape or dtype, values that are not finite or far outside 0-1, or a
+                result that is not finite even in fp32.
+
+        Warns:
+            RangeWarning: the output left the plausible range before it was clamped to 0-1.
+        """
+        _check(pixels)
+        height, width, channels = pixels.shape
+        colours = channels if channels in (1, 3) else channels - 1
+        size = (self.scale * height, self.scale * width, channels)
+        out = torch.empty(size, dtype=pixels.dtype, device=pixels.device)
+        notes = self._run(pixels[..., :colours], out[..., :colours])
+        alpha = pixels[..., colours:]
+        if alpha.numel() and bool((alpha == alpha[0, 0]).all()):
+            out[..., colours:] = alpha[0, 0]  # opaque stays opaque
+        elif alpha.numel():
+            notes += self._run(alpha, out[..., colours:])
+        for note in dict.fromkeys(notes):
+            warnings.warn(note, RangeWarning, stacklevel=2)
+        return out
+
+    def _run(self, pixels: Tensor, out: Tensor) -> list[str]:
+        """Fill `out` (s*H, s*W, 1 or 3) tile by tile; returns what the user should be told."""
+        height, width, _ = pixels.shape
+        # fp16 would keep 11 bits of what has more than 8.
+        network = self._network(
+            torch.float32 if self._dtype is None and pixels.dtype != torch.uint8 else self._dtype
+        )
+        size = tile_size(height, width) if self._tile == "auto" else self._tile
+        recomputed, lowest, highest = False, math.inf, -math.inf
+        for tile in tiles(height, width, size, self._plain.architecture.receptive_radius):
+            batch = _to_batch(pixels, tile, network.device)
+            result = self._core(network(batch), tile)
+            low, high = (v.item() for v in result.aminmax())
+            if not _plausible(low, high) and network.dtype != torch.float32:
+                recomputed = True
+                result = self._core(self._network(torch.float32)(batch), tile)
+                low, high = (v.item() for v in result.aminmax())
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise EspanError("the network's output is not finite, even in fp32")
+            lowest, highest = min(lowest, low), max(highest, high)
+            y, x, s = tile.y, tile.x, self.scale
+            _from_batch(result, out[s * y.start : s * y.stop, s * x.start : s * x.stop])
+        notes = []
+        if recomputed:
+            notes.append(
+                f"the output left the plausible range in {network.dtype}; "
+                "those tiles were computed again in fp32"
+            )
+        if not _plausible(lowest, highest):
+            notes.append(
+                f"the output reached {lowest:.3g} to {highest:.3g} before it was clamped to 0-1: "
+                "this image drives the network out of its range, and the result may be wrong there"
+            )
+        return notes
+
+    def _core(self, result: Tensor, tile: Tile) -> Tensor:
+        """The part of a tile's result that it keeps, without the halo."""
+        (y, x), s = tile, self.scale
+        rows = slice(s * (y.start - y.read_start), s * (y.stop - y.read_start))
+        columns = slice(s * (x.start - x.read_start), s * (x.stop - x.read_start))
+        return result[:, :, rows, columns]
+
+    def _network(self, dtype: torch.dtype | None) -> FusedNetwork:
+        if dtype not in self._networks:
+            self._networks[dtype] = FusedNetwork(
+                self._plain, device=self._device, dtype=dtype, backend=self._backend
+            )
+        return self._networks[dtype]
+
+
+def _to_batch(pixels: Tensor, tile: Tile, device: torch.device) -> Tensor:
+    """What a tile reads, as (1, 3, h, w) fp32 in 0-1."""
+    (y, x), levels = tile, _LEVELS.get(pixels.dtype, 1)
+    part = pixels[y.read_start : y.read_stop, x.read_start : x.read_stop].to(device)
+    batch = part.permute(2, 0, 1)[None].to(torch.float32).div_(levels)
+    return batch if batch.shape[1] == 3 else batch.expand(-1, 3, -1, -1)
+
+
+def _from_batch(result: Tensor, out: Tensor) -> None:
+    """(1, 3, h, w) of any range -> (h, w, 3) or, averaged, (h, w, 1) in the dtype of `out`."""
+    image = result[0].to(torch.float32)
+    if out.shape[2] == 1:
+        image = image.mean(dim=0, keepdim=True)
+    image = image.clamp_(0, 1)
+    if out.dtype in _LEVELS:
+        image = image.mul_(_LEVELS[out.dtype]).round_().to(torch.int32)
+    out.copy_(image.permute(1, 2, 0))
+
+
+def _plausible(low: float, high: float) -> bool:
+    return PLAUSIBLE[0] <= low and high <= PLAUSIBLE[1]  # false for NaN
+
+
+def _check(pixels: Tensor) -> None:
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 2, 3, 4) or pixels.numel() == 0:
+        raise EspanError(_expected(f"pixels of shape {tuple(pixels.shape)}"))
+    if pixels.dtype in _LEVELS:
+        return
+    if not pixels.is_floating_point():
+        raise EspanError(_expected(f"pixels of {pixels.dtype}"))
+    low, high = (v.item() for v in pixels.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise EspanError("the image holds NaN or infinite values")
+    if low < _FLOAT_INPUT[0] or high > _FLOAT_INPUT[1]:
+        raise EspanError(
+            f"floating-point pixels must lie in 0-1, these reach from {low:.4g} to {high:.4g}; "
+            "divide by 255 (or 65535), or pass uint8 (or uint16)"
+        )
+
+
+def _expected(found: str) -> str:
+    return (
+        f"got {found}; expected a PIL image, an array (H, W) or (H, W, C), or a tensor (C, H, W) "
+        "or (N, C, H, W), with C from 1 to 4, in uint8, uint16 or floating point 0-1"
+    )

@@ -1,0 +1,35 @@
+"""What several tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from espan.models import Architecture, Network
+
+
+@pytest.fixture(scope="session")
+def testdata() -> Path:
+    """The folder of official weights and test sets, which the project may not ship."""
+    folder = os.environ.get("ESPAN_TESTDATA")
+    if not folder:
+        pytest.skip("ESPAN_TESTDATA is not set: it names a folder with weights/ and testsets/")
+    return Path(folder)
+
+
+@pytest.fixture
+def make_network():
+    """A plain network of an architecture with random weights of about unit gain."""
+
+    def make(architecture: Architecture, seed: int = 0) -> Network:
+        generator = torch.Generator().manual_seed(seed)
+        network = Network(architecture).eval().requires_grad_(False)
+        for parameter in network.parameters():
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else 25
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
+        return network
+
+    return make

@@ -1,0 +1,346 @@
+"""Reading every layout that people have, and refusing the rest in words."""
+
+import json
+import math
+import re
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import espan
+from espan import checkpoints
+from espan.errors import CheckpointError
+from espan.models import ESPAN, SPAN, SPAN_NORMALIZATION, Network, Normalization
+
+
+def official(network: Network, *, espan_layout: bool) -> OrderedDict:
+    """The state dict of a plain network under the names of the challenge's files."""
+    names = {"head": "conv_1.eval_conv"}
+    for i, block in enumerate(network.blocks):
+        last = i == len(network.blocks) - 1
+        name = "teacher_block_seq" if espan_layout and last else f"block_{i + 1}"
+        for j in range(len(block.convs)):
+            names[f"blocks.{i}.convs.{j}"] = f"{name}.c{j + 1}_r.eval_conv"
+    tea = "tea_" if espan_layout else ""
+    names["tail.post"] = f"{tea}conv_2.eval_conv"
+    names["tail.fuse"] = f"{tea}conv_cat"
+    names["tail.upsample"] = f"{tea}upsampler.0" + (".eval_conv" if espan_layout else "")
+    return OrderedDict(
+        (f"{names[k.rpartition('.')[0]]}.{k.rpartition('.')[2]}", v)
+        for k, v in network.state_dict().items()
+    )
+
+
+def assert_same(network: Network, other: Network) -> None:
+    assert network.architecture == other.architecture
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(network.state_dict()[name], tensor), name
+
+
+@pytest.fixture
+def espan_file(tmp_path, make_network):
+    path = tmp_path / "espan.pth"
+    torch.save(official(make_network(ESPAN), espan_layout=True), path)
+    return path
+
+
+def rewrite(path, change):
+    state = torch.load(path)
+    change(state)
+    torch.save(state, path)
+    return path
+
+
+# What can be read
+
+
+def test_espan_layout(espan_file, make_network):
+    network = espan.load(espan_file)
+    assert_same(network, make_network(ESPAN))
+    assert not network.training
+    assert not any(p.requires_grad for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    "architecture", [SPAN, SPAN.replace(channels=12, scale=2), SPAN.replace(convs=(3, 3))]
+)
+def test_span_layout(architecture, tmp_path, make_network):
+    network = make_network(architecture)
+    torch.save(official(network, espan_layout=False), tmp_path / "span.pth")
+    assert_same(espan.load(tmp_path / "span.pth"), network)
+
+
+def test_span_without_norm(tmp_path, make_network):
+    state = official(make_network(SPAN), espan_layout=False)
+    torch.save({**state, "no_norm": torch.zeros(1)}, tmp_path / "span.pth")
+    assert espan.load(tmp_path / "span.pth").architecture.normalization is None
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {"params_ema": s, "params": {k: v + 1 for k, v in s.items()}},
+        lambda s: {"params": s},
+        lambda s: {"state_dict": s, "epoch": 3},
+        lambda s: {"model_state_dict": s, "optimizer": {"lr": 1e-4}},
+        lambda s: {"model": {"state_dict": s}},
+        lambda s: {"net": s},
+        lambda s: {f"module.{k}": v for k, v in s.items()},
+        lambda s: {"params": {f"module.netG.{k}": v for k, v in s.items()}},
+    ],
+)
+def test_wrappers_and_prefixes(wrap, tmp_path, make_network):
+    network = make_network(ESPAN)
+    torch.save(wrap(official(network, espan_layout=True)), tmp_path / "w.pth")
+    assert_same(espan.load(tmp_path / "w.pth"), network)
+
+
+class Conv3XC(nn.Module):
+    """SPAN's training convolution, written out from its published code."""
+
+    def __init__(self, c_in, c_out, gain=2):
+        super().__init__()
+        self.sk = nn.Conv2d(c_in, c_out, 1)
+        self.conv = nn.Sequential(
+            nn.Conv2d(c_in, c_in * gain, 1),
+            nn.Conv2d(c_in * gain, c_out * gain, 3),
+            nn.Conv2d(c_out * gain, c_out, 1),
+        )
+
+    def forward(self, x):
+        return self.conv(F.pad(x, (1, 1, 1, 1))) + self.sk(x)
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_span_training_form(stale, tmp_path):
+    """Branches are merged, whatever `eval_conv` stands beside them."""
+    channels = 10
+    torch.manual_seed(0)
+    trained = Network(SPAN.replace(channels=channels))
+    state = {}
+
+    def replace(parent, key, name):
+        old = parent[key] if isinstance(key, int) else getattr(parent, key)
+        new = Conv3XC(old.in_channels, old.out_channels)
+        if isinstance(key, int):
+            parent[key] = new
+        else:
+            setattr(parent, key, new)
+        state.update({f"{name}.{k}": v for k, v in new.state_dict().items()})
+        if stale:
+            state[f"{name}.eval_conv.weight"] = torch.zeros(old.out_channels, old.in_channels, 3, 3)
+            state[f"{name}.eval_conv.bias"] = torch.zeros(old.out_channels)
+
+    replace(trained, "head", "conv_1")
+    for i, block in enumerate(trained.blocks):
+        for j in range(3):
+            replace(block.convs, j, f"block_{i + 1}.c{j + 1}_r")
+    replace(trained.tail, "post", "conv_2")
+    for name, conv in (("conv_cat", trained.tail.fuse), ("upsampler.0", trained.tail.upsample)):
+        state.update({f"{name}.{k}": v for k, v in conv.state_dict().items()})
+    torch.save({"params": state}, tmp_path / "train.pth")
+
+    network = espan.load(tmp_path / "train.pth").double()
+    x = torch.rand(1, 3, 8, 7, dtype=torch.float64)
+    expected = trained.double()(x)
+    assert (network(x) - expected).abs().max() < 1e-5 * expected.abs().max()  # weights in fp32
+
+
+def test_own_form_round_trip(tmp_path, make_network):
+    network = make_network(SPAN.replace(channels=12))
+    record = {"images": 3, "note": "ünïcode"}
+    checkpoints.save(network, tmp_path / "own.safetensors", record=record)
+    loaded = espan.load(tmp_path / "own.safetensors")
+    assert_same(loaded, network)
+    assert loaded.record == record
+
+
+def test_official_layout_as_safetensors(tmp_path, make_network):
+    network = make_network(ESPAN)
+    safetensors.torch.save_file(official(network, espan_layout=True), tmp_path / "w.safetensors")
+    assert_same(espan.load(tmp_path / "w.safetensors"), network)
+
+
+def test_half_precision_files_become_fp32(espan_file):
+    rewrite(espan_file, lambda s: s.update({k: v.half() for k, v in s.items()}))
+    assert espan.load(espan_file).head.weight.dtype == torch.float32
+
+
+def test_normalization_override(tmp_path, make_network):
+    torch.save(official(make_network(SPAN), espan_layout=False), tmp_path / "span.pth")
+    other = Normalization((0.5, 0.5, 0.5), 1.0)
+    for given in (other, None):
+        network = espan.load(tmp_path / "span.pth", normalization=given)
+        assert network.architecture.normalization == given
+    x = torch.rand(1, 3, 6, 6)
+    assert not torch.equal(network(x), espan.load(tmp_path / "span.pth")(x))
+
+
+def test_official_files(testdata):
+    network = espan.load(testdata / "weights" / "espan_x4_official.pth")
+    assert network.architecture == ESPAN
+    network = espan.load(testdata / "weights" / "span_c28_x4_official.pth")
+    assert network.architecture == SPAN
+    assert network.architecture.normalization == SPAN_NORMALIZATION
+
+
+def test_bundled_weights():
+    network = espan.load()
+    assert network.scale == 4
+    assert network.record["minutes"] > 0
+    path = checkpoints.bundled()[checkpoints.DEFAULT]
+    assert path.stat().st_size < 1_000_000
+
+
+# What is refused, and how
+
+
+def refused(path, says):
+    with pytest.raises(CheckpointError) as caught:
+        espan.load(path)
+    message = str(caught.value)
+    assert re.search(says, message), message
+    assert str(path) in message
+    assert "\n" not in message
+
+
+def test_key_too_many(espan_file):
+    rewrite(espan_file, lambda s: s.update({"block_9.c1.weight": torch.zeros(1)}))
+    refused(espan_file, "keys that belong to no part of the network: 'block_9.c1.weight'")
+
+
+def test_key_too_few(espan_file):
+    rewrite(espan_file, lambda s: s.pop("block_3.c2_r.eval_conv.bias"))
+    refused(espan_file, "lacks 'block_3.c2_r.eval_conv.bias'")
+
+
+def test_layer_missing(espan_file):
+    def change(state):
+        for part in ("weight", "bias"):
+            state.pop(f"tea_conv_2.eval_conv.{part}")
+
+    refused(rewrite(espan_file, change), "lacks 'tea_conv_2.eval_conv.weight'")
+
+
+def test_wrong_shape(espan_file):
+    rewrite(
+        espan_file,
+        lambda s: s.update({"block_1.c1_r.eval_conv.weight": torch.zeros(32, 30, 3, 3)}),
+    )
+    refused(espan_file, r"\(32, 30, 3, 3\) where \(32, 32, 3, 3\) is expected")
+
+
+def test_odd_upsampler(espan_file):
+    def change(state):
+        state["tea_upsampler.0.eval_conv.weight"] = torch.zeros(50, 32, 3, 3)
+        state["tea_upsampler.0.eval_conv.bias"] = torch.zeros(50)
+
+    refused(rewrite(espan_file, change), "50 outputs")
+
+
+def test_nan_weights(espan_file):
+    rewrite(espan_file, lambda s: s["conv_1.eval_conv.bias"].fill_(math.nan))
+    refused(espan_file, "NaN or infinite weights in 'head.bias'")
+
+
+def test_other_network(tmp_path):
+    torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    refused(tmp_path / "other.pth", "not recognised: its keys begin with 'layer.weight'")
+
+
+def test_not_a_state_dict(tmp_path):
+    torch.save({"params": {"a": 3}}, tmp_path / "x.pth")
+    refused(tmp_path / "x.pth", "not a state dict: 'a' hold no tensors")
+    torch.save([1, 2], tmp_path / "y.pth")
+    refused(tmp_path / "y.pth", "holds list, where a dict of tensors")
+
+
+def test_pickle_with_code_is_not_run(tmp_path):
+    ran = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self):
+            return ran.write_text, ("x",)
+
+    torch.save({"params": Evil()}, tmp_path / "evil.pth")
+    refused(tmp_path / "evil.pth", "holds more than tensors")
+    assert not ran.exists()
+
+
+def test_truncated(espan_file):
+    data = espan_file.read_bytes()
+    for kept in (len(data) // 2, 10):
+        espan_file.write_bytes(data[:kept])
+        refused(espan_file, "damaged|neither a PyTorch")
+
+
+def test_truncated_safetensors(tmp_path, make_network):
+    path = tmp_path / "own.safetensors"
+    checkpoints.save(make_network(ESPAN), path, record={})
+    path.write_bytes(path.read_bytes()[:-1000])
+    refused(path, "damaged or truncated safetensors")
+
+
+def test_empty_and_text(tmp_path):
+    (tmp_path / "e.pth").write_bytes(b"")
+    refused(tmp_path / "e.pth", "is empty")
+    (tmp_path / "t.pth").write_text("hello, these are no weights")
+    refused(tmp_path / "t.pth", "neither a PyTorch nor a safetensors file")
+    np.save(tmp_path / "n.npy", np.zeros(3))
+    refused(tmp_path / "n.npy", "neither a PyTorch nor a safetensors file")
+
+
+def test_folder_and_missing(tmp_path):
+    refused(tmp_path, "is a folder")
+    with pytest.raises(CheckpointError, match=r"neither a file nor .* did you mean 'espan_x4'"):
+        espan.load("espan_x5")
+
+
+def test_damaged_metadata(tmp_path, make_network):
+    state = make_network(ESPAN).state_dict()
+
+    def write(about):
+        safetensors.torch.save_file(state, path, metadata={"espan": json.dumps(about)})
+
+    path = tmp_path / "m.safetensors"
+    good = {"format": 1, "architecture": ESPAN.to_dict(), "range": [0.0, 1.0], "record": {}}
+    write(good)
+    espan.load(path)
+    write({**good, "format": 2})
+    refused(path, "format 2")
+    write({"format": 1})
+    refused(path, "metadata is damaged")
+    write({**good, "architecture": {**ESPAN.to_dict(), "channels": 30}})
+    refused(path, "where .* is expected")
+
+
+# Writing
+
+
+def test_save_refuses_training_form(tmp_path):
+    from espan.grep import GRepConv
+
+    network = Network(ESPAN, conv=GRepConv)
+    with pytest.raises(CheckpointError, match="collapse it first"):
+        checkpoints.save(network, tmp_path / "w.safetensors", record={})
+    assert not list(tmp_path.iterdir())
+
+
+def test_failed_save_keeps_the_old_file(tmp_path, make_network, monkeypatch):
+    path = tmp_path / "w.safetensors"
+    path.write_text("old")
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(make_network(ESPAN), path, record={})
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]

@@ -1,0 +1,158 @@
+"""The network as it is run equals the plain one."""
+
+import threading
+
+import pytest
+import torch
+from tests.tolerance import assert_as_exact_as
+
+import espan.fused
+from espan import checkpoints
+from espan.errors import EspanError
+from espan.fused import FusedNetwork
+from espan.grep import GRepConv
+from espan.models import ESPAN, SPAN, Architecture, Network
+
+MEMBERS = {
+    "espan": ESPAN,
+    "span": SPAN,
+    "c16d3x2": Architecture(16, (3, 3, 2), scale=2),
+    "c26d2k5x3": SPAN.replace(channels=26, convs=(3, 3), scale=3, head_kernel=5),
+    "one two-convolution block": Architecture(12, (2,), concat_last="activation"),
+}
+
+
+def on_cpu(network: Network, **options) -> FusedNetwork:
+    return FusedNetwork(network, device="cpu", **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("name", MEMBERS)
+def test_equals_the_plain_network(name, backend, dtype, make_network):
+    network = make_network(MEMBERS[name])
+    fused = on_cpu(network, dtype=dtype, backend=backend)
+    assert fused.backend == backend
+    for size in [(1, 1), (1, 7), (9, 5), (16, 24)]:
+        x = torch.rand(2, 3, *size)
+        exact = make_network(MEMBERS[name]).double()(x.double())
+        baseline = make_network(MEMBERS[name]).to(dtype)(x.to(dtype))
+        assert_as_exact_as(fused(x), baseline=baseline, exact=exact)
+
+
+def test_folding_is_exact_at_the_border(make_network):
+    """In fp64 the folded network equals the plain one everywhere, corners included."""
+    for architecture in MEMBERS.values():
+        network = make_network(architecture)
+        fused = on_cpu(network, backend="reference")
+        exact = on_cpu(network, backend="reference")
+        exact._buffers.update({k: v.double() for k, v in fused._buffers.items() if v is not None})
+        x = torch.rand(1, 3, 5, 6, dtype=torch.float64)
+        expected = network.double()(x)
+        # The weights were rounded to fp32 after folding, which is all that is left.
+        assert (exact(x) - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_load_takes_bundled_weights_and_files(tmp_path, make_network):
+    assert espan.fused.load(device="cpu").scale == 4
+    checkpoints.save(make_network(SPAN), tmp_path / "w.safetensors", record={})
+    fused = espan.fused.load(tmp_path / "w.safetensors", "cpu", torch.bfloat16, "reference")
+    assert fused.dtype == torch.bfloat16
+    assert fused(torch.rand(1, 3, 4, 4)).dtype == torch.bfloat16
+
+
+def test_input_is_left_alone(make_network):
+    x = torch.rand(1, 3, 6, 5)
+    kept = x.clone()
+    on_cpu(make_network(SPAN))(x)
+    on_cpu(make_network(ESPAN))(x)
+    assert torch.equal(x, kept)
+
+
+def test_any_strides(make_network):
+    fused = on_cpu(make_network(ESPAN))
+    x = torch.rand(2, 6, 8, 20)[:, ::2, :, 3:17:2]
+    torch.testing.assert_close(fused(x), fused(x.contiguous()))
+
+
+def test_compile(make_network):
+    fused = on_cpu(make_network(Architecture(8, (3, 2), head_kernel=5)))
+    compiled = torch.compile(fused, fullgraph=True)
+    for size in [(8, 8), (7, 9)]:
+        x = torch.rand(1, 3, *size)
+        torch.testing.assert_close(compiled(x), fused(x), rtol=1e-4, atol=1e-5)
+
+
+def test_export(make_network):
+    fused = on_cpu(make_network(SPAN.replace(channels=8, convs=(3, 3))))
+    height, width = torch.export.Dim("height", min=2), torch.export.Dim("width", min=2)
+    program = torch.export.export(
+        fused, (torch.rand(1, 3, 8, 9),), dynamic_shapes=({2: height, 3: width},)
+    )
+    assert any("espan.gate" in str(node.target) for node in program.graph.nodes)
+    x = torch.rand(1, 3, 5, 12)
+    torch.testing.assert_close(program.module()(x), fused(x))
+
+
+def test_threads(make_network):
+    fused = on_cpu(make_network(ESPAN))
+    inputs = [torch.rand(1, 3, 8 + i, 20 - i) for i in range(6)]
+    expected = [fused(x) for x in inputs]
+    results: list = [None] * len(inputs)
+
+    def work(i):
+        for _ in range(5):
+            results[i] = fused(inputs[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result, wanted in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, wanted)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"dtype": torch.int8}, "dtype must be one of"),
+        ({"backend": "tpu"}, "tpu"),
+        pytest.param(
+            {"device": "cuda"},
+            "torch sees no NVIDIA GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+        pytest.param(
+            {"backend": "cuda"},
+            "cuda",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_bad_options(options, says, make_network):
+    with pytest.raises(EspanError, match=says):
+        FusedNetwork(make_network(ESPAN), **options)
+
+
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [
+        (torch.rand(3, 8, 8), r"\(N, 3, H, W\), got \(3, 8, 8\)"),
+        (torch.rand(1, 1, 8, 8), r"got \(1, 1, 8, 8\)"),
+        (torch.rand(1, 3, 0, 8), r"got \(1, 3, 0, 8\)"),
+        (
+            torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
+            "floating-point values in 0-1, got torch.uint8",
+        ),
+    ],
+)
+def test_bad_input(x, says, make_network):
+    with pytest.raises(EspanError, match=says):
+        on_cpu(make_network(ESPAN))(x)
+
+
+def test_training_form_is_refused():
+    with pytest.raises(EspanError, match="collapse"):
+        on_cpu(Network(ESPAN, conv=GRepConv))

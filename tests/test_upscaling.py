@@ -1,0 +1,300 @@
+"""Upscaling arrays, tensors and PIL images: every kind, tiles, and the range guard."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import espan
+from espan.errors import EspanError
+from espan.models import ESPAN, Architecture, Network
+from espan.tiling import LARGEST_UNTILED, tile_size, tiles
+from espan.upscaling import RangeWarning, Upscaler
+
+SMALL = Architecture(8, (3, 2), scale=2, head_kernel=5)
+
+
+@pytest.fixture
+def nearest():
+    """A network that repeats each pixel: the centre of every convolution hands RGB on.
+
+    The gate is switched off by blocks whose output the tail ignores.
+    """
+    network = Network(SMALL).eval().requires_grad_(False)
+    for parameter in network.parameters():
+        parameter.zero_()
+    for i in range(3):
+        network.head.weight[i, i, 2, 2] = 1
+        network.tail.fuse.weight[i, i] = 1
+        network.tail.upsample.weight[4 * i : 4 * i + 4, i, 1, 1] = 1
+    return network
+
+
+def repeat(pixels):
+    return pixels.repeat(2, axis=0).repeat(2, axis=1)
+
+
+def ramp(channels, dtype):
+    """More than 256 different levels, each channel its own."""
+    levels = np.iinfo(dtype).max
+    values = np.linspace(0, levels, 30 * 31 * channels).round().astype(dtype)
+    return np.random.default_rng(0).permutation(values).reshape(30, 31, channels)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_arrays_keep_depth_and_channels(channels, dtype, nearest):
+    pixels = ramp(channels, dtype)
+    out = espan.upscale(pixels, nearest, device="cpu")
+    assert out.dtype == dtype
+    np.testing.assert_array_equal(out, repeat(pixels))
+
+
+def test_gray_array_without_channel_axis(nearest):
+    pixels = ramp(1, np.uint8)[:, :, 0]
+    np.testing.assert_array_equal(espan.upscale(pixels, nearest, device="cpu"), repeat(pixels))
+
+
+def test_readonly_and_strided_arrays(nearest):
+    pixels = ramp(3, np.uint8)
+    pixels.setflags(write=False)
+    for view in (pixels[::-1], pixels[:, ::2], pixels[:, :, ::-1]):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            out = espan.upscale(view, nearest, device="cpu")
+        np.testing.assert_array_equal(out, repeat(view))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_float_arrays(dtype, nearest):
+    pixels = (ramp(3, np.uint8) / 255).astype(dtype)
+    out = espan.upscale(pixels, nearest, device="cpu")
+    assert out.dtype == dtype
+    np.testing.assert_allclose(out, repeat(pixels), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 6), (2, 3, 5, 6), (1, 5, 6), (4, 5, 6)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16])
+def test_tensors(shape, dtype, nearest):
+    image = torch.rand(shape)
+    image = (image * 255).to(dtype) if dtype == torch.uint8 else image.to(dtype)
+    out = espan.upscale(image, nearest)
+    assert out.dtype == dtype
+    assert out.is_contiguous()
+    expected = image.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    torch.testing.assert_close(out, expected)
+
+
+def pil(mode):
+    base = Image.fromarray(ramp(3, np.uint8))
+    if mode == "I;16":
+        return Image.fromarray(ramp(1, np.uint16)[:, :, 0])
+    if mode == "LA":
+        return Image.merge("LA", base.split()[:2])
+    if mode == "RGBA":
+        return Image.fromarray(ramp(4, np.uint8))
+    if mode == "P+alpha":
+        image = base.quantize(16)
+        image.info["transparency"] = 3
+        return image
+    return base.convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "becomes"),
+    [
+        ("L", "L"),
+        ("LA", "LA"),
+        ("RGB", "RGB"),
+        ("RGBA", "RGBA"),
+        ("I;16", "I;16"),
+        ("1", "L"),
+        ("P", "RGB"),
+        ("P+alpha", "RGBA"),
+        ("CMYK", "RGB"),
+        ("YCbCr", "RGB"),
+    ],
+)
+def test_pil_modes(mode, becomes, nearest):
+    image = pil(mode)
+    out = espan.upscale(image, nearest, device="cpu")
+    assert out.mode == becomes
+    same = image if image.mode == becomes else image.convert(becomes)
+    np.testing.assert_array_equal(np.asarray(out), repeat(np.asarray(same)))
+
+
+def test_pil_orientation_and_profile(nearest):
+    image = Image.fromarray(ramp(3, np.uint8)[:20])
+    image.info["icc_profile"] = b"profile"
+    image.getexif()[0x0112] = 6  # turn by 90 degrees
+    out = espan.upscale(image, nearest, device="cpu")
+    assert out.size == (40, 62)
+    assert out.info["icc_profile"] == b"profile"
+    assert 0x0112 not in out.getexif()
+
+
+def test_pil_without_range_is_refused(nearest):
+    for mode in ("I", "F"):
+        with pytest.raises(EspanError, match=f"mode '{mode}' have no defined range"):
+            espan.upscale(Image.new(mode, (4, 4)), nearest)
+
+
+def test_opaque_alpha_stays_opaque(make_network):
+    pixels = ramp(4, np.uint8)
+    pixels[:, :, 3] = 255
+    out = espan.upscale(pixels, make_network(SMALL), device="cpu")
+    assert (out[:, :, 3] == 255).all()
+
+
+def test_one_pixel(nearest):
+    assert (
+        espan.upscale(np.full((1, 1, 3), 7, np.uint8), nearest, device="cpu").tolist()
+        == [[[7, 7, 7]] * 2] * 2
+    )
+
+
+# Tiles
+
+
+def image_like(shape):
+    """Values as in a photograph: the networks are trained for those."""
+    generator = torch.Generator().manual_seed(1)
+    coarse = torch.rand(1, 3, 9, 9, generator=generator)
+    return torch.nn.functional.interpolate(coarse, shape, mode="bicubic").clamp(0, 1)[0]
+
+
+@pytest.mark.parametrize("size", [1, 7, 20, 64])
+def test_tiled_equals_untiled(size, make_network):
+    network = make_network(SMALL).double()
+    pixels = image_like((37, 50))
+    whole = Upscaler(network, device="cpu", tile=None)(pixels.permute(1, 2, 0))
+    tiled = Upscaler(network, device="cpu", tile=size)(pixels.permute(1, 2, 0))
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=2e-6)
+
+
+def test_a_smaller_halo_would_show(make_network, monkeypatch):
+    network = make_network(SMALL)
+    pixels = image_like((40, 40)).permute(1, 2, 0)
+    whole = Upscaler(network, device="cpu", tile=None)(pixels)
+    radius = SMALL.receptive_radius
+    monkeypatch.setattr(Architecture, "receptive_radius", radius - 3)
+    tiled = Upscaler(network, device="cpu", tile=16)(pixels)
+    assert (tiled - whole).abs().max() > 1e-5
+
+
+def test_bundled_weights_tiled():
+    pixels = image_like((70, 90)).permute(1, 2, 0)
+    whole, tiled = (Upscaler(device="cpu", tile=t)(pixels) for t in (None, 33))
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 700), (640, 33), (257, 256)])
+@pytest.mark.parametrize("size", [None, 1, 64, 256])
+def test_tiles_cover_once(shape, size):
+    if size == 1 and shape[0] * shape[1] > 4000:
+        shape = (shape[0] % 50, shape[1] % 50)
+    count = np.zeros(shape, int)
+    for tile in tiles(*shape, size, 23):
+        count[tile.y.start : tile.y.stop, tile.x.start : tile.x.stop] += 1
+        for span, length in zip(tile, shape, strict=True):
+            assert size is None or span.stop - span.start <= size
+            assert span.read_start == max(0, span.start - 23)
+            assert span.read_stop == min(length, span.stop + 23)
+    assert (count == 1).all()
+
+
+def test_large_images_are_tiled_by_themselves():
+    assert tile_size(700, 700) is None
+    size = tile_size(1000, 1000)
+    assert size is not None
+    assert (size + 2 * 23) ** 2 < LARGEST_UNTILED
+
+
+# The range guard
+
+
+def scaled(network: Network, factor: float) -> Network:
+    network.tail.upsample.weight.mul_(factor)
+    return network
+
+
+def test_photographs_are_quiet(nearest):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        espan.upscale(ramp(3, np.uint8), nearest, device="cpu")
+
+
+def test_implausible_output_is_told(nearest):
+    with pytest.warns(RangeWarning, match=r"reached 0 to 50 before it was clamped"):
+        espan.upscale(np.full((4, 4, 3), 255, np.uint8), scaled(nearest, 50), device="cpu")
+
+
+def test_overflow_is_recomputed_in_fp32(nearest):
+    """In fp16 60000 * 2 is infinite; what follows brings it back to 1 in fp32."""
+    nearest.head.weight.mul_(60000)
+    nearest.tail.fuse.weight.mul_(2)
+    nearest.tail.upsample.weight.div_(120000)
+    pixels = ramp(3, np.uint8)
+    with pytest.warns(RangeWarning, match=r"in torch.float16; those tiles .* in fp32"):
+        out = espan.upscale(pixels, nearest, device="cpu", dtype=torch.float16)
+    np.testing.assert_array_equal(out, repeat(pixels))
+
+
+def test_nan_is_an_error_and_not_black(nearest):
+    nearest.tail.upsample.weight.fill_(float("nan"))
+    with pytest.raises(EspanError, match="not finite, even in fp32"):
+        espan.upscale(ramp(3, np.uint8), nearest, device="cpu")
+
+
+def test_official_espan_on_a_grid(testdata):
+    """The trap of the family: a 1-px grid drives the output to hundreds."""
+    grid = np.zeros((64, 64, 3), np.uint8)
+    grid[::2] = grid[:, ::2] = 255
+    weights = testdata / "weights" / "espan_x4_official.pth"
+    with pytest.warns(RangeWarning, match="drives the network out of its range"):
+        espan.upscale(grid, weights, device="cpu")
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        ("photo.png", "got a str"),
+        (np.zeros((4, 4, 5), np.uint8), r"shape \(4, 4, 5\)"),
+        (np.zeros((4,), np.uint8), "shape"),
+        (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
+        (np.zeros((4, 4, 3), np.int32), "int32"),
+        (np.zeros((4, 4, 3), bool), "bool"),
+        (np.zeros((4, 4, 3), complex), "complex"),
+        (np.zeros((4, 4, 3), object), "object"),
+        (np.full((4, 4, 3), 255.0), "reach from 255 to 255; divide by 255"),
+        (np.full((4, 4, 3), -1.0), "must lie in 0-1"),
+        (np.full((4, 4, 3), np.nan), "NaN or infinite"),
+        (torch.full((3, 4, 4), torch.inf), "NaN or infinite"),
+        (torch.zeros(4, 4), r"shape \(4, 4\)"),
+        (torch.zeros(0, 3, 4, 4), r"shape \(0, 3, 4, 4\)"),
+        (torch.zeros(7, 4, 4), "shape"),
+    ],
+)
+def test_bad_images(image, says, nearest):
+    with pytest.raises(EspanError, match=says):
+        espan.upscale(image, nearest, device="cpu")
+
+
+@pytest.mark.parametrize("tile", [0, -1, 1.5, "big"])
+def test_bad_tile(tile, nearest):
+    with pytest.raises(EspanError, match="tile must be"):
+        espan.upscale(ramp(3, np.uint8), nearest, device="cpu", tile=tile)
+
+
+def test_unknown_weights():
+    with pytest.raises(EspanError, match="neither a file nor the name"):
+        espan.upscale(ramp(3, np.uint8), "espan_x9")
+
+
+def test_espan_default_is_the_architecture_of_the_paper():
+    assert espan.load().architecture == ESPAN
