@@ -36,11 +36,12 @@ _NO_ALPHA = ("jpeg", "bmp")
 #   level 1: 44 ms, 3.88 MB; level 3: 76 ms, 2.51 MB; level 6: 209 ms, 2.40 MB.
 #   At level 3, "none": 81 ms, 3.56 MB; "up": 72 ms, 2.57 MB; "all" (adaptive): 133 ms, 2.44 MB.
 # JPEG: 4:4:4, since halved chroma undoes a part of what was restored.
+# TIFF: LZW takes a half to a third of deflate's time for 7 to 17 % more bytes.
 _SAVE_OPTIONS: dict[str, dict[str, object]] = {
     "png": {"compression": 3, "filter": "avg"},
     "jpeg": {"Q": 95, "subsample_mode": "off", "optimize_coding": True},
     "webp": {"Q": 95},
-    "tiff": {"compression": "deflate", "predictor": "horizontal", "resunit": "inch"},
+    "tiff": {"compression": "lzw", "predictor": "horizontal", "resunit": "inch"},
 }
 
 # What libvips calls 8 and 16-bit pixels.
@@ -91,7 +92,7 @@ def write_image(path: str | os.PathLike[str], image: Image, *, format: str | Non
     """Write an image file, in the format of the path's suffix or the given one.
 
     16-bit pixels stay 16-bit in PNG and TIFF and are rounded to 8 bits (v / 257) for the others.
-    PNG, TIFF (deflate) and BMP are lossless; JPEG is written at quality 95 in 4:4:4, WebP at 95.
+    PNG, TIFF (LZW) and BMP are lossless; JPEG is written at quality 95 in 4:4:4, WebP at 95.
     WebP turns gray into RGB.  The colour profile and, except in WebP, the resolution are kept;
     BMP has no place for a profile and WebP none for that of a gray image; leaving one out gives an
     ImageWarning.
