@@ -2,6 +2,8 @@
 
 For float32, float16 and bfloat16; the same op, checks and layouts as torch.ops.espan.gate.
 """
+# Triton does not allow the annotations of typing inside a kernel:
+# mypy: disable-error-code="no-untyped-def"
 
 from typing import Any
 
@@ -19,7 +21,7 @@ BLOCK = 1024
 
 
 @triton.jit
-def _sigmoid_minus_half(o: Any) -> Any:
+def _sigmoid_minus_half(o):
     """``tanh(o/2) / 2``.
 
     (1 - e) / (2 (1 + e)) with e = exp(-|o|) loses digits near zero; below 0.6 the series takes
@@ -37,7 +39,7 @@ def _sigmoid_minus_half(o: Any) -> Any:
 
 
 @triton.jit
-def gate_kernel(o_ptr: Any, x_ptr: Any, y_ptr: Any, n: Any, block: tl.constexpr) -> None:
+def gate_kernel(o_ptr, x_ptr, y_ptr, n, block: tl.constexpr):
     """One block of ``y = (o + x) (sigmoid(o) - 1/2)`` over flat arrays of ``n`` elements."""
     i = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = i < n
@@ -49,14 +51,14 @@ def gate_kernel(o_ptr: Any, x_ptr: Any, y_ptr: Any, n: Any, block: tl.constexpr)
 
 @triton.jit
 def gate_backward_kernel(
-    grad_ptr: Any,
-    o_ptr: Any,
-    x_ptr: Any,
-    grad_o_ptr: Any,
-    grad_x_ptr: Any,
-    n: Any,
+    grad_ptr,
+    o_ptr,
+    x_ptr,
+    grad_o_ptr,
+    grad_x_ptr,
+    n,
     block: tl.constexpr,
-) -> None:
+):
     """One block of the gradients, from those of ``y``."""
     i = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = i < n

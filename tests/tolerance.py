@@ -1,0 +1,44 @@
+"""The one rule by which every kernel's result is judged.
+
+Against the exact result, which is PyTorch's reference computed in float64 from the same inputs:
+
+    largest error of the kernel  <=  2 x largest error of PyTorch's reference in the kernel's dtype
+                                     + eps(dtype) x largest exact magnitude
+
+The factor 2 allows another order of operations; the floor allows for one rounding where PyTorch's
+own error happens to be zero.  The "exact" result of a float64 kernel has a few roundings itself, so
+there PyTorch's error counts as at least two.  Both errors are taken over a whole tensor, so a test of small values must
+put them in a tensor of their own.  Where the exact result, rounded to the dtype, is infinite or not
+a number, the kernel's must be the same; such values do not count towards either error.
+"""
+
+import torch
+from torch import Tensor
+
+
+def assert_accurate(actual: Tensor, reference: Tensor, exact: Tensor) -> None:
+    """``actual`` and ``reference`` in one dtype, ``exact`` in float64."""
+    assert exact.dtype == torch.float64
+    assert actual.dtype == reference.dtype
+    assert actual.shape == exact.shape
+    dtype, actual, reference = actual.dtype, actual.double().cpu(), reference.double().cpu()
+    rounded, exact = exact.to(dtype).double().cpu(), exact.cpu()
+    torch.testing.assert_close(
+        torch.where(rounded.isfinite(), 0, actual),
+        torch.where(rounded.isfinite(), 0, rounded),
+        rtol=0,
+        atol=0,
+        equal_nan=True,
+    )
+    if not (finite := rounded.isfinite()).any():
+        return
+    error = (actual - exact)[finite].abs().max().item()
+    # The reference may overflow between its steps where the kernel does not.
+    both = finite & reference.isfinite()
+    theirs = (reference - exact)[both].abs().max().item() if both.any() else 0.0
+    rounding = torch.finfo(dtype).eps * exact[finite].abs().max().item()
+    if dtype == torch.float64:
+        theirs = max(theirs, 2 * rounding)
+    bound = 2 * theirs + rounding
+    # Not `error > bound`: that would pass a NaN.
+    assert error <= bound, f"error {error:.3g}, allowed {bound:.3g} (PyTorch's: {theirs:.3g})"
