@@ -6,10 +6,12 @@ Against the exact result, which is PyTorch's reference computed in float64 from 
                                      + eps(dtype) x largest exact magnitude
 
 The factor 2 allows another order of operations; the floor allows for one rounding where PyTorch's
-own error happens to be zero.  The "exact" result of a float64 kernel has a few roundings itself, so
-there PyTorch's error counts as at least two.  Both errors are taken over a whole tensor, so a test of small values must
-put them in a tensor of their own.  Where the exact result, rounded to the dtype, is infinite or not
-a number, the kernel's must be the same; such values do not count towards either error.
+own error happens to be zero.  The "exact" result of a float64 kernel has a few roundings itself,
+so there PyTorch's error counts as at least two.
+
+Errors are the largest of a whole tensor, so a test of small values must put them in a tensor of
+their own.  Where the exact result, rounded to the dtype, is infinite or not a number, the kernel's
+must be the same; such values count towards no error.
 """
 
 import torch

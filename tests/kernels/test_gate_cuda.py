@@ -92,7 +92,7 @@ def test_current_stream_and_graph(ops: SimpleNamespace) -> None:
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_second_device(ops: SimpleNamespace) -> None:
-    grad, o, x = cases.inputs(1000, device="cuda:1")
+    _, o, x = cases.inputs(1000, device="cuda:1")
     cases.check_values(ops.gate, o, x)
     assert torch.cuda.current_device() == 0
     with pytest.raises(RuntimeError, match="x is on cuda:0; it must be on the device of o, cuda:1"):

@@ -1,0 +1,75 @@
+"""What setup.py decides, and that it never falls back in silence."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def setup() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("espan_setup", ROOT / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_decision(setup: ModuleType) -> None:
+    assert setup.decide("auto", "/bin/nvcc") == (True, "")
+    assert setup.decide("auto", None) == (False, "nvcc_not_found")
+    assert setup.decide("cpu", "/bin/nvcc") == (False, "cpu_requested")
+    assert setup.decide("cuda", "/bin/nvcc") == (True, "")
+
+
+def test_architectures(setup: ModuleType) -> None:
+    known = "compute_80\ncompute_86\ncompute_90\ncompute_120\n"
+    assert setup.choose_archs("", known) == ["8.0", "8.6", "9.0", "12.0+PTX"]
+    assert setup.choose_archs("8.0 9.0+PTX", known) == ["8.0", "9.0+PTX"]
+    assert setup.choose_archs("8.0;9.0a;10.0f", known) == ["8.0", "9.0a", "10.0f"]
+    with pytest.raises(SystemExit, match="TORCH_CUDA_ARCH_LIST has 'Hopper'"):
+        setup.choose_archs("Hopper", known)
+    assert setup.gencode("9.0a") == ["-gencode=arch=compute_90a,code=sm_90a"]
+    assert setup.gencode("12.0+PTX") == [
+        "-gencode=arch=compute_120,code=sm_120",
+        "-gencode=arch=compute_120,code=compute_120",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("requested", "message"),
+    [
+        ("cuda", "ESPAN_BUILD=cuda, but nvcc was not found: set CUDA_HOME"),
+        ("gpu", "ESPAN_BUILD is 'gpu'; it must be auto, cpu or cuda"),
+    ],
+)
+def test_a_build_that_cannot_be_had_fails_at_once(
+    requested: str, message: str, tmp_path: Path
+) -> None:
+    environment = os.environ | {"ESPAN_BUILD": requested, "CUDA_HOME": str(tmp_path)}
+    result = subprocess.run(
+        [
+            sys.executable,
+            "setup.py",
+            "build_ext",
+            "--build-lib",
+            tmp_path,
+            "--build-temp",
+            tmp_path,
+        ],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert not list(tmp_path.iterdir())

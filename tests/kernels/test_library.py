@@ -1,0 +1,160 @@
+"""The compiled library as a file: what it needs, what is in it, what is there when it is not."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from espan_kernels import _library
+
+COMPILED = _library.compiled
+needs_library = pytest.mark.skipif(COMPILED is None, reason=_library.why_not_compiled)
+needs_cuda_kernels = pytest.mark.skipif(
+    not _library.cuda_archs, reason="the library is built without CUDA kernels"
+)
+
+
+def library_file() -> str:
+    assert COMPILED is not None
+    assert COMPILED.__file__ is not None
+    return COMPILED.__file__
+
+
+def run(*command: str | Path) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def cuobjdump(*arguments: str) -> str:
+    """The toolkit's disassembler, or the one that Triton brings."""
+    places = os.environ.get("PATH", "")
+    if home := os.environ.get("CUDA_HOME"):
+        places = os.path.join(home, "bin") + os.pathsep + places
+    if _library.triton_installed:
+        import triton
+
+        places += os.pathsep + str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin")
+    if (tool := shutil.which("cuobjdump", path=places)) is None:
+        pytest.skip("there is no cuobjdump, neither on PATH nor in triton")
+    return run(tool, *arguments, library_file())
+
+
+@needs_library
+def test_schemas_are_those_that_stand_in_for_them() -> None:
+    for schema in _library.SCHEMAS:
+        op = getattr(torch.ops.espan, schema.split("(")[0])
+        assert str(op.default._schema) == f"espan::{schema}"
+
+
+@needs_library
+@pytest.mark.skipif(not shutil.which("readelf"), reason="there is no readelf")
+def test_needs_no_cuda_library_and_no_python_library() -> None:
+    assert Path(library_file()).name == "_C.abi3.so"
+    needed = re.findall(r"NEEDED.*\[(.*)\]", run("readelf", "-d", library_file()))
+    assert "libtorch.so" in needed
+    assert not [
+        name for name in needed if re.match(r"libcu|libnv|libpython|libtorch_(cuda|py)", name)
+    ]
+    exported = run("readelf", "--dyn-syms", "-W", library_file())
+    assert not re.search(r"GLOBAL DEFAULT +\d+ cuda", exported), "cudart's symbols must stay ours"
+
+
+@needs_cuda_kernels
+def test_has_the_architectures_that_it_reports() -> None:
+    expected = set(re.findall(r"(\d+\.\d[af]?)", _library.cuda_archs))
+    found = set(re.findall(r"sm_(\d+[af]?)\.cubin", cuobjdump("--list-elf")))
+    assert found == {arch.replace(".", "") for arch in expected}
+    ptx = {arch.replace(".", "") for arch in re.findall(r"([\d.]+)\+PTX", _library.cuda_archs)}
+    assert set(re.findall(r"sm_(\d+)\.ptx", cuobjdump("--list-ptx"))) == ptx
+
+
+@needs_cuda_kernels
+def test_gate_uses_no_local_memory_and_reads_16_bytes_at_once() -> None:
+    usage = re.findall(r"Function (\S*gate\S*):\s*(.*)", cuobjdump("-res-usage"))
+    assert usage
+    for name, line in usage:
+        assert "STACK:0 " in line, (name, line)
+        assert "LOCAL:0 " in line, (name, line)
+    functions = cuobjdump("-sass").split("Function : ")[1:]
+    gates = [f for f in functions if "gate_forward" in f.split()[0] or "gate_back" in f.split()[0]]
+    assert gates
+    for code in gates:
+        inputs = 3 if "gate_backward" in code.split()[0] else 2
+        assert len(re.findall(r"LDG\.E\S*\.128", code)) == inputs, code.split()[0]
+        assert len(re.findall(r"STG\.E\S*\.128", code)) == inputs - 1, code.split()[0]
+
+
+# What a user sees where the compiled library is missing or does not load.
+WITHOUT_LIBRARY = """
+import importlib.abc, importlib.machinery, sys, torch
+
+class Broken(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, path, target=None):
+        if name == "espan_kernels._C":
+            return importlib.machinery.ModuleSpec(name, self)
+    def exec_module(self, module):
+        raise ImportError("libtorch.so: undefined symbol")
+
+if sys.argv[1] == "missing":
+    sys.modules["espan_kernels._C"] = None
+else:
+    sys.meta_path.insert(0, Broken())
+
+import espan_kernels as k
+from tests.kernels import gate_cases as cases
+from tests.kernels.test_gate import test_layouts, test_expanded_inputs, test_gradcheck
+from tests.kernels.test_gate import test_second_derivative_is_refused, test_opcheck
+
+for dtype in (torch.float32, torch.float16):
+    grad, o, x = cases.inputs(100, dtype=dtype)
+    cases.check_values(k.gate, o, x)
+    cases.check_gradients(torch.ops.espan.gate_backward, grad, o, x)
+for layout in "contiguous", "channels_last", "cropped":
+    test_layouts("channels_last", layout)
+test_gradcheck()
+test_expanded_inputs()
+test_second_derivative_is_refused()
+test_opcheck(torch.float32)
+try:
+    k.gate(torch.zeros(2), torch.zeros(3))
+except RuntimeError as error:
+    print(error)
+print(k.backends.available()["cpu"].reason)
+print(k.backends.choose("cpu"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("missing", "the compiled library espan_kernels/_C.abi3.so is not installed"),
+        ("broken", "the compiled library cannot be loaded: libtorch.so: undefined symbol"),
+    ],
+)
+def test_the_reference_stands_in(how: str, reason: str) -> None:
+    output = run(sys.executable, "-W", "ignore", "-c", WITHOUT_LIBRARY, how).splitlines()
+    assert output == [
+        "espan::gate: x has shape [3]; it must have the shape of o, [2]",
+        reason,
+        "reference",
+    ]
+
+
+@needs_library
+@pytest.mark.parametrize("name", ["portable", "no such path"])
+def test_espan_cpu_selects_the_path(name: str) -> None:
+    code = "import espan_kernels; print(espan_kernels.backends.available()['cpu'].details['path'])"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"ESPAN_CPU": name},
+        capture_output=True,
+        text=True,
+    )
+    if name == "portable":
+        assert result.stdout == "portable\n", result.stderr
+    else:
+        assert "there is no CPU path 'no such path'; choose auto, avx512, avx2" in result.stderr
