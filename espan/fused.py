@@ -120,12 +120,13 @@ class FusedNetwork(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.head_weight.dtype  # type: ignore[return-value, union-attr]
 
-    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape:
             raise EspanError(f"expected an image batch (N, 3, H, W), got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise EspanError(f"expected floating-point values in 0-1, got {x.dtype}")
+        if x.requires_grad and torch.is_grad_enabled():
+            raise EspanError("the fused network is for inference; train the plain `Network`")
         if self.mean is not None:
             x = x - self.mean
         head = self._conv("head", x.to(dtype=self.dtype, memory_format=torch.channels_last))

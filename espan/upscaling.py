@@ -35,7 +35,7 @@ class RangeWarning(UserWarning):
 
 def upscale(
     image: Any,
-    weights: str | os.PathLike[str] | Network = checkpoints.DEFAULT,
+    weights: str | os.PathLike[str] | Network | Upscaler = checkpoints.DEFAULT,
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -49,14 +49,17 @@ def upscale(
             NumPy array (H, W) or (H, W, C), or a tensor (C, H, W) or (N, C, H, W), with C = 1
             (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha).  uint8, uint16, or floating point
             in 0-1.
-        weights, device, dtype, backend, tile: as for `Upscaler`, which is the thing to keep for
-            many images.  A tensor is computed on its own device unless another is named.
+        weights, device, dtype, backend, tile: as for `Upscaler`; for many images make one and pass
+            it as `weights`.  A tensor is computed on its own device unless another is named.
 
     Raises, warns: as `Upscaler`.
     """
-    if device is None and isinstance(image, Tensor):
-        device = image.device
-    upscaler = Upscaler(weights, device=device, dtype=dtype, backend=backend, tile=tile)
+    if isinstance(weights, Upscaler):
+        upscaler = weights
+    else:
+        if device is None and isinstance(image, Tensor):
+            device = image.device
+        upscaler = Upscaler(weights, device=device, dtype=dtype, backend=backend, tile=tile)
     if isinstance(image, Image.Image):
         pixels, finish = pillow.to_array(image)
         return finish(upscaler(torch.from_numpy(pixels)).numpy())

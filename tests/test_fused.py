@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from tests.tolerance import assert_as_exact_as
+from tests.tolerance import assert_accurate
 
 import espan.fused
 from espan import checkpoints
@@ -37,7 +37,7 @@ def test_equals_the_plain_network(name, backend, dtype, make_network):
         x = torch.rand(2, 3, *size)
         exact = make_network(MEMBERS[name]).double()(x.double())
         baseline = make_network(MEMBERS[name]).to(dtype)(x.to(dtype))
-        assert_as_exact_as(fused(x), baseline=baseline, exact=exact)
+        assert_accurate(fused(x), baseline, exact)
 
 
 def test_folding_is_exact_at_the_border(make_network):

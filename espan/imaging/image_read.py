@@ -116,7 +116,7 @@ def _decode_vips(name: str, data: bytes, kind: str, max_pixels: int) -> Image:
     load = getattr(pyvips.Image, f"{kind}load_buffer")
     image = load(data, access="sequential", fail_on="error")
     _check_size(name, image.width, image.height, max_pixels)
-    pages = image.get_n_pages()
+    pages = _animation_frames(data) if kind == "png" else image.get_n_pages()
     if pages > 1:
         warnings.warn(
             f"{name}: holds {pages} frames or pages; only the first is read",
@@ -153,6 +153,12 @@ def _decode_vips(name: str, data: bytes, kind: str, max_pixels: int) -> Image:
     if orientation >= 5 and dpi is not None:
         dpi = dpi[::-1]
     return Image(_upright(pixels, orientation), profile, dpi)
+
+
+def _animation_frames(data: bytes) -> int:
+    """How many frames a PNG file has; libvips reads the first and does not tell of others."""
+    control = data.find(b"acTL", 0, max(data.find(b"IDAT"), 0))
+    return 1 if control < 0 else int.from_bytes(data[control + 4 : control + 8], "big")
 
 
 def _profile(image: pyvips.Image) -> bytes | None:

@@ -1,0 +1,59 @@
+# make demo       upscale a sample photograph with the bundled weights
+# make test       all tests that finish within minutes; make test-full: all tests
+# make lint       formatting, ruff, mypy
+# make bench      the benchmarks
+#
+# Each makes .venv and installs what it needs, once.  Another torch: make TORCH="torch==2.11.0" demo
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+# Official weights and test sets, which the project may not ship; tests that need them skip.
+ifneq ($(wildcard ../shared/testsets),)
+export ESPAN_TESTDATA ?= $(abspath ../shared)
+endif
+
+.PHONY: demo test test-full lint bench FORCE
+.DELETE_ON_ERROR:
+
+demo: .venv/.espan
+	@$(BIN)/python examples/demo.py demo
+
+test: .venv/.tools
+	$(BIN)/python -m pytest -m "not slow"
+
+test-full: .venv/.tools
+	$(BIN)/python -m pytest
+
+lint: .venv/.tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*')
+
+bench: .venv/.tools
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+# What was installed last stands in the file, so that another TORCH or another kind of build
+# installs again and the same one does not.
+WANTED := $(TORCH) $(ESPAN_BUILD) $(TORCH_CUDA_ARCH_LIST)
+
+.venv/.torch: FORCE
+	@echo '$(WANTED)' | cmp -s - $@ 2>/dev/null || { set -e; \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	    || { echo "espan needs Python 3.10 or later: make PYTHON=python3.12 ..."; exit 1; }; \
+	  echo "installing $(TORCH) into .venv ..."; \
+	  $(PYTHON) -m venv .venv; \
+	  $(BIN)/python -m pip install -q --upgrade pip "setuptools>=77" wheel ninja; \
+	  $(BIN)/python -m pip install -q "$(TORCH)" numpy; \
+	  echo '$(WANTED)' > $@; }
+
+.venv/.espan: .venv/.torch setup.py pyproject.toml $(shell find csrc -type f)
+	@echo "building and installing espan ..."
+	@$(BIN)/python -m pip install -q --no-build-isolation -e .
+	@touch $@
+
+.venv/.tools: .venv/.espan
+	@echo "installing what tests and linting need ..."
+	@$(BIN)/python -m pip install -q --group test --group build --group lint
+	@touch $@

@@ -1,0 +1,46 @@
+"""Upscale the sample photograph and put the result beside a bicubic enlargement.
+
+    python examples/demo.py [OUTPUT_FOLDER]
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from PIL import Image
+
+import espan
+
+SAMPLE = Path(__file__).with_name("colosseum.png")
+# What the side-by-side picture shows of the result: left, top, right, bottom, in LR pixels.
+CROP = (130, 60, 330, 235)
+
+
+def main(folder: Path) -> None:
+    """Write colosseum_x4.png and side_by_side.png (bicubic | espan) to the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    upscaler = espan.Upscaler()
+    image = Image.open(SAMPLE)
+    espan.upscale(image, upscaler)  # the first run also allocates and compiles
+    started = time.perf_counter()
+    result = espan.upscale(image, upscaler)
+    seconds = time.perf_counter() - started
+    result.save(folder / "colosseum_x4.png")
+
+    scale = upscaler.scale
+    box = tuple(scale * edge for edge in CROP)
+    bicubic = image.resize(result.size, Image.Resampling.BICUBIC)
+    width, height = box[2] - box[0], box[3] - box[1]
+    sheet = Image.new("RGB", (2 * width + 8, height), "white")
+    sheet.paste(bicubic.crop(box), (0, 0))
+    sheet.paste(result.crop(box), (width + 8, 0))
+    sheet.save(folder / "side_by_side.png")
+
+    print(f"{image.width}x{image.height} -> {result.width}x{result.height}")
+    print(f"time          {seconds * 1e3:.0f} ms ({upscaler.backend} on {upscaler.device})")
+    print(f"result        {folder / 'colosseum_x4.png'}")
+    print(f"side by side  {folder / 'side_by_side.png'}   (bicubic | espan)")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("demo"))

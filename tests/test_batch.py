@@ -1,0 +1,157 @@
+"""Which file becomes which, and going on after a bad one."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from espan import batch
+from espan.errors import EspanError
+from espan.imaging import Image, read_image, write_image
+from espan.models import Architecture
+from espan.upscaling import Upscaler
+
+
+def make(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_image(path, Image(np.full((3, 4, 3), 99, np.uint8)))
+
+
+def pairs(jobs, root):
+    return [(str(j.source.relative_to(root)), str(j.target.relative_to(root))) for j in jobs]
+
+
+@pytest.fixture
+def upscaler(make_network):
+    return Upscaler(make_network(Architecture(8, (2,), scale=2)), device="cpu")
+
+
+def test_one_file_to_a_file(tmp_path):
+    make(tmp_path / "a.png")
+    assert pairs(batch.plan([tmp_path / "a.png"], tmp_path / "b.jpg"), tmp_path) == [
+        ("a.png", "b.jpg")
+    ]
+
+
+def test_one_file_to_a_folder(tmp_path):
+    make(tmp_path / "a.png")
+    assert pairs(batch.plan([tmp_path / "a.png"], tmp_path / "out"), tmp_path) == [
+        ("a.png", "out/a.png")
+    ]
+    (tmp_path / "out.d").mkdir()
+    assert pairs(batch.plan([tmp_path / "a.png"], tmp_path / "out.d"), tmp_path) == [
+        ("a.png", "out.d/a.png")
+    ]
+
+
+def test_folders_keep_their_tree(tmp_path):
+    make(tmp_path / "in/b.png", tmp_path / "in/sub/Ä ö.jpg", tmp_path / "in/sub/deep/c.TIF")
+    (tmp_path / "in/notes.txt").write_text("no image")
+    assert pairs(batch.plan([tmp_path / "in"], tmp_path / "out"), tmp_path) == [
+        ("in/b.png", "out/b.png"),
+        ("in/sub/Ä ö.jpg", "out/sub/Ä ö.jpg"),
+        ("in/sub/deep/c.TIF", "out/sub/deep/c.TIF"),
+    ]
+
+
+def test_results_below_the_input_folder_are_not_inputs(tmp_path):
+    make(tmp_path / "a.png", tmp_path / "out/a.png", tmp_path / "out/sub/b.png")
+    assert pairs(batch.plan([tmp_path], tmp_path / "out"), tmp_path) == [("a.png", "out/a.png")]
+
+
+def test_suffix_and_format(tmp_path):
+    make(tmp_path / "in/a.png", tmp_path / "in/b.jpg")
+    (tmp_path / "in/c.gif").write_bytes(b"GIF89a")
+    jobs = batch.plan([tmp_path / "in"], tmp_path / "out", suffix="_x4", format="webp")
+    assert [j.target.name for j in jobs] == ["a_x4.webp", "b_x4.webp", "c_x4.webp"]
+    jobs = batch.plan([tmp_path / "in"], tmp_path / "out", suffix="_x4")
+    assert [j.target.name for j in jobs] == ["a_x4.png", "b_x4.jpg", "c_x4.png"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "options", "says"),
+    [
+        (["nothing.png"], "out", {}, "no such file or folder: .*nothing.png"),
+        (["a.png", "nowhere"], "out", {}, "no such file or folder: .*nowhere"),
+        (["empty"], "out", {}, "holds no images"),
+        (["a.png"], "a.png", {}, "is an input"),
+        (["in"], "in", {}, "is an input"),
+        (["a.png", "in/a.png"], "out", {}, "would both become"),
+        (["in/a.png", "in/a.jpg"], "out", {"format": "png"}, "would both become"),
+        (["a.png", "in"], "a.png", {}, "is a file; for several images a folder is expected"),
+        (["a.png"], "b.xyz", {}, "known: png"),
+        (["a.png"], "out", {"format": "xyz"}, "known: png"),
+    ],
+)
+def test_bad_plans(inputs, output, options, says, tmp_path):
+    make(tmp_path / "a.png", tmp_path / "in/a.png", tmp_path / "in/a.jpg")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EspanError, match=says):
+        batch.plan([tmp_path / i for i in inputs], tmp_path / output, **options)
+
+
+def test_a_bad_file_stops_nothing(tmp_path, upscaler):
+    make(tmp_path / "in/a.png", tmp_path / "in/c.png")
+    (tmp_path / "in/b.png").write_text("no image")
+    jobs = batch.plan([tmp_path / "in"], tmp_path / "out")
+    outcomes = batch.run_all(jobs, upscaler, overwrite=False)
+    assert [o.error is None for o in outcomes] == [True, False, True]
+    assert "b.png" in (outcomes[1].error or "")
+    assert [p.name for p in sorted((tmp_path / "out").iterdir())] == ["a.png", "c.png"]
+    assert read_image(tmp_path / "out/a.png").pixels.shape == (6, 8, 3)
+
+
+def test_what_is_done_is_skipped(tmp_path, upscaler):
+    make(tmp_path / "in/a.png", tmp_path / "out/a.png")
+    before = (tmp_path / "out/a.png").read_bytes()
+    jobs = batch.plan([tmp_path / "in"], tmp_path / "out")
+    assert batch.run_all(jobs, upscaler, overwrite=False)[0].skipped
+    assert (tmp_path / "out/a.png").read_bytes() == before
+    assert not batch.run_all(jobs, upscaler, overwrite=True)[0].skipped
+    assert (tmp_path / "out/a.png").read_bytes() != before
+
+
+def test_alpha_into_jpeg_fails_before_the_work(tmp_path, upscaler):
+    write_image(tmp_path / "a.png", Image(np.zeros((3, 4, 4), np.uint8)))
+    jobs = batch.plan([tmp_path / "a.png"], tmp_path / "a.jpg")
+    assert "alpha" in (batch.run_all(jobs, upscaler, overwrite=False)[0].error or "")
+    assert not (tmp_path / "a.jpg").exists()
+
+
+def test_profile_and_depth_go_through(tmp_path, upscaler):
+    from PIL import ImageCms
+
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    pixels = np.linspace(0, 65535, 3 * 20 * 20).astype(np.uint16).reshape(20, 20, 3)
+    write_image(tmp_path / "a.png", Image(pixels, icc_profile=profile))
+    jobs = batch.plan([tmp_path / "a.png"], tmp_path / "b.png")
+    assert batch.run_all(jobs, upscaler, overwrite=False)[0].error is None
+    result = read_image(tmp_path / "b.png")
+    assert result.pixels.dtype == np.uint16
+    assert result.icc_profile == profile
+
+
+def test_failed_write_is_told_and_leaves_nothing(tmp_path, upscaler, monkeypatch):
+    make(tmp_path / "in/a.png")
+    jobs = batch.plan([tmp_path / "in"], tmp_path / "out")
+
+    def full(self, data):
+        raise OSError(28, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    outcome = batch.run_all(jobs, upscaler, overwrite=False)[0]
+    assert "No space left on device" in (outcome.error or "")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_ranks_share_the_files(monkeypatch):
+    jobs = [batch.Job(Path(f"{i}"), Path(f"o{i}")) for i in range(7)]
+    assert batch.share_of_rank(jobs) == jobs
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    shares = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        shares.append(batch.share_of_rank(jobs))
+    assert sorted(j.source.name for s in shares for j in s) == [str(i) for i in range(7)]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1

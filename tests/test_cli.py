@@ -1,0 +1,235 @@
+"""The command line, as its user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from espan import checkpoints
+from espan.cli import main
+from espan.imaging import Image, imresize, read_image, write_image
+from espan.models import ESPAN, SPAN, Architecture
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run a command in this process; gives what it prints.  It must end with `status`."""
+
+    def run(*arguments, status=0):
+        monkeypatch.setattr(sys, "argv", ["espan", *map(str, arguments)])
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main sets it
+        monkeypatch.setenv("COLUMNS", "200")
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        assert (ended.value.code or 0) == status, (out, err)
+        return SimpleNamespace(stdout=out, stderr=err)
+
+    return run
+
+
+def test_in_a_process_of_its_own(tmp_path):
+    """The installed command: no traceback, the status of the error, nothing beside the result."""
+
+    def espan(*arguments):
+        command = [sys.executable, "-c", "from espan.cli import main; main()", *arguments]
+        environment = {**os.environ, "ESPAN_CPU": "portable"}
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+    write_image(tmp_path / "a.png", Image(np.full((2, 3, 3), 9, np.uint8)))
+    good = espan("upscale", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png"))
+    assert (good.returncode, good.stderr) == (0, "")
+    assert read_image(tmp_path / "b.png").pixels.shape == (8, 12, 3)
+    bad = espan("upscale", str(tmp_path / "nothing.png"), "-o", str(tmp_path / "c.png"))
+    assert bad.returncode == 1
+    assert bad.stderr.startswith("espan: error: no such file or folder")
+    assert "Traceback" not in bad.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two images, a text file that says it is a third, and small weights."""
+    path = tmp_path_factory.mktemp("cli")
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "sub/b.jpg"):
+        (path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_image(path / "in" / name, Image(rng.integers(0, 256, (9, 8, 3), np.uint8)))
+    (path / "bad.png").write_text("no image")
+    return path
+
+
+def test_upscale_a_photograph(run, folder, tmp_path):
+    result = run("upscale", folder / "in/a.png", "-o", tmp_path / "out.png")
+    assert read_image(tmp_path / "out.png").pixels.shape == (36, 32, 3)
+    assert f"{tmp_path / 'out.png'}  32x36" in result.stdout
+    assert result.stderr == ""  # quiet where there is no terminal
+
+
+def test_upscale_again_skips(run, folder, tmp_path):
+    run("upscale", folder / "in", "-o", tmp_path / "out")
+    assert (tmp_path / "out/sub/b.jpg").exists()
+    result = run("upscale", folder / "in", "-o", tmp_path / "out")
+    assert "0 upscaled" in result.stdout
+    assert "2 exist already" in result.stdout
+
+
+def test_upscale_goes_on_after_a_bad_file(run, folder, tmp_path):
+    inputs = (folder / "bad.png", folder / "in/a.png")
+    result = run("upscale", *inputs, "-o", tmp_path / "out", "--json", status=1)
+    report = json.loads(result.stdout)
+    assert [i["status"] for i in report["images"]] == ["failed", "upscaled"]
+    assert "bad.png" in report["images"][0]["error"]
+    assert "bad.png" in result.stderr
+    assert report["scale"] == 4
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
+def test_upscale_shared_by_ranks(run, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        run("upscale", folder / "in", "-o", tmp_path / "out")
+        assert sum(p.is_file() for p in (tmp_path / "out").rglob("*")) == int(rank) + 1
+
+
+def test_upscale_tells_of_an_implausible_output(run, folder, tmp_path, make_network):
+    network = make_network(Architecture(8, (2,), scale=2))
+    network.tail.upsample.bias.fill_(9)
+    checkpoints.save(network, tmp_path / "w.safetensors", record={})
+    result = run(
+        "upscale", folder / "in/a.png", "-o", tmp_path / "o.png", "--weights",
+        tmp_path / "w.safetensors", "--tile", "4", "--suffix", "_big",
+    )  # fmt: skip
+    assert "out of its range" in result.stderr
+    assert (tmp_path / "o_big.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["upscale", "{in}/a.png"], 2, "--output"),
+        (["upscale", "{in}/missing.png", "-o", "{out}"], 1, "no such file or folder"),
+        (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--weights", "nope"], 1, "bundled weights"),
+        (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--dtype", "fp8"], 1, "known are fp32"),
+        (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--backend", "gpu"], 1, "'gpu'"),
+        (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--device", "gpu"], 1, "unknown device"),
+        (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--tile", "-3"], 1, "number of LR pixels"),
+        (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--format", "doc"], 1, "known: png"),
+        (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--no-such"], 2, "No such option"),
+        (["evaluate", "--hr", "{out}/nowhere"], 1, "is not a folder"),
+        (["evaluate", "--hr", "{in}", "--lr", "{in}/sub"], 1, "lacks the LR images of a.png"),
+        (["evaluate", "--hr", "{in}", "--json", "{out}/no/x.json"], 1, "does not exist"),
+        (["convert", "nope.pth", "{out}/w.safetensors"], 1, "neither a file"),
+        (["convert", "espan_x4", "{out}/w.pth"], 1, "must end in .safetensors"),
+        (["convert", "espan_x4", "{out}/w.safetensors", "--normalization", "1,2"], 1, "four numb"),
+        (["info", "c32"], 1, "unknown architecture"),
+        (["info", "espan", "--size", "9"], 2, "HEIGHTxWIDTH"),
+        (["frobnicate"], 2, "No such command"),
+    ],
+)
+def test_bad_input(run, arguments, status, says, folder, tmp_path):
+    filled = [a.format(**{"in": folder / "in", "out": tmp_path}) for a in arguments]
+    result = run(*filled, status=status)
+    assert says in " ".join(result.stderr.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluate(run, folder, tmp_path):
+    rng = np.random.default_rng(0)
+    for name, size in (("x.png", (61, 75, 3)), ("gray.png", (64, 64, 1))):
+        (tmp_path / "hr").mkdir(exist_ok=True)
+        coarse = rng.integers(0, 256, (size[0] // 4 + 1, size[1] // 4 + 1, size[2]), np.uint8)
+        hr = imresize(coarse, 4)[: size[0], : size[1]]
+        write_image(tmp_path / "hr" / name, Image(np.ascontiguousarray(hr)))
+    out = run(
+        "evaluate", "--hr", tmp_path / "hr", "--json", tmp_path / "e.json", "--save",
+        tmp_path / "sr",
+    )  # fmt: skip
+    report = json.loads((tmp_path / "e.json").read_text())
+    assert [i["name"] for i in report["images"]] == ["gray", "x"]
+    assert report["psnr"] == pytest.approx(np.mean([i["psnr"] for i in report["images"]]))
+    assert report["ssim"] == pytest.approx(np.mean([i["ssim"] for i in report["images"]]))
+    assert f"{report['psnr']:.3f}" in out.stdout
+    assert read_image(tmp_path / "sr/x.png").pixels.shape == (60, 72, 3)
+
+
+def test_evaluate_takes_lr_images(run, folder, tmp_path):
+    """LR given as a file and made from HR are the same, and an LR of another size is refused."""
+    coarse = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
+    for sub in ("hr", "lr"):
+        (tmp_path / sub).mkdir()
+    hr = imresize(coarse, 4)
+    write_image(tmp_path / "hr/x.png", Image(hr))
+    write_image(tmp_path / "lr/x.bmp", Image(imresize(hr, 1 / 4)))
+    reports = []
+    for more in ([], ["--lr", tmp_path / "lr"]):
+        run("evaluate", "--hr", tmp_path / "hr", "--json", tmp_path / "e.json", *more)
+        reports.append(json.loads((tmp_path / "e.json").read_text()))
+    assert reports[0] == reports[1]
+    write_image(tmp_path / "lr/x.bmp", Image(coarse[1:]))
+    result = run("evaluate", "--hr", tmp_path / "hr", "--lr", tmp_path / "lr", status=1)
+    assert "20x19; for x.png at x4 20x20 is expected" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("weights", "dataset", "psnr"),
+    [
+        ("espan_x4_official", "Set5", 30.042),
+        ("espan_x4_official", "Set14", 26.698),
+        ("span_c28_x4_official", "Set5", 29.848),
+        ("span_c28_x4_official", "Set14", 26.592),
+    ],
+)
+def test_published_psnr(run, weights, dataset, psnr, testdata, tmp_path):
+    sets = testdata / "testsets" / dataset
+    run(
+        "evaluate", "--hr", sets / "HR", "--lr", sets / "LRx4", "--weights",
+        testdata / "weights" / f"{weights}.pth", "--json", tmp_path / "e.json",
+    )  # fmt: skip
+    assert json.loads((tmp_path / "e.json").read_text())["psnr"] == pytest.approx(psnr, abs=0.003)
+
+
+def test_info_of_a_name(run):
+    report = json.loads(run("info", "espan", "--json").stdout)
+    assert report["parameters"] == 192_272
+    assert report["receptive_radius"] == 23
+    assert "12.56" in run("info", "espan").stdout
+
+
+def test_info_of_bundled_weights(run):
+    report = json.loads(run("info", "espan_x4", "--json").stdout)
+    assert Architecture.from_dict(report["architecture"]) == ESPAN
+    assert report["record"]["minutes"] > 0
+
+
+def test_convert(run, testdata, tmp_path):
+    official = testdata / "weights" / "span_c28_x4_official.pth"
+    target = tmp_path / "span.safetensors"
+    run("convert", official, target)
+    assert checkpoints.load(target).architecture == SPAN
+    assert "exists" in run("convert", official, target, status=1).stderr
+    run("convert", official, target, "--overwrite", "--normalization", "0.5,0.5,0.5,1")
+    norm = checkpoints.load(target).architecture.normalization
+    assert norm is not None
+    assert (norm.mean, norm.img_range) == ((0.5, 0.5, 0.5), 1.0)
+
+
+def test_doctor(run):
+    report = json.loads(run("doctor", "--json").stdout)
+    names = {b["name"]: b for b in report["backends"]}
+    assert set(names) == {"cuda", "triton", "cpu", "reference"}
+    assert names["reference"]["available"]
+    for backend in names.values():
+        assert backend["available"] or backend["reason"]
+    for name in names:
+        assert name in run("doctor").stdout
+
+
+def test_version(run):
+    assert run("--version").stdout.startswith("espan ")
