@@ -44,8 +44,8 @@ namespace espan::cpu::avx2 {
 #endif
 
 #if defined(__clang__)
-#pragma clang attribute push(                                                            \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,evex512"))), \
+#pragma clang attribute push(                                                    \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
     apply_to = function)
 #else
 #pragma GCC push_options

@@ -1,0 +1,107 @@
+"""Times each op against PyTorch: eager, and compiled.
+
+    pytest benchmarks/bench_ops.py
+
+Every result is verified before it is timed.  An op that does little arithmetic cannot be faster
+than memory: extra_info has the bytes that it must move per second and their share of what a copy of
+as many bytes reaches on the same machine (`share_of_copy`).
+"""
+
+import time
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+
+from espan_kernels import backends, gate, reference
+
+DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+# ESPAN's 32 channels at 256x256 and at 510x339, the typical DIV2K low-resolution image.
+SHAPES = [(1, 32, 256, 256), (1, 32, 339, 510)]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+IMPLEMENTATIONS = ["espan", "eager", "compiled"] + ["triton"] * torch.cuda.is_available()
+
+
+def implementation(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    if name == "compiled":
+        return torch.compile(reference.gate, fullgraph=True, dynamic=False)
+    if name == "triton":
+        import espan_kernels.triton.gate  # noqa: F401
+
+        return torch.ops.espan_triton.gate
+    return gate if name == "espan" else reference.gate
+
+
+def finished(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+@cache
+def copy_bandwidth(device: str, size: int) -> float:
+    """Bytes read and written per second by the best of many copies that move ``size`` bytes."""
+    source = torch.empty(size // 8).normal_().to(device)
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(30):
+        finished(device)
+        start = time.perf_counter()
+        target.copy_(source)
+        finished(device)
+        best = min(best, time.perf_counter() - start)
+    return 8 * source.numel() / best
+
+
+def measure(benchmark: BenchmarkFixture, run: Callable[[], object], device: str, size: int) -> None:
+    def timed() -> None:
+        run()
+        finished(device)
+
+    benchmark.pedantic(timed, warmup_rounds=5, rounds=50)
+    rate = size / benchmark.stats.stats.median
+    benchmark.extra_info["GB_per_s"] = round(rate / 1e9, 2)
+    benchmark.extra_info["share_of_copy"] = round(rate / copy_bandwidth(device, size), 3)
+    benchmark.extra_info["backend"] = backends.choose(device)
+
+
+def inputs(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
+    torch.manual_seed(0)
+    return tuple(torch.randn(shape).to(device, dtype) for _ in range(3))
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s[3]}x{s[2]}")
+@pytest.mark.parametrize("device", DEVICES)
+def test_gate_forward(
+    benchmark: BenchmarkFixture, device: str, shape: tuple[int, ...], dtype: torch.dtype, name: str
+) -> None:
+    _, o, x = inputs(shape, dtype, device)
+    function = implementation(name)
+    benchmark.group = f"gate forward {device} {shape[3]}x{shape[2]} {dtype}"
+    torch.testing.assert_close(function(o, x), reference.gate(o.double(), x.double()).to(dtype))
+    measure(benchmark, lambda: function(o, x), device, 3 * o.nbytes)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s[3]}x{s[2]}")
+@pytest.mark.parametrize("device", DEVICES)
+def test_gate_backward(
+    benchmark: BenchmarkFixture, device: str, shape: tuple[int, ...], dtype: torch.dtype, name: str
+) -> None:
+    grad, o, x = inputs(shape, dtype, device)
+    o.requires_grad_()
+    x.requires_grad_()
+    y = implementation(name)(o, x)
+    benchmark.group = f"gate backward {device} {shape[3]}x{shape[2]} {dtype}"
+
+    def backward() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(y, (o, x), grad, retain_graph=True)
+
+    exact = reference.gate_backward(grad.double(), o.double(), x.double())
+    torch.testing.assert_close(backward(), tuple(t.to(dtype) for t in exact))
+    measure(benchmark, backward, device, 5 * o.nbytes)

@@ -1,0 +1,43 @@
+"""Says in every result file what it was measured on."""
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from espan_kernels import backends
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return result.stdout.strip() or "unknown"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def pytest_benchmark_update_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any]
+) -> None:
+    """The machine without its name, the versions, the commit."""
+    machine_info.clear()
+    machine_info |= {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "espan": _commit(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "backends": {b.name: dict(b.details) for b in backends.available().values() if b.available},
+    }
