@@ -94,7 +94,10 @@ def run(job: Job, upscaler: Upscaler, *, overwrite: bool) -> Outcome:
             check_output(job.target, *size, channels)
             pixels = upscaler(torch.from_numpy(image.pixels)).numpy()
             job.target.parent.mkdir(parents=True, exist_ok=True)
-            write_image(job.target, replace(image, pixels=pixels))
+            # More pixels per inch, so that a print keeps its size.
+            x, y = image.dpi or (0, 0)
+            dpi = (upscaler.scale * x, upscaler.scale * y) if image.dpi else None
+            write_image(job.target, replace(image, pixels=pixels, dpi=dpi))
     except (EspanError, OSError) as error:
         return Outcome(job, error=_message(error))
     except (MemoryError, torch.OutOfMemoryError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,16 +17,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     stays as it was.
     """
     target = Path(path)
-    handle, name = tempfile.mkstemp(
-        dir=target.parent, prefix=f".{target.stem[:40]}.", suffix=".part"
-    )
-    os.close(handle)
-    temporary = Path(name)
+    name = f".{target.stem[:40]}.{secrets.token_hex(6)}.part"
+    temporary = target.with_name(name)
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # less the umask
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes it 0600
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(target)

@@ -65,6 +65,7 @@ class FusedNetwork(nn.Module):
     """
 
     mean: Tensor | None
+    head_weight: Tensor
 
     def __init__(
         self,
@@ -95,12 +96,12 @@ class FusedNetwork(nn.Module):
             head = Kernel(head.weight * norm.img_range, head.bias)
         self._put("head", head)
         for i, block in enumerate(network.blocks):
-            for j, conv in enumerate(block.convs):  # type: ignore[arg-type, union-attr]
+            for j, conv in enumerate(block.convs):  # type: ignore[arg-type]
                 self._put(f"block{i}_conv{j}", _kernel(conv))
         for name, kernel in _fold_concat(network).items():
             self._put(name, kernel)
         self._put("upsample", _kernel(network.tail.upsample))
-        self.to(device=place, dtype=dtype, memory_format=torch.channels_last)
+        self.to(device=place, dtype=dtype)
         # The mean is subtracted from the image, not folded into the bias: the head's zero padding
         # stands for the mean colour, which a folded bias would get wrong at the border.  In fp32,
         # whatever the dtype: 0.4488 in fp16 is off by an eighth of a uint8 step.
@@ -114,11 +115,11 @@ class FusedNetwork(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.head_weight.device  # type: ignore[return-value, union-attr]
+        return self.head_weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.head_weight.dtype  # type: ignore[return-value, union-attr]
+        return self.head_weight.dtype
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape:
@@ -147,7 +148,8 @@ class FusedNetwork(nn.Module):
         return F.pixel_shuffle(self._conv("upsample", fused), self.scale)
 
     def _put(self, name: str, kernel: Kernel) -> None:
-        self.register_buffer(f"{name}_weight", kernel.weight)
+        weight = kernel.weight.contiguous(memory_format=torch.channels_last)
+        self.register_buffer(f"{name}_weight", weight)
         self.register_buffer(f"{name}_bias", kernel.bias)
 
     def _conv(self, name: str, x: Tensor) -> Tensor:

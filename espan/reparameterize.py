@@ -61,7 +61,9 @@ def collapse(network: Network) -> Network:
             if merge is not None:
                 state[f"{name}.weight"], state[f"{name}.bias"] = merge(dtype=torch.float64)
             elif isinstance(module, nn.Conv2d) and f"{name}.weight" in plain.state_dict():
-                state[f"{name}.weight"], state[f"{name}.bias"] = module.weight, module.bias
+                state[f"{name}.weight"] = module.weight
+                if module.bias is not None:
+                    state[f"{name}.bias"] = module.bias
     reference = next(network.parameters())
     plain.to(device=reference.device, dtype=reference.dtype)
     plain.load_state_dict(state)

@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from espan import checkpoints
+from espan import checkpoints, pil_images
 from espan.errors import EspanError
 from espan.fused import FusedNetwork, default_device
-from espan.imaging import pillow
 from espan.models import Network
 from espan.tiling import Tile, tile_size, tiles
 
@@ -61,7 +60,7 @@ def upscale(
             device = image.device
         upscaler = Upscaler(weights, device=device, dtype=dtype, backend=backend, tile=tile)
     if isinstance(image, Image.Image):
-        pixels, finish = pillow.to_array(image)
+        pixels, finish = pil_images.to_array(image)
         return finish(upscaler(torch.from_numpy(pixels)).numpy())
     if isinstance(image, np.ndarray):
         gray = image.ndim == 2

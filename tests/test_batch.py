@@ -119,17 +119,18 @@ def test_alpha_into_jpeg_fails_before_the_work(tmp_path, upscaler):
     assert not (tmp_path / "a.jpg").exists()
 
 
-def test_profile_and_depth_go_through(tmp_path, upscaler):
+def test_profile_depth_and_print_size_go_through(tmp_path, upscaler):
     from PIL import ImageCms
 
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     pixels = np.linspace(0, 65535, 3 * 20 * 20).astype(np.uint16).reshape(20, 20, 3)
-    write_image(tmp_path / "a.png", Image(pixels, icc_profile=profile))
+    write_image(tmp_path / "a.png", Image(pixels, icc_profile=profile, dpi=(300, 300)))
     jobs = batch.plan([tmp_path / "a.png"], tmp_path / "b.png")
     assert batch.run_all(jobs, upscaler, overwrite=False)[0].error is None
     result = read_image(tmp_path / "b.png")
     assert result.pixels.dtype == np.uint16
     assert result.icc_profile == profile
+    assert result.dpi == pytest.approx((600, 600), rel=1e-3)
 
 
 def test_failed_write_is_told_and_leaves_nothing(tmp_path, upscaler, monkeypatch):
