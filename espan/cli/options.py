@@ -11,6 +11,7 @@ import typer
 from espan.checkpoints import DEFAULT
 from espan.errors import EspanError
 from espan.models import SPAN_NORMALIZATION, Normalization
+from espan.upscaling import TileOption
 
 Weights = Annotated[
     str, typer.Option(help="A weight file, or the name of bundled weights.", show_default=True)
@@ -64,7 +65,7 @@ def parse_normalization(text: str) -> Normalization | str | None:
     return Normalization((red, green, blue), img_range)
 
 
-def parse_tile(text: str) -> int | str | None:
+def parse_tile(text: str) -> TileOption:
     """The tile of an `Upscaler`, from a --tile option."""
     if text == "auto":
         return "auto"

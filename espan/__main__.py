@@ -1,0 +1,5 @@
+"""`python -m espan`, and so `torchrun -m espan`."""
+
+from espan.cli import main
+
+main()
