@@ -5,7 +5,7 @@ struct ExpPair {
   VecF expm1;  // e^x - 1, with all its digits near x = 0
 };
 
-// e^x and e^x - 1 for x <= 0; a NaN stays a NaN.  Both are within 2 ulp; e^x is 0 below -87, where
+// e^x and e^x - 1 for x <= 0, to about 1 ulp; a NaN stays a NaN.  e^x is 0 below -87, where
 // it would leave the normal numbers.  Activations need no other half of the axis: sigmoid, tanh
 // and SiLU are all functions of e^-|x|.
 inline ExpPair exp_nonpositive(VecF x) {
