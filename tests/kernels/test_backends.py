@@ -87,6 +87,7 @@ def test_wrong_requests() -> None:
         ("8.0+PTX", (9, 0), True),
         ("12.0+PTX", (10, 0), False),
         ("9.0a", (9, 0), True),
+        ("10.0a", (10, 3), False),
         ("9.0a+PTX", (10, 0), False),
         ("10.0f", (10, 3), True),
     ],

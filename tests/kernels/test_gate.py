@@ -161,10 +161,12 @@ def test_second_derivative_is_refused() -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_opcheck(dtype: torch.dtype) -> None:
-    grad, o, x = cases.inputs(2, 3, 4, 5, dtype=dtype)
-    torch.library.opcheck(ops.gate.default, (o.requires_grad_(), x.requires_grad_()))
-    torch.library.opcheck(ops.gate.default, (o.detach()[:, :, ::2], x.detach()[:, :, ::2]))
-    torch.library.opcheck(ops.gate_backward.default, (grad, o.detach(), x.detach()))
+    grad, o, x = cases.inputs(2, 8, 6, 10, dtype=dtype)
+    torch.library.opcheck(ops.gate.default, (o.clone().requires_grad_(), x.requires_grad_()))
+    for layout in ("channels_last", "cropped"):
+        viewed = _views(o)[layout]
+        torch.library.opcheck(ops.gate.default, (viewed, x.detach()))
+        torch.library.opcheck(ops.gate_backward.default, (grad, viewed, x.detach()))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
