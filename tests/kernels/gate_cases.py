@@ -11,6 +11,15 @@ from tests.tolerance import assert_accurate
 # Below, at and across a vector of 4, 8 and 16 lanes and a thread's share of 16,384 elements.
 SIZES = (0, 1, 3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 1000, 16383, 16384, 16385, 32769, 100_003)
 
+
+def decades(dtype: torch.dtype) -> tuple[float, ...]:
+    """Scales to test, each in a tensor of its own, so that no lost digits hide behind larger ones.
+
+    For float64 they end at 1: beyond, the derivative of tanh cancels in the float64 reference.
+    """
+    return tuple(10.0**e for e in range(-7, 1 if dtype == torch.float64 else 4))
+
+
 TINY = 1e-40  # a float32 subnormal
 SPECIAL = [0.0, -0.0, TINY, -TINY, 1e-20, -1e-20, 1e-6, -1e-6, 0.6, -0.6, 17.5, -17.5]
 SPECIAL += [86.9, -86.9, 88.0, -88.0, 104.0, -104.0, 1e4, -1e4]
@@ -49,6 +58,14 @@ def check_values(gate: Gate, o: Tensor, x: Tensor) -> None:
     y = gate(o, x)
     assert (y.device, y.stride()) == (o.device, torch.empty_like(o).stride())
     assert_accurate(y, reference.gate(o, x), reference.gate(o.double(), x.double()))
+
+
+def check_octaves(gate: Gate, dtype: torch.dtype) -> None:
+    """The rule on one octave of ``o`` at a time: a seam between two formulas cannot hide."""
+    for exponent in range(-10, 5):
+        o = torch.linspace(1, 2, 257, dtype=torch.float64) * 2.0**exponent
+        o = torch.cat((o, -o)).to(dtype)
+        check_values(gate, o, torch.zeros_like(o))
 
 
 def check_gradients(gate_backward: GateBackward, grad: Tensor, o: Tensor, x: Tensor) -> None:

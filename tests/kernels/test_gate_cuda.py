@@ -36,8 +36,8 @@ def test_values(ops: SimpleNamespace, dtype: torch.dtype) -> None:
         grad, o, x = cases.inputs(n, dtype=dtype, device="cuda")
         cases.check_values(ops.gate, o, x)
         cases.check_gradients(ops.gate_backward, grad, o, x)
-    for exponent in range(-7, 4):
-        grad, o, x = cases.inputs(1000, dtype=dtype, scale=10.0**exponent, device="cuda")
+    for scale in cases.decades(dtype):
+        grad, o, x = cases.inputs(1000, dtype=dtype, scale=scale, device="cuda")
         cases.check_values(ops.gate, o, x)
         cases.check_gradients(ops.gate_backward, grad, o, x)
 
