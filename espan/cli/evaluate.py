@@ -53,7 +53,6 @@ def command(
         device=device,
         dtype=options.parse_dtype(dtype),
         backend=backend,
-        tile=None,
     )
     progress = Console(stderr=True)
     scores = list(
