@@ -12,6 +12,12 @@
 STABLE_TORCH_LIBRARY(espan, m) {
   m.def("gate(Tensor o, Tensor x) -> Tensor");
   m.def("gate_backward(Tensor grad, Tensor o, Tensor x) -> (Tensor, Tensor)");
+  m.def(
+      "frequency_loss(Tensor sr, Tensor hr, float pixel_weight, float alpha, float beta, "
+      "bool squared) -> (Tensor, Tensor)");
+  m.def(
+      "frequency_loss_gradient(Tensor sr, Tensor hr, Tensor scale, float pixel_weight, "
+      "float alpha, float beta, bool squared) -> (Tensor, Tensor, Tensor)");
 }
 
 // setup.py passes the architectures as a bare list, 8.0,9.0+PTX, which needs no quoting.

@@ -13,12 +13,16 @@ import torch
 from torch import Tensor
 
 from espan_kernels import reference
-from espan_kernels._checks import check_gate
+from espan_kernels._checks import check_frequency_loss, check_gate
 
 # As in csrc/bindings.cpp; used where that library cannot be loaded.
 SCHEMAS = (
     "gate(Tensor o, Tensor x) -> Tensor",
     "gate_backward(Tensor grad, Tensor o, Tensor x) -> (Tensor, Tensor)",
+    "frequency_loss(Tensor sr, Tensor hr, float pixel_weight, float alpha, float beta, "
+    "bool squared) -> (Tensor, Tensor)",
+    "frequency_loss_gradient(Tensor sr, Tensor hr, Tensor scale, float pixel_weight, float alpha, "
+    "float beta, bool squared) -> (Tensor, Tensor, Tensor)",
 )
 
 
@@ -79,8 +83,30 @@ def _triton_gate_backward(grad: Tensor, o: Tensor, x: Tensor) -> tuple[Tensor, T
     return kernels.gate_backward(grad, o, x)
 
 
+def _reference_frequency_loss(sr: Tensor, hr: Tensor, *options: float) -> tuple[Tensor, Tensor]:
+    check_frequency_loss("espan::frequency_loss", sr, hr)
+    return reference.frequency_loss(sr, hr, *options)  # type: ignore[arg-type]
+
+
+def _reference_frequency_loss_gradient(
+    sr: Tensor, hr: Tensor, scale: Tensor, *options: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_frequency_loss("espan::frequency_loss_gradient", sr, hr, scale)
+    loss, terms, gradient = reference.frequency_loss_gradient(
+        sr,
+        hr,
+        scale.reshape(()),
+        *options,  # type: ignore[arg-type]
+    )
+    return loss, terms, _like(sr, gradient)
+
+
 _fragment.impl("gate", _reference_gate, "CompositeExplicitAutograd")
 _fragment.impl("gate_backward", _reference_gate_backward, "CompositeExplicitAutograd")
+_fragment.impl("frequency_loss", _reference_frequency_loss, "CompositeExplicitAutograd")
+_fragment.impl(
+    "frequency_loss_gradient", _reference_frequency_loss_gradient, "CompositeExplicitAutograd"
+)
 if not cuda_archs and triton_installed:
     _fragment.impl("gate", _triton_gate, "CUDA")
     _fragment.impl("gate_backward", _triton_gate_backward, "CUDA")

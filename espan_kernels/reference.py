@@ -1,7 +1,14 @@
 """What each op means, in plain PyTorch: for tests, for benchmarks, and where no kernel can run."""
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from espan_kernels.frequency_loss_reference import frequency_loss, frequency_loss_gradient
+
+__all__ = ["frequency_loss", "frequency_loss_gradient", "gate", "gate_backward"]
 
 
 def gate(o: Tensor, x: Tensor) -> Tensor:
@@ -28,3 +35,67 @@ def gate_backward(grad: Tensor, o: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """
     h = 0.5 * torch.tanh(0.5 * o)
     return grad * (h + (o + x) * (0.25 - h * h)), grad * h
+
+
+def spab(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """A block of SPAN: 3x3 convolutions with SiLU between them, then the gate.
+
+    Args:
+        x: (N, C, H, W).
+        weights: two or three of (C, C, 3, 3).
+        biases: as many of (C,).
+
+    Returns:
+        The block's output and its first activation, both (N, C, H, W).
+    """
+    first = o = F.silu(F.conv2d(x, weights[0], biases[0], padding=1))
+    for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True):
+        o = F.silu(F.conv2d(o, weight, bias, padding=1))
+    return gate(F.conv2d(o, weights[-1], biases[-1], padding=1), x), first
+
+
+def head(image: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None) -> Tensor:
+    """The first convolution.
+
+    Args:
+        image: (N, 3, H, W); uint8 stands for 0-1, or any floating-point dtype.
+        weight: (C, 3, k, k), k odd.
+        bias: (C,).
+        mean: (3,) in float32 or wider: subtracted before the image is rounded to the dtype of
+            ``weight``, and before the zero padding.
+
+    Returns:
+        (N, C, H, W) in the dtype of ``weight``.
+    """
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    values = image.to(wide) / 255 if image.dtype == torch.uint8 else image.to(wide)
+    if mean is not None:
+        values = values - mean.view(1, 3, 1, 1)
+    return F.conv2d(values.to(weight.dtype), weight, bias, padding=weight.shape[-1] // 2)
+
+
+def tail(
+    last: Tensor,
+    sides: Sequence[Tensor],
+    last_weight: Tensor,
+    side_weight: Tensor,
+    bias: Tensor,
+    up_weight: Tensor,
+    up_bias: Tensor,
+    scale: int,
+) -> Tensor:
+    """From the features to the image: the folded concat, a 3x3 to 3 s^2 channels, pixel shuffle.
+
+    Args:
+        last: the last block's output, (N, C, H, W).
+        sides: what else the concat takes, each (N, C, H, W).
+        last_weight: (C, C, 3, 3), side_weight: (C, len(sides) C, 1, 1), bias: (C,).
+        up_weight: (3 s^2, C, 3, 3), up_bias: (3 s^2,).
+        scale: s.
+
+    Returns:
+        (N, 3, s H, s W), not clamped.
+    """
+    fused = F.conv2d(last, last_weight, bias, padding=1)
+    fused = fused + F.conv2d(torch.cat(list(sides), dim=1), side_weight)
+    return F.pixel_shuffle(F.conv2d(fused, up_weight, up_bias, padding=1), scale)

@@ -1,0 +1,157 @@
+"""The frequency-aware loss as an op: its wrappers, its shapes for the compiler, its gradient."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from espan_kernels import _library  # noqa: F401  (defines torch.ops.espan)
+from espan_kernels._checks import check_frequency_loss
+from espan_kernels.gate import _in_autocast
+
+
+def _matched(sr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
+    if sr.dtype != hr.dtype and _in_autocast(sr.device.type):
+        wider = torch.promote_types(sr.dtype, hr.dtype)
+        return sr.to(wider), hr.to(wider)
+    return sr, hr
+
+
+def frequency_loss(
+    sr: Tensor,
+    hr: Tensor,
+    *,
+    pixel_weight: float = 1.0,
+    alpha: float = 1.0,
+    beta: float = 0.001,
+    squared: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """``pixel_weight * pixel + alpha * HF + beta * DCT``: equations 7 to 9 of the ESPAN paper.
+
+    With ``d = hr - sr``: ``pixel = mean(d ** 2)``, or ``mean(|d|)`` unless ``squared``;
+    ``HF = mean(|d - B(d)|)`` with ``B`` a 5x5 Gaussian blur of sigma 1.1 (Eq. 7); ``DCT =
+    mean(|DCT(d)|)`` with the orthonormal DCT-II of 8x8 blocks of each channel (Eq. 8); the sum is
+    Eq. 9.  Borders, and edges that are not a multiple of 8, are reflected.  Means run over all
+    elements, the DCT's over all coefficients; the derivative of ``|.|`` at 0 is 0.  Arithmetic is
+    float32.  Equivalent to :func:`espan_kernels.reference.frequency_loss`.
+
+    Differentiable once.  The backward pass reads ``sr`` and ``hr`` again: for 16-bit types that
+    moves 10 bytes per element in all, where keeping a float32 gradient would move 14 and hold 4;
+    for float32 it is 20 either way.  A trainer that knows the incoming gradient beforehand calls
+    :func:`frequency_loss_gradient` instead, which moves 6 and 12.
+
+    Args:
+        sr: (N, C, H, W) in any memory layout, at least one element; float32, float16 or bfloat16.
+            The weights suit values in 0 to 1, which nothing depends on.
+        hr: of the shape, dtype and device of ``sr``.  Under autocast the dtypes may differ and the
+            wider one is used.
+        pixel_weight: of the pixel term; 0 leaves it out of the sum.
+        alpha: of HF.
+        beta: of DCT.
+        squared: whether the pixel term is L2, as in Eq. 9, or L1.
+
+    Returns:
+        The loss, of shape (), and the three terms before they are weighted, of shape (3,): pixel,
+        HF, DCT.  Both are float32; the terms carry no gradient.  Not a number and infinity come
+        through.  The result does not depend on the number of threads.
+
+    Raises:
+        RuntimeError: another dtype or shape, or ``hr`` that does not match ``sr``; and in the
+            backward pass, if a second derivative is asked for.
+    """
+    return torch.ops.espan.frequency_loss(*_matched(sr, hr), pixel_weight, alpha, beta, squared)
+
+
+def frequency_loss_gradient(
+    sr: Tensor,
+    hr: Tensor,
+    scale: Tensor,
+    *,
+    pixel_weight: float = 1.0,
+    alpha: float = 1.0,
+    beta: float = 0.001,
+    squared: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, its terms and ``scale`` times its gradient for ``sr``, in one pass over both.
+
+    It takes no part in autograd; the gradient goes to ``sr.backward``::
+
+        scale = scaler.scale(torch.ones((), device=sr.device))  # torch.ones without a GradScaler
+        loss, terms, gradient = frequency_loss_gradient(sr, hr, scale)
+        sr.backward(gradient)
+
+    ``scale`` is applied before the gradient is rounded to the dtype of ``sr``: without it, 1/N of
+    16x3x512x512 elements is 8e-8, where float16 ends.
+
+    Args:
+        sr: as in :func:`frequency_loss`.
+        hr: as there.
+        scale: one float32 number on the device of ``sr``.
+        pixel_weight: as there.
+        alpha: as there.
+        beta: as there.
+        squared: as there.
+
+    Returns:
+        The loss, the terms, and the gradient: like ``sr``, with its strides if it has no gaps.
+
+    Raises:
+        RuntimeError: what does not fit, as there.
+    """
+    sr, hr = _matched(sr.detach(), hr.detach())
+    return torch.ops.espan.frequency_loss_gradient(
+        sr, hr, scale.detach(), pixel_weight, alpha, beta, squared
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    sr, hr, *ctx.options = inputs
+    ctx.save_for_backward(sr, hr)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError(
+        "espan::frequency_loss has no second derivative; "
+        "espan_kernels.reference.frequency_loss has one, by autograd"
+    )
+
+
+def register_gradient(namespace: str) -> None:
+    """Make ``namespace::frequency_loss`` differentiable once, by its ``_gradient``."""
+    ops = getattr(torch.ops, namespace)
+
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        sr, hr = ctx.saved_tensors
+        grad_sr = ops.frequency_loss_gradient(sr, hr, grad, *ctx.options)[2]
+        grad_hr = -grad_sr if ctx.needs_input_grad[1] else None
+        return grad_sr, grad_hr, None, None, None, None
+
+    torch.library.register_autograd(f"{namespace}::frequency_loss", backward, setup_context=_save)
+    torch.library.register_autograd(f"{namespace}::frequency_loss_gradient", _no_second_derivative)
+
+
+@torch.library.register_fake("espan::frequency_loss")
+def _(
+    sr: Tensor, hr: Tensor, pixel_weight: float, alpha: float, beta: float, squared: bool
+) -> tuple[Tensor, Tensor]:
+    check_frequency_loss("espan::frequency_loss", sr, hr)
+    return sr.new_empty((), dtype=torch.float32), sr.new_empty(3, dtype=torch.float32)
+
+
+@torch.library.register_fake("espan::frequency_loss_gradient")
+def _(
+    sr: Tensor,
+    hr: Tensor,
+    scale: Tensor,
+    pixel_weight: float,
+    alpha: float,
+    beta: float,
+    squared: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_frequency_loss("espan::frequency_loss_gradient", sr, hr, scale)
+    loss = sr.new_empty((), dtype=torch.float32)
+    return loss, sr.new_empty(3, dtype=torch.float32), torch.empty_like(sr)
+
+
+register_gradient("espan")

@@ -1,0 +1,182 @@
+"""The frequency-aware loss in plain PyTorch, its gradient written out beside it.
+
+Everything is linear up to the norms, so only the difference ``d = HR - SR`` is needed.  Three open
+points of the paper are settled here, for all implementations alike:
+
+* **Borders** are reflected without repeating the edge pixel (NumPy's ``reflect``), again and again
+  where an image is smaller than what it lacks: a row 0 1 2 goes on 1 0 1 2 1 ..., and a single
+  pixel repeats.  The same rule pads an edge that is not a multiple of 8 for the DCT.
+* **The DCT's mean** runs over all coefficients, those of padded blocks included: it is the mean of
+  the tensor whose norm is taken, so padding does not make the term larger.
+* **The blur** is written as ``d + w1 (sum of the two nearest - 2 d) + w2 (...)``: a constant
+  difference has exactly no high frequencies, and so no gradient of random sign.
+"""
+
+import math
+from functools import cache
+
+import torch
+from torch import Tensor
+
+SIGMA = 1.1  # of the 5x5 Gaussian
+
+
+def gaussian() -> tuple[float, float]:
+    """The weights of the neighbours at distance 1 and 2; the centre has what is left of 1."""
+    one, two = (math.exp(-k * k / (2 * SIGMA * SIGMA)) for k in (1, 2))
+    total = 1 + 2 * one + 2 * two
+    return one / total, two / total
+
+
+@cache
+def dct_matrix() -> Tensor:
+    """The orthonormal DCT-II of 8 samples: rows are frequencies."""
+    k, n = torch.arange(8, dtype=torch.float64)[:, None], torch.arange(8, dtype=torch.float64)
+    matrix = torch.cos(math.pi * (2 * n + 1) * k / 16) / 2
+    matrix[0] = math.sqrt(1 / 8)
+    return matrix
+
+
+def reflected(size: int, before: int, after: int) -> list[int]:
+    """Where the pixels -before ... size + after - 1 of a row come from."""
+    period = max(2 * (size - 1), 1)
+    return [min(i % period, (period - i) % period) for i in range(-before, size + after)]
+
+
+def _take(d: Tensor, dim: int, before: int, after: int) -> Tensor:
+    index = torch.tensor(reflected(d.shape[dim], before, after), device=d.device)
+    return d.index_select(dim, index)
+
+
+def _blur(d: Tensor) -> Tensor:
+    """The 5x5 Gaussian, one axis after the other."""
+    w1, w2 = gaussian()
+    for dim in (3, 2):
+        size = d.shape[dim]
+        padded = _take(d, dim, 2, 2)
+        far_before, before, _, after, far_after = (padded.narrow(dim, k, size) for k in range(5))
+        d = d + w1 * (before + after - 2 * d) + w2 * (far_before + far_after - 2 * d)
+    return d
+
+
+def _blur_transposed(s: Tensor) -> Tensor:
+    """The transpose of :func:`_blur`.
+
+    Over one period of the reflected image, an edge pixel occurs once and every other pixel twice;
+    on the period the blur is symmetric.  Hence its transpose is the blur itself between a
+    weighting by 1 / occurrences and one by occurrences, both here times the constant 2.
+    """
+    for dim in (3, 2):
+        if s.shape[dim] > 1:
+            edge = s.new_ones(s.shape[dim])
+            edge[0] = edge[-1] = 2
+            weight = edge.view(-1, 1) if dim == 2 else edge
+            s = s * weight
+    s = _blur(s)
+    for dim in (3, 2):
+        if s.shape[dim] > 1:
+            edge = s.new_ones(s.shape[dim])
+            edge[0] = edge[-1] = 0.5
+            s = s * (edge.view(-1, 1) if dim == 2 else edge)
+    return s
+
+
+def _coefficients(d: Tensor) -> Tensor:
+    """The DCT of every 8x8 block, laid out as the padded image is."""
+    k = dct_matrix().to(d)
+    for dim in (2, 3):
+        if d.shape[dim] % 8:
+            d = _take(d, dim, 0, -d.shape[dim] % 8)
+    columns = k @ d.reshape(-1, 8, d.shape[3])
+    return (columns.reshape(-1, 8) @ k.T).reshape(d.shape)
+
+
+def _coefficients_transposed(c: Tensor, height: int, width: int) -> Tensor:
+    """The transpose of :func:`_coefficients` for an image of ``height`` and ``width``."""
+    k = dct_matrix().to(c)
+    columns = (c.reshape(-1, 8) @ k).reshape(-1, 8, c.shape[3])
+    g = (k.T @ columns).reshape(c.shape)
+    for dim, size in ((2, height), (3, width)):
+        padded, g = g, g.narrow(dim, 0, size).clone()
+        for i, source in enumerate(reflected(size, 0, padded.shape[dim] - size)[size:], size):
+            g.select(dim, source).add_(padded.select(dim, i))
+    return g
+
+
+def _sign(v: Tensor) -> Tensor:
+    """The derivative of ``|v|``, 0 at 0; unlike torch.sign, not a number where ``v`` is none."""
+    return torch.where(v.isnan(), v, v.sign())
+
+
+def _difference(sr: Tensor, hr: Tensor) -> Tensor:
+    wide = torch.promote_types(sr.dtype, torch.float32)
+    return hr.to(wide) - sr.to(wide)
+
+
+def frequency_loss(
+    sr: Tensor,
+    hr: Tensor,
+    pixel_weight: float = 1.0,
+    alpha: float = 1.0,
+    beta: float = 0.001,
+    squared: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """``pixel_weight * pixel + alpha * HF + beta * DCT``; its gradient comes by autograd.
+
+    With ``d = hr - sr``, ``B`` the 5x5 Gaussian blur (sigma 1.1) and ``DCT`` the orthonormal DCT-II
+    of 8x8 blocks, each a mean over all elements: ``pixel = mean(d ** 2)``, or ``mean(|d|)`` unless
+    ``squared``; ``HF = mean(|d - B(d)|)``; ``DCT = mean(|DCT(d)|)``.
+
+    Args:
+        sr: (N, C, H, W), floating-point; 16-bit types are computed in float32.
+        hr: like ``sr``.
+        pixel_weight: of the first term.
+        alpha: of the second.
+        beta: of the third.
+        squared: whether the first term is L2.
+
+    Returns:
+        The loss, of shape (), and the three terms before they are weighted, of shape (3,).
+    """
+    d = _difference(sr, hr)
+    pixel = d.square() if squared else d.abs()
+    terms = (pixel.mean(), (d - _blur(d)).abs().mean(), _coefficients(d).abs().mean())
+    loss = pixel_weight * terms[0] + alpha * terms[1] + beta * terms[2]
+    return loss, torch.stack(terms)
+
+
+def frequency_loss_gradient(
+    sr: Tensor,
+    hr: Tensor,
+    scale: Tensor,
+    pixel_weight: float = 1.0,
+    alpha: float = 1.0,
+    beta: float = 0.001,
+    squared: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The results of :func:`frequency_loss` and ``scale`` times the gradient for ``sr``.
+
+    Args:
+        sr: as there.
+        hr: as there.
+        scale: one number: the gradient of what is minimised with respect to the loss.
+        pixel_weight: as there.
+        alpha: as there.
+        beta: as there.
+        squared: as there.
+
+    Returns:
+        The loss, the terms, and the gradient like ``sr``, rounded to its dtype once,
+        at the end.
+    """
+    loss, terms = frequency_loss(sr, hr, pixel_weight, alpha, beta, squared)
+    d = _difference(sr, hr)
+    height, width = d.shape[2:]
+    pixel = 2 * d if squared else _sign(d)
+    high = _sign(d - _blur(d))
+    high = high - _blur_transposed(high)
+    signs = _sign(_coefficients(d))
+    spectrum = _coefficients_transposed(signs, height, width)
+    gradient = pixel_weight / d.numel() * pixel
+    gradient = gradient + alpha / d.numel() * high + beta / signs.numel() * spectrum
+    return loss, terms, (-scale.to(d.dtype) * gradient).to(sr.dtype)
