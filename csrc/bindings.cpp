@@ -18,6 +18,13 @@ STABLE_TORCH_LIBRARY(espan, m) {
   m.def(
       "frequency_loss_gradient(Tensor sr, Tensor hr, Tensor scale, float pixel_weight, "
       "float alpha, float beta, bool squared) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "spab(Tensor x, Tensor packed, int channels, int convs, bool with_activation) "
+      "-> (Tensor, Tensor)");
+  m.def("head(Tensor image, Tensor packed, Tensor? mean, int channels, int kernel) -> Tensor");
+  m.def(
+      "tail(Tensor head, Tensor first, Tensor last, Tensor? activation, Tensor packed, "
+      "int channels, int scale, ScalarType dtype, Tensor(a!)? flag) -> Tensor");
 }
 
 // setup.py passes the architectures as a bare list, 8.0,9.0+PTX, which needs no quoting.

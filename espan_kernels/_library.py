@@ -7,7 +7,9 @@ tells what was found and why the rest was not.
 
 import importlib.util
 import os
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +25,11 @@ SCHEMAS = (
     "bool squared) -> (Tensor, Tensor)",
     "frequency_loss_gradient(Tensor sr, Tensor hr, Tensor scale, float pixel_weight, float alpha, "
     "float beta, bool squared) -> (Tensor, Tensor, Tensor)",
+    "spab(Tensor x, Tensor packed, int channels, int convs, bool with_activation) "
+    "-> (Tensor, Tensor)",
+    "head(Tensor image, Tensor packed, Tensor? mean, int channels, int kernel) -> Tensor",
+    "tail(Tensor head, Tensor first, Tensor last, Tensor? activation, Tensor packed, "
+    "int channels, int scale, ScalarType dtype, Tensor(a!)? flag) -> Tensor",
 )
 
 
@@ -47,6 +54,29 @@ _fragment = torch.library.Library("espan", "FRAGMENT")
 if compiled is None:
     for _schema in SCHEMAS:
         _fragment.define(_schema)
+
+
+def implement(op: str, function: Callable[..., Any]) -> None:
+    """Make ``function`` the implementation of ``espan::op`` where no kernel takes precedence."""
+    _fragment.impl(op, function, "CompositeExplicitAutograd")
+
+
+def refuse_gradients(op: str) -> None:
+    """Have ``espan::op``, which is for inference, say so when it is asked for a gradient."""
+    overload = getattr(torch.ops.espan, op).default
+
+    def forward(*arguments: Any) -> Any:
+        if torch.is_grad_enabled() and any(
+            isinstance(a, Tensor) and a.requires_grad for a in arguments
+        ):
+            raise RuntimeError(
+                f"espan::{op} has no gradient: it is for inference; use torch.no_grad(), or "
+                f"espan_kernels.reference.{op} to train"
+            )
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload(*arguments)
+
+    _fragment.impl(op, forward, "Autograd")
 
 
 def _like(o: Tensor, result: Tensor) -> Tensor:

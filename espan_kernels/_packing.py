@@ -1,0 +1,135 @@
+"""Weights in the order in which the kernels read them.
+
+A packed tensor is flat, of the dtype of the feature maps: convolution weights as `mma.m16n8k16`
+wants them in its registers, then biases in float32, seen as that dtype.  A warp reads a step's
+weights with one 16-byte load per lane and pair of output tiles, so nothing is shuffled on the GPU.
+
+Feature maps have P channels: C rounded up to a multiple of 16; what is beyond C has zero weights
+and stays zero.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+MAX_CHANNELS = 64
+
+
+def padded(channels: int) -> int:
+    """P: ``channels`` rounded up to a multiple of 16."""
+    return -(-channels // 16) * 16
+
+
+def check_channels(op: str, channels: int) -> None:
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise RuntimeError(f"{op}: channels is {channels}; it must be 1 to {MAX_CHANNELS}")
+
+
+def check_weight(op: str, name: str, weight: Tensor, shape: Sequence[int]) -> None:
+    if list(weight.shape) != list(shape):
+        raise RuntimeError(
+            f"{op}: {name} has shape {list(weight.shape)}; it must have the shape {list(shape)}"
+        )
+
+
+def pad(weight: Tensor, *sizes: int) -> Tensor:
+    """``weight`` with zeros added at the end of its first dimensions."""
+    result = weight.new_zeros(*sizes, *weight.shape[len(sizes) :])
+    result[tuple(slice(n) for n in weight.shape[: len(sizes)])] = weight
+    return result
+
+
+def group(channels: int) -> int:
+    """Output tiles of 8 channels that a lane stores together: 4 are 16 bytes, 2 are 8."""
+    return 4 if channels % 32 == 0 else 2
+
+
+def output_order(channels: int) -> Tensor:
+    """The channel in each column of the output tiles: (P,).
+
+    Of an mma's 8 columns lane q of a quad has columns 2q and 2q + 1.  Channels are dealt so that a
+    lane's columns of one group of tiles are neighbours in memory: it stores them at once.
+    """
+    g = group(channels)
+    # tile = (block, j), column = (q, e)  ->  channel = (block, q, j, e)
+    return torch.arange(channels).view(-1, 4, g, 2).transpose(1, 2).reshape(-1)
+
+
+def natural(rows: Tensor, channels: int) -> Tensor:
+    """Rows in the order of the output tiles, in that of the channels again."""
+    return rows[output_order(channels).argsort().to(rows.device)]
+
+
+def fragments(b: Tensor) -> Tensor:
+    """(..., 16, N) -> (..., N/16, 32, 8): what each lane has of the mma's B, two tiles a load.
+
+    Lane 4n + q has rows 2q, 2q + 1, 2q + 8, 2q + 9 of column n.
+    """
+    lead = b.shape[:-2]
+    b = b.reshape(*lead, 2, 4, 2, b.shape[-1] // 16, 2, 8)  # h, q, e, pair, tile, n
+    d = len(lead)
+    order = [d + 3, d + 5, d + 1, d + 4, d, d + 2]
+    return b.permute(*range(d), *order).reshape(*lead, -1, 32, 8)
+
+
+def conv3x3(weight: Tensor) -> Tensor:
+    """(N, P, 3, 3), rows in the order of the tiles -> steps (dx, 16 channels) of three taps dy."""
+    n, channels = weight.shape[:2]
+    b = weight.view(n, channels // 16, 16, 3, 3).permute(4, 1, 3, 2, 0)
+    return fragments(b).flatten()
+
+
+def conv1x1(weight: Tensor) -> Tensor:
+    """(N, P), rows in the order of the tiles -> steps of 16 channels.
+
+    The kernel reads this operand's pixels from memory, 4 or 8 neighbouring channels a lane, so the
+    rows of B follow: with u the step within 32 channels, row (h, q, e) is channel 8q + 4u + 2h + e.
+    """
+    n, channels = weight.shape
+    u = group(channels) // 2
+    b = weight.view(n, -1, 4, u, 2, 2).permute(1, 3, 4, 2, 5, 0)  # (32 or 16), u, h, q, e, N
+    return fragments(b.reshape(channels // 16, 16, n)).flatten()
+
+
+def join(weights: Sequence[Tensor], biases: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """One flat tensor of ``dtype``: the weights, then the biases as float32."""
+    flat = torch.cat([w.flatten() for w in weights]).to(dtype)
+    return torch.cat([flat, torch.cat([b.flatten() for b in biases]).float().view(dtype)])
+
+
+def split(packed: Tensor, weights: int) -> tuple[Tensor, Tensor]:
+    """The weights, and the biases in float32."""
+    return packed[:weights], packed[weights:].view(torch.float32)
+
+
+def packed_size(weights: int, biases: int, dtype: torch.dtype) -> int:
+    """Elements of a packed tensor."""
+    return weights + biases * 4 // dtype.itemsize
+
+
+def check_packed(op: str, packed: Tensor, dtype: torch.dtype, size: int) -> None:
+    if packed.dtype != dtype:
+        raise RuntimeError(f"{op}: packed has dtype {packed.dtype}; it must be {dtype}")
+    if packed.ndim != 1 or packed.shape[0] != size:
+        raise RuntimeError(
+            f"{op}: packed has shape {list(packed.shape)}; for these channels and this kernel it "
+            f"must have the shape [{size}]"
+        )
+
+
+def check_dtype(op: str, dtype: torch.dtype) -> None:
+    if dtype not in DTYPES:
+        raise RuntimeError(f"{op}: dtype is {dtype}; it must be float16, bfloat16 or float32")
+
+
+@lru_cache(maxsize=64)
+def inverse(pack: Callable[..., Tensor], *arguments: int) -> Tensor:
+    """Where ``pack`` puts each weight; ``pack`` moves a tensor of 1-based numbers, 0 is padding."""
+    packed = pack(*arguments)
+    order = torch.empty(int(packed.max()), dtype=torch.int64)
+    positions = packed.nonzero().squeeze(1)
+    order[packed[positions] - 1] = positions
+    return order

@@ -1,0 +1,129 @@
+"""The first convolution as an op: its weights packed, its wrapper, its meaning on packed weights."""
+
+import torch
+from torch import Tensor
+
+from espan_kernels import _features, _library, _packing, reference
+from espan_kernels._packing import padded
+
+OP = "espan::head"
+MAX_KERNEL = 11
+IMAGE_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
+
+
+def head(image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kernel: int) -> Tensor:
+    """A kernel x kernel convolution of an RGB image, in one launch.
+
+    Equivalent to :func:`espan_kernels.reference.head` with its result in NHWC.
+
+    Args:
+        image: (N, 3, H, W) of any strides; uint8, which stands for 0-1, float16, bfloat16 or
+            float32.
+        packed: from :func:`pack_head`; its dtype is that of the result.
+        mean: (3,) float32, subtracted from the image before the zero padding; or None.
+        channels: C, up to 64.
+        kernel: odd, up to 11.
+
+    Returns:
+        (N, H, W, P), P = ``padded(channels)``, zero beyond C.
+
+    Raises:
+        RuntimeError: inputs that do not fit together; a gradient, which there is none of.
+    """
+    return torch.ops.espan.head(image, packed, mean, channels, kernel)
+
+
+def pack_head(
+    weight: Tensor, bias: Tensor, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Pack a (C, 3, k, k) weight and a (C,) bias for :func:`head`."""
+    channels, kernel = weight.shape[0], weight.shape[-1]
+    _check(channels, kernel)
+    _packing.check_dtype("pack_head", dtype)
+    _packing.check_weight("pack_head", "weight", weight, (channels, 3, kernel, kernel))
+    _packing.check_weight("pack_head", "bias", bias, (channels,))
+    p = padded(channels)
+    padded_bias = _packing.pad(bias.detach().double().cpu(), p)[_packing.output_order(p)]
+    return _packing.join([_pack(weight.detach().double().cpu())], [padded_bias], dtype).to(device)
+
+
+def _steps(kernel: int) -> tuple[int, int]:
+    """Groups of three rows of taps, and steps of 16 values in a row of 3 ``kernel``."""
+    return -(-kernel // 3), -(-3 * kernel // 16)
+
+
+def _pack(weight: Tensor) -> Tensor:
+    """Steps (three rows of taps, 16 of a row's RGBRGB...) of three taps dy."""
+    channels, _, kernel, _ = weight.shape
+    p, (groups, runs) = padded(channels), _steps(kernel)
+    rows = weight.permute(2, 3, 1, 0).reshape(kernel, 3 * kernel, channels)  # dy, (dx, rgb), C
+    rows = _packing.pad(rows, 3 * groups, 16 * runs, p)[..., _packing.output_order(p)]
+    steps = rows.view(groups, 3, runs, 16, p).transpose(1, 2)
+    return _packing.fragments(steps).flatten()
+
+
+def _pack_numbers(channels: int, kernel: int) -> Tensor:
+    count = channels * 3 * kernel * kernel
+    return _pack(torch.arange(1, count + 1).view(channels, 3, kernel, kernel))
+
+
+def _weight_count(channels: int, kernel: int) -> int:
+    groups, runs = _steps(kernel)
+    return groups * runs * 3 * 16 * padded(channels)
+
+
+def unpack(packed: Tensor, channels: int, kernel: int) -> tuple[Tensor, Tensor]:
+    """The weight (C, 3, k, k) and bias (C,) that are in ``packed``."""
+    p = padded(channels)
+    flat, bias = _packing.split(packed, _weight_count(channels, kernel))
+    order = _packing.inverse(_pack_numbers, channels, kernel).to(packed.device)
+    weight = flat[order].view(channels, 3, kernel, kernel)
+    return weight, _packing.natural(bias, p)[:channels].to(packed.dtype)
+
+
+def _check(channels: int, kernel: int) -> None:
+    _packing.check_channels(OP, channels)
+    if kernel % 2 == 0 or not 1 <= kernel <= MAX_KERNEL:
+        raise RuntimeError(f"{OP}: kernel is {kernel}; it must be odd, 1 to {MAX_KERNEL}")
+
+
+def _check_inputs(
+    image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kernel: int
+) -> None:
+    _check(channels, kernel)
+    if image.dtype not in IMAGE_DTYPES:
+        raise RuntimeError(
+            f"{OP}: image has dtype {str(image.dtype).removeprefix('torch.')}; "
+            "it must be uint8, float16, bfloat16 or float32"
+        )
+    if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape:
+        raise RuntimeError(
+            f"{OP}: image has shape {list(image.shape)}; it must be (N, 3, H, W) and not empty"
+        )
+    _features.check_device(OP, "packed", packed, "image", image)
+    _packing.check_dtype(OP, packed.dtype)
+    size = _packing.packed_size(_weight_count(channels, kernel), padded(channels), packed.dtype)
+    _packing.check_packed(OP, packed, packed.dtype, size)
+    if mean is not None:
+        _features.check_device(OP, "mean", mean, "image", image)
+        if mean.dtype != torch.float32 or mean.shape != (3,) or not mean.is_contiguous():
+            raise RuntimeError(f"{OP}: mean must be three contiguous values in float32")
+
+
+def _reference(
+    image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kernel: int
+) -> Tensor:
+    _check_inputs(image, packed, mean, channels, kernel)
+    weight, bias = unpack(packed, channels, kernel)
+    return _features.from_nchw(reference.head(image, weight, bias, mean))
+
+
+@torch.library.register_fake(OP)
+def _(image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kernel: int) -> Tensor:
+    _check_inputs(image, packed, mean, channels, kernel)
+    n, _, height, width = image.shape
+    return packed.new_empty(n, height, width, padded(channels))
+
+
+_library.implement("head", _reference)
+_library.refuse_gradients("head")
