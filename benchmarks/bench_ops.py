@@ -27,6 +27,7 @@ IMPLEMENTATIONS = ["espan", "eager", "compiled"] + ["triton"] * torch.cuda.is_av
 
 def implementation(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     if name == "compiled":
+        torch._dynamo.reset()  # or the ninth kind of input in one process would be refused
         return torch.compile(reference.gate, fullgraph=True, dynamic=False)
     if name == "triton":
         import espan_kernels.triton.gate  # noqa: F401
