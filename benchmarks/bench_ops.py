@@ -62,6 +62,8 @@ def measure(benchmark: BenchmarkFixture, run: Callable[[], object], device: str,
         finished(device)
 
     benchmark.pedantic(timed, warmup_rounds=5, rounds=50)
+    if benchmark.disabled:  # --benchmark-disable: verified and run once, not timed
+        return
     rate = size / benchmark.stats.stats.median
     benchmark.extra_info["GB_per_s"] = round(rate / 1e9, 2)
     benchmark.extra_info["share_of_copy"] = round(rate / copy_bandwidth(device, size), 3)
