@@ -26,9 +26,8 @@ def decide(requested: str, nvcc: str | None) -> tuple[bool, str]:
             "ESPAN_BUILD=cuda, but nvcc was not found: set CUDA_HOME to the CUDA toolkit or put "
             "its bin directory on PATH, or build with ESPAN_BUILD=cpu"
         )
-    if requested == "cpu":
-        return False, "cpu_requested"
-    return (True, "") if nvcc else (False, "nvcc_not_found")
+    reason = "cpu_requested" if requested == "cpu" else "" if nvcc else "nvcc_not_found"
+    return not reason, reason
 
 
 def choose_archs(requested: str, known: str) -> list[str]:
@@ -92,8 +91,8 @@ def main() -> None:
     )
     # Force: what is built depends on the environment, and ninja knows what is stale.
     options = {"bdist_wheel": {"py_limited_api": "cp310"}, "build_ext": {"force": True}}
-    cmdclass = {"build_ext": cpp_extension.BuildExtension}
-    setup(ext_modules=[extension], cmdclass=cmdclass, options=options)
+    build_ext = cpp_extension.BuildExtension
+    setup(ext_modules=[extension], cmdclass={"build_ext": build_ext}, options=options)
 
 
 if __name__ == "__main__":
