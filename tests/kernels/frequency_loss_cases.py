@@ -1,0 +1,87 @@
+"""Inputs for the frequency-aware loss and what must come out, shared by the tests of its rooms.
+
+The derivative of ``|v|`` jumps at 0, so a value that is zero but for rounding may give any sign.
+``inputs`` looks for images in which no high-frequency value and no coefficient is that small.  Some
+are zero whatever the image is, such as all but one coefficient of a single pixel; those have no
+gradient in exact arithmetic either way, and may stay.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from espan_kernels import frequency_loss_reference, reference
+from tests.tolerance import assert_accurate
+
+# Images smaller than the blur and than a DCT block, at a block, not a multiple of it, larger than
+# one tile of each implementation: 24 x 24 in Triton, 32 x 128 on the CPU, 64 x 128 in CUDA.
+SHAPES = ((1, 1, 1, 1), (1, 2, 1, 7), (2, 1, 4, 2), (2, 3, 3, 5), (1, 1, 6, 10), (1, 2, 8, 8))
+SHAPES += ((1, 3, 9, 17), (2, 1, 24, 32), (1, 1, 25, 41), (1, 1, 33, 128), (1, 1, 73, 137))
+
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {"pixel_weight": 1.0, "alpha": 1.0, "beta": 0.001, "squared": True},
+    {"pixel_weight": 0.7, "alpha": 1.3, "beta": 2.0, "squared": False},
+    {"pixel_weight": 1.0, "alpha": 0.0, "beta": 0.0, "squared": False},
+    {"pixel_weight": 0.0, "alpha": 1.0, "beta": 0.0, "squared": True},
+    {"pixel_weight": 0.0, "alpha": 0.0, "beta": 1.0, "squared": True},
+)
+
+# sr, hr, scale, pixel_weight, alpha, beta, squared
+LossGradient = Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+FAR_FROM_ZERO = 2e-6  # some ten times the rounding of a float32 coefficient
+
+
+def _signed(d: Tensor) -> Tensor:
+    """Every value whose sign the gradient takes."""
+    coefficients = frequency_loss_reference._coefficients(d)
+    return torch.cat([(d - frequency_loss_reference._blur(d)).flatten(), coefficients.flatten()])
+
+
+def inputs(
+    *shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """SR and HR in 0 to 1."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    always_zero = (
+        _signed(torch.randn(shape, generator=generator, dtype=torch.float64)).abs() < 1e-12
+    )
+    for _ in range(200):
+        sr, hr = (torch.rand(shape, generator=generator).to(dtype) for _ in range(2))
+        signed = _signed(hr.double() - sr.double()).abs()
+        if (signed > FAR_FROM_ZERO)[~always_zero].all():
+            return sr.to(device), hr.to(device)
+    raise AssertionError(f"no image of {shape} in {dtype} is far enough from zero")
+
+
+def check(
+    gradient: LossGradient, sr: Tensor, hr: Tensor, scale: float = 1.0, **options: Any
+) -> None:
+    """Loss, terms and gradient obey the tolerance rule; the gradient has sr's strides."""
+    options = OPTIONS[1] | options
+    factor = torch.tensor(scale, device=sr.device)
+    actual = gradient(sr, hr, factor, *options.values())
+    theirs = reference.frequency_loss_gradient(sr, hr, factor, **options)
+    exact = reference.frequency_loss_gradient(sr.double(), hr.double(), factor, **options)
+    assert (actual[0].shape, actual[1].shape) == ((), (3,))
+    assert actual[2].stride() == torch.empty_like(sr).stride()
+    assert {t.device for t in actual} == {sr.device}
+    # The loss and its terms are of one magnitude, and a term may be zero but for rounding.
+    assert_accurate(
+        *(torch.cat([loss.view(1), terms]) for loss, terms, _ in (actual, theirs, exact))
+    )
+    assert_accurate(actual[2], theirs[2], exact[2])
+
+
+def check_special(gradient: LossGradient, value: float, device: str = "cpu") -> None:
+    """What is not finite stays so, wherever its influence reaches, and nowhere else."""
+    sr, hr = inputs(1, 2, 40, 41, device=device)
+    sr[0, 1, 20, 30] = value
+    one = torch.ones((), device=device)
+    for options in OPTIONS:
+        actual = gradient(sr, hr, one, *options.values())
+        expected = reference.frequency_loss_gradient(sr, hr, one, **options)
+        for a, b in zip(actual, expected, strict=True):
+            assert torch.equal(a.isfinite(), b.isfinite())
