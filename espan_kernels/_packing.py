@@ -112,7 +112,8 @@ def packed_size(weights: int, biases: int, dtype: torch.dtype) -> int:
 
 def check_packed(op: str, packed: Tensor, dtype: torch.dtype, size: int) -> None:
     if packed.dtype != dtype:
-        raise RuntimeError(f"{op}: packed has dtype {packed.dtype}; it must be {dtype}")
+        found, wanted = (str(d).removeprefix("torch.") for d in (packed.dtype, dtype))
+        raise RuntimeError(f"{op}: packed has dtype {found}; it must be {wanted}")
     if packed.ndim != 1 or packed.shape[0] != size:
         raise RuntimeError(
             f"{op}: packed has shape {list(packed.shape)}; for these channels and this kernel it "

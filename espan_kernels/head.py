@@ -1,4 +1,4 @@
-"""The first convolution as an op: its weights packed, its wrapper, its meaning on packed weights."""
+"""The first convolution as an op: packing, wrapper, meaning on packed weights."""
 
 import torch
 from torch import Tensor

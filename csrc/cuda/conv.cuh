@@ -1,0 +1,193 @@
+// What spab, head and tail share: 3x3 convolutions of a tile of feature maps in shared memory, on
+// the tensor cores.
+//
+// A warp computes a strip: 16 pixels wide, Rows high, Tiles x 8 output channels, all of it in
+// registers (Rows x Tiles x 4 of them).  A step is one column dx of taps and 16 input channels:
+// each row of the strip's input is loaded once (ldmatrix) and multiplied by the taps of the three
+// dy at once, so that a matrix load serves up to 3 Tiles mma.  With 32 channels and 10 rows a step
+// is 12 matrix loads of 512 bytes and 6 weight loads of 512 bytes for 120 mma: 77 bytes per mma of
+// the 128 that an SM moves per cycle, while an H100 does 1.3 such mma per cycle.
+//
+// Weights are not in shared memory: they lie in device memory in the order of the registers
+// (espan_kernels/_packing.py), each warp reads them through L1, and a step's weights are loaded
+// while the step before it is computed, which takes longer (400 cycles) than L2 answers (250).
+#pragma once
+
+#include "primitives.cuh"
+
+namespace espan::cuda {
+
+// Output tiles that a lane stores together, and the 8 or 16 bytes that they are.
+template <int P>
+struct Group {
+  static constexpr int kTiles = P % 32 == 0 ? 4 : 2;
+  static constexpr int kChannels = 8 * kTiles;
+  static constexpr int kBytes = 4 * kTiles;
+};
+
+// The values of one lane for one pixel and group, in pairs.
+template <int Tiles>
+struct Lane;
+template <>
+struct Lane<2> {
+  using Vector = uint2;
+  uint32_t pair[2];
+  __device__ __forceinline__ Lane() {}
+  __device__ __forceinline__ Lane(uint2 v) : pair{v.x, v.y} {}
+  __device__ __forceinline__ Vector vector() const { return make_uint2(pair[0], pair[1]); }
+};
+template <>
+struct Lane<4> {
+  using Vector = uint4;
+  uint32_t pair[4];
+  __device__ __forceinline__ Lane() {}
+  __device__ __forceinline__ Lane(uint4 v) : pair{v.x, v.y, v.z, v.w} {}
+  __device__ __forceinline__ Vector vector() const {
+    return make_uint4(pair[0], pair[1], pair[2], pair[3]);
+  }
+};
+
+// Rows of `Columns` pixels of P channels, 2 bytes each, in shared memory.  The 16-byte chunks of a
+// pixel are permuted by its column, so that any 8 neighbouring pixels have their chunk c in 8
+// different groups of 4 banks (ldmatrix reads those at once), and so have the 4 chunks that a quad
+// of lanes stores, for any 2 neighbours.
+template <int P, int Columns>
+struct Tile {
+  static constexpr int kPixel = 2 * P;
+  static constexpr int kRow = Columns * kPixel;
+  static constexpr int kChunks = P / 8;
+
+  static __device__ __forceinline__ int swizzle(int column) {
+    if constexpr (P == 64) return (column & 1) << 2 | (column >> 1 & 3);
+    if constexpr (P == 32) return column >> 1 & 3;
+    return column >> 2 & 1;
+  }
+  // Of a chunk, from the beginning of its row.
+  static __device__ __forceinline__ int offset(int column, int chunk) {
+    return column * kPixel + ((chunk ^ swizzle(column)) << 4);
+  }
+};
+
+// Where a lane is: it computes pixels `pixel` and `pixel` + 8 of each row of the strip, and of each
+// tile the columns 2 `quad` and 2 `quad` + 1.
+struct Position {
+  int lane, pixel, quad;
+  explicit __device__ __forceinline__ Position(int lane)
+      : lane(lane), pixel(lane >> 2), quad(lane & 3) {}
+};
+
+// One step's weights: three dy, two tiles a vector.
+template <int Tiles>
+struct Taps {
+  uint4 v[3][Tiles / 2];
+  // `pairs` vectors of 32 lanes belong to a dy; the warp's are the first of them.
+  __device__ __forceinline__ void load(const uint4* weights, int pairs, int lane) {
+#pragma unroll
+    for (int dy = 0; dy < 3; ++dy)
+#pragma unroll
+      for (int i = 0; i < Tiles / 2; ++i)
+        v[dy][i] = load_global(weights + (dy * pairs + i) * 32 + lane);
+  }
+};
+
+template <int Rows, int Tiles>
+struct Strip {
+  float value[Rows][Tiles][4];
+
+  __device__ __forceinline__ void fill(const float* bias, const Position& at) {
+#pragma unroll
+    for (int j = 0; j < Tiles; ++j) {
+      const float2 b = load_global(reinterpret_cast<const float2*>(bias) + 4 * j + at.quad);
+#pragma unroll
+      for (int r = 0; r < Rows; ++r) {
+        value[r][j][0] = value[r][j][2] = b.x;
+        value[r][j][1] = value[r][j][3] = b.y;
+      }
+    }
+  }
+
+  template <class T>
+  __device__ __forceinline__ void multiply_row(int row, const uint32_t (&a)[4],
+                                               const uint4 (&b)[Tiles / 2]) {
+#pragma unroll
+    for (int i = 0; i < Tiles / 2; ++i) {
+      multiply<T>(value[row][2 * i], a, b[i].x, b[i].y);
+      multiply<T>(value[row][2 * i + 1], a, b[i].z, b[i].w);
+    }
+  }
+
+  // One step: load(row, a) gives A of row `row` of the strip's Rows + 2 input rows.
+  template <class T, class Load>
+  __device__ __forceinline__ void step(const Taps<Tiles>& taps, Load load) {
+    uint32_t a[2][4];
+    load(0, a[0]);
+#pragma unroll
+    for (int row = 0; row < Rows + 2; ++row) {
+      if (row + 1 < Rows + 2) load(row + 1, a[(row + 1) & 1]);
+#pragma unroll
+      for (int dy = 0; dy < 3; ++dy) {
+        const int out = row - dy;
+        if (out >= 0 && out < Rows) multiply_row<T>(out, a[row & 1], taps.v[dy]);
+      }
+    }
+  }
+
+  // The 3x3 convolution of a tile of P channels.  `tile` is the address of the row above the
+  // strip's first, `column` the tile's column to the left of the strip's first.
+  template <class T, int P, int Columns>
+  __device__ __forceinline__ void convolve(uint32_t tile, int column, const uint4* weights,
+                                           int pairs, const Position& at) {
+    using In = Tile<P, Columns>;
+    constexpr int kSteps = 3 * (P / 16);
+    const int left = column + (at.lane & 15), half = at.lane >> 4;
+    Taps<Tiles> next;
+    next.load(weights, pairs, at.lane);
+#pragma unroll 1
+    for (int s = 0; s < kSteps; ++s) {
+      const Taps<Tiles> taps = next;
+      // The last step loads its own again: no branch, and nothing beyond the weights is read.
+      next.load(weights + (s + 1 < kSteps ? s + 1 : s) * (3 * 32) * pairs, pairs, at.lane);
+      const int dx = s / (P / 16), k = s % (P / 16);
+      const uint32_t address = tile + In::offset(left + dx, 2 * k + half);
+      step<T>(taps, [&](int row, uint32_t (&a)[4]) { load_matrix(a, address + row * In::kRow); });
+    }
+  }
+
+  // The two values of a lane's pixel `high` (0: at.pixel, 1: at.pixel + 8) in tile j.
+  __device__ __forceinline__ float2 pair(int row, int j, int high) const {
+    return make_float2(value[row][j][2 * high], value[row][j][2 * high + 1]);
+  }
+};
+
+// `count` in strips of `Size`: where strip i begins, and the first that is its own to store.  Where
+// the last one would reach beyond the end it begins earlier and its first part is stored by others.
+struct Share {
+  int begin, own;
+  __device__ __forceinline__ Share(int i, int size, int count)
+      : begin(i * size + size <= count ? i * size : count - size), own(i * size) {}
+};
+
+// Copies a tile of feature maps from device memory, zeros where it is outside of the image.
+template <int P, int Columns, int Threads>
+__device__ __forceinline__ void load_tile(uint32_t to, const uint16_t* image, int top, int left,
+                                          int rows, int height, int width, int thread) {
+  using In = Tile<P, Columns>;
+  for (int row = thread / 32; row < rows; row += Threads / 32) {
+    const int y = top + row;
+    const bool inside = y >= 0 && y < height;
+    const uint16_t* line = image + static_cast<int64_t>(inside ? y : 0) * width * P;
+    for (int i = thread % 32; i < Columns * In::kChunks; i += 32) {
+      const int column = i / In::kChunks, chunk = i % In::kChunks, x = left + column;
+      const bool take = inside && x >= 0 && x < width;
+      copy_async<16>(to + row * In::kRow + In::offset(column, chunk),
+                     line + (take ? static_cast<int64_t>(x) * P + chunk * 8 : 0), take);
+    }
+  }
+}
+
+// silu(2 h) = h + h tanh(h)
+__device__ __forceinline__ float silu_of_half(float h) {
+  return __fmaf_rn(h, tanh_approximate(h), h);
+}
+
+}  // namespace espan::cuda

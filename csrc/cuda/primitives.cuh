@@ -1,0 +1,144 @@
+// The GPU's instructions under plain names.  The kernels of spab, head and tail are written in
+// terms of these alone, so the tests can compile the same kernels with g++ against an emulator that
+// has the same names (tests/emulator).
+#pragma once
+
+#include <cstdint>
+
+#ifdef ESPAN_EMULATOR
+#include "emulator.h"
+#else
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+namespace espan::cuda {
+
+// What a feature map is made of.
+struct Float16 {
+  static __device__ __forceinline__ uint32_t pack(float low, float high) {
+    const __half2 v = __floats2half2_rn(low, high);
+    return reinterpret_cast<const uint32_t&>(v);
+  }
+  static __device__ __forceinline__ float2 unpack(uint32_t v) {
+    return __half22float2(reinterpret_cast<const __half2&>(v));
+  }
+};
+struct BFloat16 {
+  static __device__ __forceinline__ uint32_t pack(float low, float high) {
+    const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
+    return reinterpret_cast<const uint32_t&>(v);
+  }
+  static __device__ __forceinline__ float2 unpack(uint32_t v) {
+    return __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(v));
+  }
+};
+
+// Shared memory is addressed by 32-bit numbers; this is the first byte of the block's.
+__device__ __forceinline__ uint32_t shared_memory() {
+  extern __shared__ __align__(128) unsigned char bytes[];
+  return static_cast<uint32_t>(__cvta_generic_to_shared(bytes));
+}
+
+__device__ __forceinline__ void synchronize() { __syncthreads(); }
+
+// The four 8x8 matrices of an mma's A: lane l gives the address of row l % 16, columns l / 16 * 8.
+__device__ __forceinline__ void load_matrix(uint32_t (&a)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
+               : "r"(address)
+               : "memory");
+}
+
+// d += a b, 16 x 16 by 16 x 8, in float32.
+template <class T>
+__device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                         uint32_t b1);
+template <>
+__device__ __forceinline__ void multiply<Float16>(float (&d)[4], const uint32_t (&a)[4],
+                                                  uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+template <>
+__device__ __forceinline__ void multiply<BFloat16>(float (&d)[4], const uint32_t (&a)[4],
+                                                   uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Starts a copy of 16 or 8 bytes to shared memory, or of zeros where `take` is false.
+template <int Bytes>
+__device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool take) {
+  if constexpr (Bytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                 "r"(take ? 16 : 0)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from),
+                 "r"(take ? 8 : 0)
+                 : "memory");
+}
+// Waits for this thread's copies.
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+// These are called by a whole warp; a lane whose `keep` is false stores nothing.
+__device__ __forceinline__ void store_shared(uint32_t to, uint4 v, bool keep) {
+  if (keep)
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z),
+                 "r"(v.w)
+                 : "memory");
+}
+__device__ __forceinline__ void store_shared(uint32_t to, uint2 v, bool keep) {
+  if (keep)
+    asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to), "r"(v.x), "r"(v.y) : "memory");
+}
+__device__ __forceinline__ void store_shared(uint32_t to, uint16_t v, bool keep) {
+  if (keep) asm volatile("st.shared.b16 [%0], %1;" ::"r"(to), "h"(v) : "memory");
+}
+__device__ __forceinline__ void load_shared(uint32_t from, uint32_t& v) {
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(from) : "memory");
+}
+__device__ __forceinline__ void load_shared(uint32_t from, uint2& v) {
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(from) : "memory");
+}
+__device__ __forceinline__ void load_shared(uint32_t from, uint4& v) {
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(from)
+               : "memory");
+}
+
+// Memory that no thread of this launch writes.
+template <class V>
+__device__ __forceinline__ V load_global(const V* from) {
+  return __ldg(from);
+}
+template <class V>
+__device__ __forceinline__ void store_global(V* to, V v) {
+  *to = v;
+}
+
+// The same value, of unknown origin: what is computed from it here is computed anew, instead of
+// being held in registers since it was computed before.
+__device__ __forceinline__ int recompute(int v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
+
+// One instruction; its relative error of 2^-11 is that of a result in float16.
+__device__ __forceinline__ float tanh_approximate(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+}  // namespace espan::cuda
+
+#endif  // ESPAN_EMULATOR

@@ -1,0 +1,68 @@
+// The block on CUDA: checks, the choice of an instance and the launch around spab.cuh.
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "features.h"
+#include "spab.cuh"
+
+namespace espan::cuda {
+namespace {
+
+constexpr char kOp[] = "espan::spab";
+
+template <class S>
+void run(const Launch& launch, const Tensor& x, SpabArguments p) {
+  const Tiling tiles(kOp, x.size(0), p.height, p.width, S::kHeight, S::kWidth);
+  p.tiles_x = tiles.x;
+  p.tiles_y = tiles.y;
+  p.bias = reinterpret_cast<const float*>(p.weights + p.convs * S::kWeights);
+  allow_shared_memory<spab_kernel<S>>(kOp, S::kSharedBytes);
+  spab_kernel<S><<<tiles.blocks, S::kThreads, S::kSharedBytes, launch.stream()>>>(p);
+}
+
+template <class T>
+void choose(const Launch& launch, const Tensor& x, const SpabArguments& p) {
+  const SharedMemory memory(kOp);
+  bool done = false;
+  for_each_spab<T>([&](auto instance) {
+    using S = decltype(instance);
+    if (done || S::P != x.size(3) || !memory.holds(S::kBlocksPerSm, S::kSharedBytes)) return;
+    run<S>(launch, x, p);
+    done = true;
+  });
+  if (!done) fail(kOp, "the GPU has too little shared memory: ", memory.per_block, " bytes");
+}
+
+std::tuple<Tensor, Tensor> spab(const Tensor& x, const Tensor& packed, int64_t channels,
+                                int64_t convs, bool with_activation) {
+  check_channels(kOp, channels);
+  if (convs != 2 && convs != 3) fail(kOp, "convs is ", convs, "; it must be 2 or 3");
+  check_features(kOp, "x", x, channels);
+  check_device(kOp, "packed", packed, "x", x);
+  const int64_t p = padded(channels);
+  check_packed(kOp, packed, x, convs * 9 * p * p, convs * p);
+  const Launch launch(kOp, x);
+  const Tensor y = torch::stable::empty_like(x);
+  const Tensor activation =
+      with_activation ? torch::stable::empty_like(x) : torch::stable::new_empty(x, {0});
+  SpabArguments arguments{};
+  arguments.x = static_cast<const uint16_t*>(x.const_data_ptr());
+  arguments.y = static_cast<uint16_t*>(y.mutable_data_ptr());
+  if (with_activation) arguments.activation = static_cast<uint16_t*>(activation.mutable_data_ptr());
+  arguments.weights = static_cast<const uint4*>(packed.const_data_ptr());
+  arguments.convs = static_cast<int>(convs);
+  arguments.height = static_cast<int>(x.size(1));
+  arguments.width = static_cast<int>(x.size(2));
+  if (x.scalar_type() == ScalarType::Half)
+    choose<Float16>(launch, x, arguments);
+  else
+    choose<BFloat16>(launch, x, arguments);
+  launch.finish();
+  return {y, activation};
+}
+
+}  // namespace
+}  // namespace espan::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(espan, CUDA, m) { m.impl("spab", TORCH_BOX(&espan::cuda::spab)); }

@@ -1,0 +1,104 @@
+"""The block as an op of PyTorch: on the CPU by the reference, its packing, its refusals."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from espan_kernels import pack_spab, spab
+from tests.kernels.spab_cases import check
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def run(x: Tensor, packed: Tensor, channels: int, convs: int) -> tuple[Tensor, Tensor]:
+    return spab(x, packed, channels, convs, with_activation=True)
+
+
+def example(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    weights = [torch.randn(20, 20, 3, 3) / 14 for _ in range(3)]
+    packed = pack_spab(weights, [torch.randn(20) for _ in range(3)], dtype)
+    return torch.randn(1, 5, 4, 32).to(dtype), packed
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("convs", [2, 3])
+@pytest.mark.parametrize("channels", [1, 16, 26, 28, 32, 48, 52, 64])
+def test_values(channels: int, convs: int, dtype: torch.dtype) -> None:
+    for shape in ((1, 1, 1), (1, 1, 7), (2, 9, 6)):
+        check(run, channels, convs, dtype, shape)
+
+
+def test_without_activation() -> None:
+    x, packed = example()
+    y, activation = spab(x, packed, 20, 3)
+    assert activation.shape == (0,)
+    assert torch.equal(y, run(x, packed, 20, 3)[0])
+
+
+def test_packing_is_pure() -> None:
+    weights = [torch.randn(5, 5, 3, 3) for _ in range(2)]
+    biases = [torch.randn(5) for _ in range(2)]
+    before = [t.clone() for t in weights + biases]
+    first, second = (pack_spab(weights, biases, torch.float16) for _ in range(2))
+    assert torch.equal(first.view(torch.int16), second.view(torch.int16))
+    assert all(torch.equal(a, b) for a, b in zip(weights + biases, before, strict=True))
+    assert first.shape == (2 * 9 * 16 * 16 + 2 * 2 * 16,)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_opcheck(dtype: torch.dtype) -> None:
+    x, packed = example(dtype)
+    for with_activation in (False, True):
+        arguments = (x, packed, 20, 3, with_activation)
+        torch.library.opcheck(torch.ops.espan.spab.default, arguments)
+
+
+def test_compile() -> None:
+    x, packed = example()
+    compiled = torch.compile(lambda x: run(x + 1, packed, 20, 3)[0] * 2, fullgraph=True)
+    torch.testing.assert_close(compiled(x), run(x + 1, packed, 20, 3)[0] * 2)
+
+
+def test_gradients_are_refused() -> None:
+    x, packed = example()
+    x.requires_grad_()
+    with pytest.raises(RuntimeError, match="espan::spab has no gradient: it is for inference"):
+        spab(x, packed, 20, 3)
+    with torch.no_grad():
+        spab(x, packed, 20, 3)
+
+
+X, PACKED = example()
+
+
+@pytest.mark.parametrize(
+    ("x", "packed", "channels", "convs", "message"),
+    [
+        (X.double(), PACKED, 20, 3, "x has dtype float64; it must be float16, bfloat16 or float32"),
+        (X.half(), PACKED, 20, 3, "packed has dtype float32; it must be float16"),
+        (X, PACKED, 0, 3, "channels is 0; it must be 1 to 64"),
+        (X, PACKED, 65, 3, "channels is 65; it must be 1 to 64"),
+        (X, PACKED, 33, 3, r"x has shape \[1, 5, 4, 32\]; it must be \(N, H, W, 48\)"),
+        (X[0], PACKED, 20, 3, r"x has shape \[5, 4, 32\]; it must be \(N, H, W, 32\)"),
+        (X[:0], PACKED, 20, 3, r"x has shape \[0, 5, 4, 32\]; it must not be empty"),
+        (X[:, ::2], PACKED, 20, 3, "x must be contiguous"),
+        (X, PACKED, 20, 4, "convs is 4; it must be 2 or 3"),
+        (X, PACKED, 20, 2, r"packed has shape \[27744\]; .* must have the shape \[18496\]"),
+        (X.to("meta"), PACKED, 20, 3, "packed is on cpu; it must be on the device of x, meta"),
+    ],
+)
+def test_bad_inputs(x: Tensor, packed: Tensor, channels: int, convs: int, message: str) -> None:
+    with pytest.raises(RuntimeError, match=f"^espan::spab: {message}"):
+        spab(x, packed, channels, convs)
+
+
+def test_bad_weights() -> None:
+    weights, biases = [torch.zeros(5, 5, 3, 3)] * 2, [torch.zeros(5)] * 2
+    with pytest.raises(RuntimeError, match=r"weights\[1\] has shape \[5, 5, 1, 1\]; it must"):
+        pack_spab([weights[0], weights[1][..., :1, :1]], biases, torch.float16)
+    with pytest.raises(RuntimeError, match=r"biases\[0\] has shape \[4\]; it must"):
+        pack_spab(weights, [biases[0][:4], biases[1]], torch.float16)
+    with pytest.raises(RuntimeError, match="convs is 1; it must be 2 or 3"):
+        pack_spab(weights[:1], biases[:1], torch.float16)
+    with pytest.raises(RuntimeError, match="it must be float16, bfloat16 or float32"):
+        pack_spab(weights, biases, torch.float64)

@@ -1,0 +1,138 @@
+"""The block's CUDA kernels on the CPU: their own source under tests/emulator."""
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.emulator.build import Bug, buffer, load, poisoned
+from tests.kernels.spab_cases import Run, check
+
+FLOATS = (torch.float16, torch.bfloat16)
+# (P, rows of a tile) of the instances in spab.cuh, and a number of channels below P.
+INSTANCES = [(16, 16, 13), (32, 16, 26), (48, 16, 48), (48, 8, 36), (64, 16, 64), (64, 6, 52)]
+ONE = ("ESPAN_ONE_INSTANCE",)
+
+BUGS: dict[str, Bug] = {
+    "missing barrier": (
+        "spab.cuh",
+        "synchronize();\n  work.template finish",
+        "work.template finish",
+    ),
+    "halo one short": ("spab.cuh", "S::kHeight + 6, p.height", "S::kHeight + 5, p.height"),
+    "wrong swizzle": (
+        "conv.cuh",
+        "In::offset(left + dx, 2 * k + half)",
+        "In::offset(left, 2 * k + half) + dx * In::kPixel",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def emulated() -> ModuleType:
+    return load("spab")
+
+
+def instances(
+    module: ModuleType, dtype: torch.dtype, channels: int, height: int
+) -> list[dict[str, Any]]:
+    """Those of the module with these properties; some differ in their warps only."""
+    wanted = (dtype == torch.bfloat16, channels, height)
+    found = [i for i in module.instances if (i["bfloat16"], i["channels"], i["height"]) == wanted]
+    assert found
+    return found
+
+
+def runner(module: ModuleType, instance: dict[str, Any], order: int = 0) -> Run:
+    """Runs an instance, its warps in one of several orders, in arrays that begin as NaN."""
+
+    def run(x: Tensor, packed: Tensor, channels: int, convs: int) -> tuple[Tensor, Tensor]:
+        n, height, width, _ = x.shape
+        y, activation = (poisoned(tuple(x.shape), x.dtype) for _ in range(2))
+        arrays = [buffer(module, t) for t in (x, packed, y, activation)]
+        before = x.clone(), packed.view(torch.uint8).clone()
+        wavefronts = instance["run"](*arrays, convs, n, height, width, order)
+        assert torch.equal(x, before[0])
+        assert torch.equal(packed.view(torch.uint8), before[1])
+        # No bank conflicts at all: neither ldmatrix nor the stores of activations.
+        assert set(wavefronts) == {"ldmatrix", "st.shared"}
+        for fewest, needed in wavefronts.values():
+            assert fewest == needed
+        return y, activation
+
+    return run
+
+
+def test_all_instances_are_tested(emulated: ModuleType) -> None:
+    found = {(i["channels"], i["height"]) for i in emulated.instances}
+    assert found == {(p, height) for p, height, _ in INSTANCES}
+    assert len(emulated.instances) == 2 * (len(INSTANCES) + 1)  # (32, 16) by 4 and by 8 warps
+
+
+@pytest.mark.parametrize("convs", [2, 3])
+@pytest.mark.parametrize(("p", "rows", "channels"), INSTANCES)
+def test_values(emulated: ModuleType, p: int, rows: int, channels: int, convs: int) -> None:
+    dtype = FLOATS[(rows + convs + p // 16) % 2]
+    for order, instance in enumerate(instances(emulated, dtype, p, rows), start=convs - 2):
+        run = runner(emulated, instance, order)
+        check(run, channels, convs, dtype, (1, 1, 1))
+        check(run, channels, convs, dtype, (2 if p < 48 else 1, rows + 1, 29))
+
+
+def test_bias_alone_stops_at_the_border(emulated: ModuleType) -> None:
+    """With tiny weights the intermediates are silu(bias) inside and zero outside the image."""
+    for instance in instances(emulated, torch.float16, 32, 16):
+        check(runner(emulated, instance), 28, 3, torch.float16, (1, 1, 7), gain=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("convs", [2, 3])
+@pytest.mark.parametrize(("p", "rows", "channels"), INSTANCES)
+def test_all_sizes_and_orders(
+    emulated: ModuleType, p: int, rows: int, channels: int, convs: int, dtype: torch.dtype
+) -> None:
+    sizes = [(1, 1), (1, 7), (9, 1), (rows - 1, 27), (rows, 28), (rows + 1, 29), (2 * rows + 3, 57)]
+    for instance in instances(emulated, dtype, p, rows):
+        for order in (0, 1, 2, 3):
+            run = runner(emulated, instance, order)
+            for size in sizes:
+                check(run, channels, convs, dtype, (1, *size))
+            check(run, p, convs, dtype, (2, rows + 1, 29))
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_planted_bug_is_found(name: str) -> None:
+    """Each of them, in some order of the warps at least."""
+    module = load("spab", bug=BUGS[name], macros=ONE)
+    (instance,) = instances(module, torch.float16, 32, 16)
+    wrong = 0
+    for order in (0, 1):
+        try:
+            check(runner(module, instance, order), 32, 3, torch.float16, (1, 18, 9))
+        except AssertionError:
+            wrong += 1
+    assert wrong
+
+
+def test_a_swizzle_that_is_none_costs_bank_conflicts() -> None:
+    bug = ("conv.cuh", "if constexpr (P == 32) return column >> 1 & 3;", "return 0;")
+    module = load("spab", bug=bug, macros=ONE)
+    (instance,) = instances(module, torch.float16, 32, 16)
+    with pytest.raises(AssertionError, match=r"assert \d+ == \d+"):
+        check(runner(module, instance), 32, 3, torch.float16, (1, 9, 9))
+
+
+def test_the_emulator_knows_what_is_out_of_range(emulated: ModuleType) -> None:
+    (instance, *_) = instances(emulated, torch.float16, 32, 16)
+    x = torch.zeros(1, 4, 4, 32, dtype=torch.float16)
+    packed = torch.zeros(3 * 9 * 32 * 32 + 3 * 2 * 32, dtype=torch.float16)
+    y = torch.zeros_like(x)
+    arrays = [buffer(emulated, t) for t in (x, packed, y, None)]
+    instance["run"](*arrays, 3, 1, 4, 4, 0)
+    with pytest.raises(RuntimeError, match="global memory write out of range"):
+        instance["run"](*arrays[:2], buffer(emulated, y[:, :3]), arrays[3], 3, 1, 4, 4, 0)
+    with pytest.raises(RuntimeError, match="global memory read out of range"):
+        instance["run"](arrays[0], buffer(emulated, packed[:-2]), *arrays[2:], 3, 1, 4, 4, 0)
