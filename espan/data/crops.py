@@ -34,7 +34,7 @@ class Crops:
     def sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """LR (p, p, 3) and HR (s*p, s*p, 3), uint8: sample `index` (0 or more) of the run."""
         random = np.random.Generator(np.random.Philox(key=[self.seed, index]))
-        photograph = self.photographs[random.integers(len(self.photographs))]
+        photograph = self.photographs[int(random.integers(len(self.photographs)))]
         height, width = photograph.lr.shape[:2]
         y = int(random.integers(height - self.patch + 1))
         x = int(random.integers(width - self.patch + 1))
