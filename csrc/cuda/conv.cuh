@@ -17,6 +17,9 @@
 
 namespace espan::cuda {
 
+// What the elements of an image are.
+enum class Image : int { uint8, float16, bfloat16, float32 };
+
 // Output tiles that a lane stores together, and the 8 or 16 bytes that they are.
 template <int P>
 struct Group {
@@ -31,6 +34,7 @@ struct Lane;
 template <>
 struct Lane<2> {
   using Vector = uint2;
+  static __device__ __forceinline__ Vector zero() { return make_uint2(0, 0); }
   uint32_t pair[2];
   __device__ __forceinline__ Lane() {}
   __device__ __forceinline__ Lane(uint2 v) : pair{v.x, v.y} {}
@@ -39,6 +43,7 @@ struct Lane<2> {
 template <>
 struct Lane<4> {
   using Vector = uint4;
+  static __device__ __forceinline__ Vector zero() { return make_uint4(0, 0, 0, 0); }
   uint32_t pair[4];
   __device__ __forceinline__ Lane() {}
   __device__ __forceinline__ Lane(uint4 v) : pair{v.x, v.y, v.z, v.w} {}
@@ -165,6 +170,44 @@ struct Share {
   int begin, own;
   __device__ __forceinline__ Share(int i, int size, int count)
       : begin(i * size + size <= count ? i * size : count - size), own(i * size) {}
+};
+
+// The block's tile of the image and the warp's part of it.  S has P, kWidth, kHeight and kTiles,
+// and its warps are 2 (columns of 16) x kRowWarps x channels.
+template <class S>
+struct Part {
+  int height, width;
+  int64_t image;  // the first pixel of the image in the batch
+  int top, left;  // of the tile, in the image
+  int column_warp, row_warp, channel_warp;
+  Position at;
+
+  __device__ __forceinline__ Part(int height, int width, int tiles_x, int tiles_y, int block,
+                                  int thread)
+      : height(height), width(width), at(thread % 32) {
+    const int tile = block % (tiles_x * tiles_y), warp = thread / 32;
+    image = static_cast<int64_t>(block / (tiles_x * tiles_y)) * height * width;
+    left = tile % tiles_x * S::kWidth;
+    top = tile / tiles_x * S::kHeight;
+    column_warp = warp % 2;
+    row_warp = warp / 2 % S::kRowWarps;
+    channel_warp = warp / (2 * S::kRowWarps);
+  }
+
+  __device__ __forceinline__ bool inside(int y, int x) const {
+    return y >= 0 && y < height && x >= 0 && x < width;
+  }
+  // The warp's first pair of output tiles.
+  __device__ __forceinline__ int first_pair() const { return channel_warp * (S::kTiles / 2); }
+  // The first channel that a lane has of the warp's group.
+  __device__ __forceinline__ int channel(int group) const {
+    return channel_warp * S::kTiles * 8 + group * Group<S::P>::kChannels +
+           at.quad * (Group<S::P>::kBytes / 2);
+  }
+  // Where in the feature maps.
+  __device__ __forceinline__ int64_t element(int y, int x, int channel) const {
+    return (image + static_cast<int64_t>(y) * width + x) * S::P + channel;
+  }
 };
 
 // Copies a tile of feature maps from device memory, zeros where it is outside of the image.

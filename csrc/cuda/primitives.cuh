@@ -125,6 +125,8 @@ __device__ __forceinline__ void store_global(V* to, V v) {
   *to = v;
 }
 
+__device__ __forceinline__ int round_to_int(float v) { return __float2int_rn(v); }
+
 // The same value, of unknown origin: what is computed from it here is computed anew, instead of
 // being held in registers since it was computed before.
 __device__ __forceinline__ int recompute(int v) {

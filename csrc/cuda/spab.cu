@@ -3,7 +3,7 @@
 
 #include <tuple>
 
-#include "features.h"
+#include "feature_checks.h"
 #include "spab.cuh"
 
 namespace espan::cuda {

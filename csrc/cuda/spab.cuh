@@ -54,46 +54,27 @@ void for_each_spab(F f) {
   f(Spab<T, 64, 6, 2, 2, 1>{});
 }
 
-// The block's tile and the warp's part of it.
+// The warp's part of the block.
 template <class S>
-struct SpabWork {
+struct SpabWork : Part<S> {
+  using Base = Part<S>;
+  using Base::at, Base::channel, Base::column_warp, Base::element, Base::first_pair;
+  using Base::inside, Base::left, Base::row_warp, Base::top;
   const SpabArguments& p;
-  int64_t image;  // the first pixel of the image in the batch
-  int top, left;  // of the tile, in the image
-  int column_warp, row_warp, first_group;
-  Position at;
 
   __device__ __forceinline__ SpabWork(const SpabArguments& p, int block, int thread)
-      : p(p), at(thread % 32) {
-    const int tile = block % (p.tiles_x * p.tiles_y);
-    image = static_cast<int64_t>(block / (p.tiles_x * p.tiles_y)) * p.height * p.width;
-    left = tile % p.tiles_x * S::kWidth;
-    top = tile / p.tiles_x * S::kHeight;
-    const int warp = thread / 32;
-    column_warp = warp % 2;
-    row_warp = warp / 2 % S::kRowWarps;
-    first_group = warp / (2 * S::kRowWarps) * (S::kTiles / Group<S::P>::kTiles);
-  }
-
-  // What a lane has of a group of channels: the first channel.
-  __device__ __forceinline__ int channel(int group) const {
-    return (first_group + group) * Group<S::P>::kChannels + at.quad * (Group<S::P>::kBytes / 2);
-  }
-  __device__ __forceinline__ int64_t element(int y, int x, int channel) const {
-    return (image + static_cast<int64_t>(y) * p.width + x) * S::P + channel;
-  }
+      : Base(p.height, p.width, p.tiles_x, p.tiles_y, block, thread), p(p) {}
 
   // The warp's strip of a convolution on kRows x kColumns pixels.
   template <int kStripRows, class In>
   __device__ __forceinline__ Strip<kStripRows, S::kTiles> convolve(uint32_t in, int conv,
                                                                    const Share& rows,
                                                                    const Share& columns) const {
-    const int first_pair = first_group * Group<S::P>::kTiles / 2;
     Strip<kStripRows, S::kTiles> strip;
-    strip.fill(p.bias + conv * S::P + first_pair * 16, at);
+    strip.fill(p.bias + conv * S::P + first_pair() * 16, at);
     strip.template convolve<typename S::T, S::P, In::kRow / In::kPixel>(
-        in + rows.begin * In::kRow, columns.begin, p.weights + conv * S::kWeights + first_pair * 32,
-        S::kPairs, at);
+        in + rows.begin * In::kRow, columns.begin,
+        p.weights + conv * S::kWeights + first_pair() * 32, S::kPairs, at);
     return strip;
   }
 
@@ -114,7 +95,7 @@ struct SpabWork {
       for (int high = 0; high < 2; ++high) {
         const int column = columns.begin + at.pixel + 8 * high, x = left - kHalo + column;
         const bool own = row >= rows.own && column >= columns.own;
-        const bool inside = y >= 0 && y < p.height && x >= 0 && x < p.width;
+        const bool real = inside(y, x);
         const bool centre = row >= kHalo && row < kHalo + S::kHeight && column >= kHalo &&
                             column < kHalo + S::kWidth;
 #pragma unroll
@@ -124,12 +105,12 @@ struct SpabWork {
           for (int j = 0; j < kGroup; ++j) {
             const float2 h = strip.pair(r, g * kGroup + j, high);
             const uint32_t v = S::T::pack(silu_of_half(h.x), silu_of_half(h.y));
-            lane.pair[j] = inside ? v : 0;
+            lane.pair[j] = real ? v : 0;
           }
           const int c = channel(g);
           store_shared(out + row * Out::kRow + Out::offset(column, c / 8) + c % 8 * 2,
                        lane.vector(), own);
-          if (with_activation && own && inside && centre)
+          if (with_activation && own && real && centre)
             store_global(
                 reinterpret_cast<typename Lane<kGroup>::Vector*>(p.activation + element(y, x, c)),
                 lane.vector());

@@ -167,6 +167,8 @@ void store_global(V* to, V v) {
   *to = v;
 }
 
+inline int round_to_int(float v) { return static_cast<int>(std::nearbyint(v)); }
+
 inline int recompute(int v) { return v; }
 
 // The largest error that tanh.approx.f32 may have, up or down as the bits of x fall.

@@ -1,0 +1,72 @@
+// The first convolution on CUDA: checks, the choice of an instance and the launch around head.cuh.
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+
+#include "feature_checks.h"
+#include "head.cuh"
+#include "images.h"
+
+namespace espan::cuda {
+namespace {
+
+constexpr char kOp[] = "espan::head";
+constexpr int64_t kMaxKernel = 11;
+
+template <class T>
+void choose(const Launch& launch, const Tensor& features, HeadArguments p) {
+  for_each_head<T>([&](auto instance) {
+    using S = decltype(instance);
+    if (S::P != features.size(3)) return;
+    const Tiling tiles(kOp, features.size(0), p.height, p.width, S::kHeight, S::kWidth);
+    p.tiles_x = tiles.x;
+    p.tiles_y = tiles.y;
+    // Less than the 48 KB that need no permission.
+    static_assert(S::kSharedBytes <= 48 << 10);
+    head_kernel<S><<<tiles.blocks, S::kThreads, S::kSharedBytes, launch.stream()>>>(p);
+  });
+}
+
+Tensor head(const Tensor& image, const Tensor& packed, const std::optional<Tensor>& mean,
+            int64_t channels, int64_t kernel) {
+  check_channels(kOp, channels);
+  if (kernel % 2 == 0 || kernel < 1 || kernel > kMaxKernel)
+    fail(kOp, "kernel is ", kernel, "; it must be odd, 1 to ", kMaxKernel);
+  HeadArguments p{};
+  p.type = image_type(kOp, "the dtype of image", image.scalar_type());
+  if (image.dim() != 4 || image.size(1) != 3 || image.numel() == 0)
+    fail(kOp, "image has shape ", shape_name(image), "; it must be (N, 3, H, W) and not empty");
+  check_device(kOp, "packed", packed, "image", image);
+  check_16_bits(kOp, "packed", packed);
+  const int64_t c = padded(channels), steps = (kernel + 2) / 3 * ((3 * kernel + 15) / 16);
+  check_packed(kOp, packed, packed, steps * 3 * 16 * c, c);
+  if (mean) {
+    check_device(kOp, "mean", *mean, "image", image);
+    if (mean->scalar_type() != ScalarType::Float || mean->numel() != 3 || !mean->is_contiguous())
+      fail(kOp, "mean must be three contiguous values in float32");
+    p.mean = static_cast<const float*>(mean->const_data_ptr());
+  }
+
+  const Launch launch(kOp, image);
+  const Tensor features = torch::stable::new_empty(
+      packed, {image.size(0), image.size(2), image.size(3), c}, packed.scalar_type());
+  p.image = image.const_data_ptr();
+  for (int i = 0; i < 4; ++i) p.stride[i] = image.stride(i);
+  p.features = static_cast<uint16_t*>(features.mutable_data_ptr());
+  p.weights = static_cast<const uint4*>(packed.const_data_ptr());
+  p.bias = reinterpret_cast<const float*>(p.weights + steps * 3 * 16 * c / 8);
+  p.kernel = static_cast<int>(kernel);
+  p.height = static_cast<int>(image.size(2));
+  p.width = static_cast<int>(image.size(3));
+  if (packed.scalar_type() == ScalarType::Half)
+    choose<Float16>(launch, features, p);
+  else
+    choose<BFloat16>(launch, features, p);
+  launch.finish();
+  return features;
+}
+
+}  // namespace
+}  // namespace espan::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(espan, CUDA, m) { m.impl("head", TORCH_BOX(&espan::cuda::head)); }

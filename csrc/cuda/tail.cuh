@@ -1,0 +1,289 @@
+// From the features to the image in one launch: a 3x3 convolution of the last block's output plus
+// 1x1 convolutions of what else the concat takes, then a 3x3 convolution to 3 s^2 channels, stored
+// as pixels.  A thread block makes 30 x Height pixels of the first kind, s times as many of the
+// second.
+//
+// The 1x1 convolutions come first: their pixels are used once, so each lane reads its own 8 or 16
+// bytes straight from device memory, as rows of the mma's A (the weights' rows are permuted to
+// match), while the last block's output is being copied to shared memory.
+#pragma once
+
+#include "conv.cuh"
+
+namespace espan::cuda {
+
+struct TailArguments {
+  const uint16_t* last;
+  const uint16_t* sides[3];
+  int side_count;
+  const uint4* weights;
+  const float* bias;
+  void* image;  // uint8: (N, s H, s W, 3); others: (N, 3, s H, s W)
+  int* flag;    // or null
+  Image type;
+  int scale, height, width, tiles_x, tiles_y;
+};
+
+// UpTiles: 2 for s = 1, 2; 6 for s = 3, 4.  The rest as in Spab.
+template <class T_, int P_, int UpTiles_, int Height_, int RowWarps_, int ChannelWarps_,
+          int BlocksPerSm_>
+struct Tail {
+  using T = T_;
+  static constexpr int P = P_, kUpTiles = UpTiles_, kHeight = Height_, kWidth = 30;
+  static constexpr int kRowWarps = RowWarps_, kChannelWarps = ChannelWarps_;
+  static constexpr int kBlocksPerSm = BlocksPerSm_;
+  static constexpr int kThreads = 64 * kRowWarps * kChannelWarps;
+  static constexpr int kTiles = P / 8 / kChannelWarps;
+  using Wide = espan::cuda::Tile<P, kWidth + 4>;
+  using Narrow = espan::cuda::Tile<P, kWidth + 2>;
+  static constexpr int kSharedBytes = (kHeight + 4) * Wide::kRow + (kHeight + 2) * Narrow::kRow;
+  // Rows of a strip of the second convolution, and how many strips a warp computes in turn: 48
+  // channels of 8 rows would be 192 registers.
+  static constexpr int kUpWarps = kRowWarps * kChannelWarps;
+  static constexpr int kUpShare = (kHeight + kUpWarps - 1) / kUpWarps;
+  static constexpr int kUpRows = kUpTiles == 6 && kUpShare > 4 ? 4 : kUpShare;
+  static constexpr int kUpStrips = (kUpShare + kUpRows - 1) / kUpRows;
+  // 16-byte vectors of the 3x3 convolution and of a 1x1.
+  static constexpr int kPairs = P / 16, kLast = 9 * P * P / 8, kSide = P * P / 8;
+  static constexpr int weights(int sides) { return kLast + sides * kSide + 9 * P * kUpTiles; }
+};
+
+// The instances, as in for_each_spab.
+template <class T, class F>
+void for_each_tail(F f) {
+  f(Tail<T, 16, 2, 16, 2, 1, 2>{});
+  f(Tail<T, 16, 6, 16, 2, 1, 2>{});
+  f(Tail<T, 32, 2, 16, 2, 1, 2>{});
+  f(Tail<T, 32, 6, 16, 2, 1, 2>{});
+  f(Tail<T, 32, 2, 16, 4, 1, 1>{});
+  f(Tail<T, 32, 6, 16, 4, 1, 1>{});
+  f(Tail<T, 48, 2, 10, 4, 1, 1>{});
+  f(Tail<T, 48, 6, 10, 4, 1, 1>{});
+  f(Tail<T, 64, 2, 8, 2, 2, 1>{});
+  f(Tail<T, 64, 6, 8, 2, 2, 1>{});
+}
+
+template <class S>
+struct TailWork : Part<S> {
+  using T = typename S::T;
+  using Base = Part<S>;
+  using Base::at, Base::channel, Base::channel_warp, Base::column_warp, Base::element;
+  using Base::first_pair, Base::inside, Base::left, Base::row_warp, Base::top;
+  static constexpr int kGroup = Group<S::P>::kTiles;
+  using Vector = typename Lane<kGroup>::Vector;
+  const TailArguments& p;
+
+  __device__ __forceinline__ TailWork(const TailArguments& p, int block, int thread)
+      : Base(p.height, p.width, p.tiles_x, p.tiles_y, block, thread), p(p) {}
+
+  // Adds the 1x1 convolution of one feature map.  Three rows are loaded at once: their latency is
+  // that of one.
+  template <int kRows>
+  __device__ __forceinline__ void add_side(Strip<kRows, S::kTiles>& strip, const uint16_t* side,
+                                           const uint4* weights, int strip_y, int strip_x) const {
+    constexpr int kAtOnce = 3, kSteps = kGroup / 2;
+#pragma unroll 1
+    for (int group = 0; group < S::P / Group<S::P>::kChannels; ++group) {
+      uint4 b[kSteps][S::kTiles / 2];
+#pragma unroll
+      for (int u = 0; u < kSteps; ++u)
+#pragma unroll
+        for (int i = 0; i < S::kTiles / 2; ++i)
+          b[u][i] = load_global(weights + ((group * kSteps + u) * S::kPairs + i) * 32 + at.lane);
+      const int c = group * Group<S::P>::kChannels + at.quad * (Group<S::P>::kBytes / 2);
+      const int y = recompute(strip_y), x = recompute(strip_x);
+#pragma unroll
+      for (int first = 0; first < kRows; first += kAtOnce) {
+        Lane<kGroup> pixels[kAtOnce][2];
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i)
+#pragma unroll
+          for (int high = 0; high < 2; ++high) {
+            const int py = y + first + i, px = x + at.pixel + 8 * high;
+            if (first + i < kRows && inside(py, px))
+              pixels[i][high] =
+                  load_global(reinterpret_cast<const Vector*>(side + element(py, px, c)));
+            else
+              pixels[i][high] = Lane<kGroup>::zero();
+          }
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i)
+#pragma unroll
+          for (int u = 0; u < kSteps; ++u) {
+            const uint32_t a[4] = {pixels[i][0].pair[2 * u], pixels[i][1].pair[2 * u],
+                                   pixels[i][0].pair[2 * u + 1], pixels[i][1].pair[2 * u + 1]};
+            if (first + i < kRows) strip.template multiply_row<T>(first + i, a, b[u]);
+          }
+      }
+    }
+  }
+
+  // The folded concat for the tile and one pixel around it, to shared memory; zero outside of the
+  // image.
+  __device__ __forceinline__ void fuse(uint32_t last, uint32_t fused) const {
+    using Out = typename S::Narrow;
+    constexpr int kRows = S::kHeight + 2;
+    constexpr int kStripRows = (kRows + S::kRowWarps - 1) / S::kRowWarps;
+    const Share rows(row_warp, kStripRows, kRows), columns(column_warp, 16, S::kWidth + 2);
+    Strip<kStripRows, S::kTiles> strip;
+    strip.fill(p.bias + first_pair() * 16, at);
+#pragma unroll 1
+    for (int i = 0; i < p.side_count; ++i)
+      // Not p.sides[i]: a run-time index would move the arguments to local memory.
+      add_side(strip,
+               i == 0   ? p.sides[0]
+               : i == 1 ? p.sides[1]
+                        : p.sides[2],
+               p.weights + S::kLast + i * S::kSide + first_pair() * 32, top - 1 + rows.begin,
+               left - 1 + columns.begin);
+    wait_for_copies();
+    synchronize();
+    strip.template convolve<T, S::P, S::kWidth + 4>(last + rows.begin * S::Wide::kRow,
+                                                    columns.begin, p.weights + first_pair() * 32,
+                                                    S::kPairs, at);
+    const int tile_top = recompute(top), tile_left = recompute(left);
+#pragma unroll
+    for (int r = 0; r < kStripRows; ++r) {
+      const int row = rows.begin + r;
+#pragma unroll
+      for (int high = 0; high < 2; ++high) {
+        const int column = columns.begin + at.pixel + 8 * high;
+        const bool real = inside(tile_top - 1 + row, tile_left - 1 + column);
+#pragma unroll
+        for (int g = 0; g < S::kTiles / kGroup; ++g) {
+          Lane<kGroup> lane;
+#pragma unroll
+          for (int j = 0; j < kGroup; ++j) {
+            const float2 v = strip.pair(r, g * kGroup + j, high);
+            lane.pair[j] = real ? T::pack(v.x, v.y) : 0;
+          }
+          const int c = channel(g);
+          store_shared(fused + row * Out::kRow + Out::offset(column, c / 8) + c % 8 * 2,
+                       lane.vector(), row >= rows.own && column >= columns.own);
+        }
+      }
+    }
+  }
+
+  // The convolution to pixels.  Returns whether a value was out of range.
+  __device__ __forceinline__ bool upsample(uint32_t fused) const {
+    const uint4* weights = p.weights + S::kLast + p.side_count * S::kSide;
+    const Share columns(column_warp, 16, S::kWidth);
+    bool out_of_range = false;
+#pragma unroll 1
+    for (int i = 0; i < S::kUpStrips; ++i) {
+      const int part = (channel_warp * S::kRowWarps + row_warp) * S::kUpStrips + i;
+      const Share rows(part, S::kUpRows, S::kHeight);
+      Strip<S::kUpRows, S::kUpTiles> strip;
+      strip.fill(p.bias + S::P, at);
+      strip.template convolve<T, S::P, S::kWidth + 2>(fused + rows.begin * S::Narrow::kRow,
+                                                      columns.begin, weights, S::kUpTiles / 2, at);
+#pragma unroll
+      for (int r = 0; r < S::kUpRows; ++r)
+#pragma unroll
+        for (int high = 0; high < 2; ++high) {
+          const int row = rows.begin + r, column = columns.begin + at.pixel + 8 * high;
+          const int y = top + row, x = left + column;
+          if (row < rows.own || column < columns.own || y >= p.height || x >= p.width) continue;
+          float values[2 * S::kUpTiles];
+#pragma unroll
+          for (int j = 0; j < S::kUpTiles; ++j) {
+            const float2 v = strip.pair(r, j, high);
+            values[2 * j] = v.x;
+            values[2 * j + 1] = v.y;
+          }
+          out_of_range |= store_pixels(y, x, values);
+        }
+    }
+    return out_of_range;
+  }
+
+  // A lane has a row of its pixel's s x s for s > 2, else the quad-th pixel of them; r, g, b of
+  // each pixel in turn.
+  __device__ __forceinline__ bool store_pixels(int y, int x,
+                                               const float (&values)[2 * S::kUpTiles]) const {
+    constexpr bool kRow = S::kUpTiles == 6;
+    const int s = p.scale, pixels = kRow ? s : 1;
+    if (at.quad >= s * s / pixels) return false;
+    const int64_t out_y = static_cast<int64_t>(y) * s + (kRow ? at.quad : at.quad / s);
+    const int64_t out_x = static_cast<int64_t>(x) * s + (kRow ? 0 : at.quad % s);
+    const int64_t out_height = static_cast<int64_t>(p.height) * s;
+    const int64_t out_width = static_cast<int64_t>(p.width) * s;
+    const int64_t n = this->image / (static_cast<int64_t>(p.height) * p.width);
+    constexpr int kMost = kRow ? 4 : 1;
+    bool out_of_range = false;
+#pragma unroll
+    for (int i = 0; i < 3 * kMost; ++i)
+      if (i < 3 * pixels) out_of_range |= !(values[i] >= -1 && values[i] <= 2);  // also for a NaN
+
+    if (p.type == Image::uint8) {
+      uint8_t levels[3 * kMost];
+#pragma unroll
+      for (int i = 0; i < 3 * kMost; ++i)
+        levels[i] = static_cast<uint8_t>(round_to_int(fminf(fmaxf(values[i], 0), 1) * 255));
+      uint8_t* to =
+          static_cast<uint8_t*>(p.image) + ((n * out_height + out_y) * out_width + out_x) * 3;
+      if (kRow && s == 4) {
+#pragma unroll
+        for (int i = 0; i < 3 * kMost; i += 4)
+          if (i + 3 < 3 * kMost)
+            store_global(reinterpret_cast<uint32_t*>(to + i),
+                         levels[i] | levels[i + 1] << 8 | levels[i + 2] << 16 |
+                             static_cast<uint32_t>(levels[i + 3]) << 24);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 3 * kMost; ++i)
+          if (i < 3 * pixels) store_global(to + i, levels[i]);
+      }
+      return out_of_range;
+    }
+#pragma unroll
+    for (int c = 0; c < 3; ++c) {
+      const int64_t i = ((n * 3 + c) * out_height + out_y) * out_width + out_x;
+      if (p.type == Image::float32)
+        store_run<kMost>(static_cast<float*>(p.image) + i, values + c, pixels,
+                         [](float v) { return v; });
+      else if (p.type == Image::float16)
+        store_run<kMost>(static_cast<uint16_t*>(p.image) + i, values + c, pixels,
+                         [](float v) { return static_cast<uint16_t>(Float16::pack(v, 0)); });
+      else
+        store_run<kMost>(static_cast<uint16_t*>(p.image) + i, values + c, pixels,
+                         [](float v) { return static_cast<uint16_t>(BFloat16::pack(v, 0)); });
+    }
+    return out_of_range;
+  }
+
+  // `pixels` neighbours of one colour, of which `values` has every third; 4 are stored at once.
+  template <int kMost, class V, class Convert>
+  __device__ __forceinline__ static void store_run(V* to, const float* values, int pixels,
+                                                   Convert convert) {
+    struct alignas(4 * sizeof(V)) Four {
+      V v[4];
+    };
+    if constexpr (kMost == 4) {
+      if (pixels == 4) {
+        store_global(reinterpret_cast<Four*>(to), Four{{convert(values[0]), convert(values[3]),
+                                                        convert(values[6]), convert(values[9])}});
+        return;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kMost; ++i)
+      if (i < pixels) store_global(to + i, convert(values[3 * i]));
+  }
+};
+
+template <class S>
+__global__ void __launch_bounds__(S::kThreads, S::kBlocksPerSm) tail_kernel(const TailArguments p) {
+  const uint32_t last = shared_memory(), fused = last + (S::kHeight + 4) * S::Wide::kRow;
+  const int thread = threadIdx.x;
+  const TailWork<S> work(p, blockIdx.x, thread);
+  load_tile<S::P, S::kWidth + 4, S::kThreads>(last, p.last + work.image * S::P, work.top - 2,
+                                              work.left - 2, S::kHeight + 4, p.height, p.width,
+                                              thread);
+  work.fuse(last, fused);
+  synchronize();
+  if (work.upsample(fused) && p.flag != nullptr) store_global(p.flag, 1);
+}
+
+}  // namespace espan::cuda

@@ -1,0 +1,72 @@
+"""Tails with random weights and what must come out, shared by the tests of tail's kernels."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from espan_kernels import pack_tail, reference
+from espan_kernels._features import from_nchw, to_nchw
+from tests.tolerance import assert_accurate
+
+# (head, first, last, activation, packed, channels, scale, dtype, flag) -> image
+Run = Callable[..., Tensor]
+
+
+def check(
+    run: Run,
+    channels: int,
+    scale: int,
+    sides: int,
+    dtype: torch.dtype,
+    image_dtype: torch.dtype,
+    shape: tuple[int, int, int],
+    *,
+    device: str = "cpu",
+    gain: float = 1.0,
+) -> None:
+    """The image obeys the tolerance rule, and the flag tells what is in it."""
+    batch, height, width = shape
+    generator = torch.Generator().manual_seed(height * 1000 + width)
+
+    def random(*size: int, scale: float = 1.0) -> Tensor:
+        return (scale * torch.randn(size, generator=generator, dtype=torch.float64)).to(dtype)
+
+    rows = 3 * scale * scale
+    weights = [
+        random(channels, channels, 3, 3, scale=(9 * channels) ** -0.5),
+        random(channels, sides * channels, 1, 1, scale=(sides * channels) ** -0.5),
+        random(channels),
+        random(rows, channels, 3, 3, scale=0.1 * gain * (9 * channels) ** -0.5),
+        random(rows, scale=0.1 * gain) + 0.5,
+    ]
+    maps = [random(batch, channels, height, width) for _ in range(sides + 1)]
+    features = [from_nchw(t) for t in maps]
+    packed = pack_tail(*weights, dtype, device)
+    last, head, first, *activation = (t.to(device) for t in features)
+    flag = torch.zeros(1, dtype=torch.int32, device=device)
+    arguments: list[Any] = [head, first, last, activation[0] if activation else None, packed]
+    image = run(*arguments, channels, scale, image_dtype, flag).cpu()
+
+    same_layout = [to_nchw(t, channels) for t in features]
+    plain = reference.tail(same_layout[0], same_layout[1:], *weights, scale)
+    wide = [t.double() for t in maps]
+    exact = reference.tail(wide[0], wide[1:], *(w.double() for w in weights), scale)
+    assert image.shape == exact.shape
+    out_of_range = not ((exact >= -1) & (exact <= 2)).all()
+    assert flag.item() == out_of_range
+    if image_dtype == torch.uint8:
+        assert image.permute(0, 2, 3, 1).is_contiguous()
+        levels = exact.clamp(0, 1) * 255
+        # Rounding to a level allows half of one; the rest is what the rule allows before it.
+        allowed = 255 * (2 * (plain.double() - exact).abs().max() + torch.finfo(dtype).eps * 3)
+        assert ((image.double() - levels).abs() <= 0.5 + allowed).all()
+        return
+    assert image.is_contiguous()
+    if image_dtype != dtype and image_dtype != torch.float32:
+        plain = plain.to(image_dtype)
+        assert_accurate(image, plain, exact)
+    else:
+        # float32 holds the kernel's own values: they must be as good as the features' dtype.
+        assert_accurate(image.to(dtype), plain, exact)

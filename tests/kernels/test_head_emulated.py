@@ -1,0 +1,91 @@
+"""The head's CUDA kernels on the CPU: their own source under tests/emulator."""
+
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.emulator.build import buffer, load, poisoned
+from tests.kernels.head_cases import LAYOUTS, Run, check, image_of
+
+FLOATS = (torch.float16, torch.bfloat16)
+TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
+# P, and a number of channels below it, of the instances in head.cuh; their tiles are 20 x 32.
+INSTANCES = [(16, 13), (32, 28), (48, 48), (64, 52)]
+ROWS, COLUMNS = 20, 32
+
+
+@pytest.fixture(scope="module")
+def emulated() -> ModuleType:
+    return load("head")
+
+
+def runner(module: ModuleType, p: int, dtype: torch.dtype, order: int = 0) -> Run:
+    """Runs an instance, its warps in one of several orders, on features that begin as NaN."""
+    wanted = (dtype == torch.bfloat16, p, ROWS)
+    (instance,) = (
+        i for i in module.instances if (i["bfloat16"], i["channels"], i["height"]) == wanted
+    )
+
+    def run(
+        image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kernel: int
+    ) -> Tensor:
+        n, _, height, width = image.shape
+        features = poisoned((n, height, width, p), packed.dtype)
+        storage = image.untyped_storage()
+        wavefronts = instance["run"](
+            module.Buffer(storage.data_ptr(), storage.nbytes()),
+            image.data_ptr(),
+            image.stride(),
+            TYPES.index(image.dtype),
+            buffer(module, mean),
+            buffer(module, packed),
+            buffer(module, features),
+            *(kernel, n, height, width, order),
+        )
+        fewest, needed = wavefronts["ld.shared"]
+        assert fewest == needed  # no bank conflicts in the convolution
+        return features
+
+    return run
+
+
+def test_all_instances_are_tested(emulated: ModuleType) -> None:
+    found = [(i["channels"], i["height"]) for i in emulated.instances]
+    assert found == [(p, ROWS) for p, _ in INSTANCES] * 2
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7, 9, 11])
+@pytest.mark.parametrize(("p", "channels"), INSTANCES)
+def test_values(emulated: ModuleType, p: int, channels: int, kernel: int) -> None:
+    which = kernel // 2 + p // 16
+    dtype = FLOATS[which % 2]
+    run = runner(emulated, p, dtype, order=which % 3)
+    for i, size in enumerate([(1, 1), (1, 7), (ROWS + 1, COLUMNS + 1)]):
+        image = image_of((1, *size), TYPES[(which + i) % 4], LAYOUTS[(which + i) % 3])
+        check(run, channels, kernel, dtype, image, with_mean=bool((which + i) % 4))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("image_dtype", TYPES)
+def test_images(emulated: ModuleType, image_dtype: torch.dtype, layout: str) -> None:
+    run = runner(emulated, 16, torch.float16)
+    for with_mean in (False, True):
+        image = image_of((2, 6, 9), image_dtype, layout)
+        check(run, 16, 3, torch.float16, image, with_mean=with_mean)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7, 9, 11])
+@pytest.mark.parametrize(("p", "channels"), INSTANCES)
+def test_all_sizes_and_orders(
+    emulated: ModuleType, p: int, channels: int, kernel: int, dtype: torch.dtype
+) -> None:
+    sizes = [(1, 1), (1, 7), (9, 1), (19, 31), (20, 32), (21, 33), (43, 65)]
+    for order in (0, 1, 2, 3):
+        run = runner(emulated, p, dtype, order)
+        for i, size in enumerate(sizes):
+            image = image_of((1 + i % 2, *size), TYPES[(i + order) % 4], LAYOUTS[i % 3])
+            check(run, channels, kernel, dtype, image, with_mean=bool(order % 2))
