@@ -131,6 +131,20 @@ def _reference_frequency_loss_gradient(
     return loss, terms, _like(sr, gradient)
 
 
+def _triton_frequency_loss(sr: Tensor, hr: Tensor, *options: float) -> tuple[Tensor, Tensor]:
+    from espan_kernels.triton import frequency_loss as kernels
+
+    return kernels.frequency_loss(sr, hr, *options)
+
+
+def _triton_frequency_loss_gradient(
+    sr: Tensor, hr: Tensor, scale: Tensor, *options: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    from espan_kernels.triton import frequency_loss as kernels
+
+    return kernels.frequency_loss_gradient(sr, hr, scale, *options)
+
+
 _fragment.impl("gate", _reference_gate, "CompositeExplicitAutograd")
 _fragment.impl("gate_backward", _reference_gate_backward, "CompositeExplicitAutograd")
 _fragment.impl("frequency_loss", _reference_frequency_loss, "CompositeExplicitAutograd")
@@ -140,3 +154,5 @@ _fragment.impl(
 if not cuda_archs and triton_installed:
     _fragment.impl("gate", _triton_gate, "CUDA")
     _fragment.impl("gate_backward", _triton_gate_backward, "CUDA")
+    _fragment.impl("frequency_loss", _triton_frequency_loss, "CUDA")
+    _fragment.impl("frequency_loss_gradient", _triton_frequency_loss_gradient, "CUDA")

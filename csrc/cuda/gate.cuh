@@ -2,30 +2,11 @@
 // an emulation of the CUDA built-ins.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <cstdint>
 
+#include "pack.cuh"
+
 namespace espan::cuda {
-
-// 16 bytes: the widest load a thread can issue.
-template <class T>
-struct alignas(16) Pack {
-  static constexpr int kSize = 16 / sizeof(T);
-  T lane[kSize];
-};
-
-// Arithmetic is float32 for the 16-bit types.
-__device__ __forceinline__ double widen(double v) { return v; }
-__device__ __forceinline__ float widen(float v) { return v; }
-__device__ __forceinline__ float widen(__half v) { return __half2float(v); }
-__device__ __forceinline__ float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
-
-__device__ __forceinline__ void narrow(double v, double& to) { to = v; }
-__device__ __forceinline__ void narrow(float v, float& to) { to = v; }
-__device__ __forceinline__ void narrow(float v, __half& to) { to = __float2half_rn(v); }
-__device__ __forceinline__ void narrow(float v, __nv_bfloat16& to) { to = __float2bfloat16_rn(v); }
 
 // With t = e^-|x| - 1: |sigmoid(x) - 1/2| = -t / (2 (t + 2)), exact to a few ulp also near x = 0,
 // where sigmoid(x) - 1/2 as written has no digits left; and sigmoid'(x) = e^-|x| / (t + 2)^2.

@@ -1,0 +1,163 @@
+"""The source of the loss's CUDA kernels, run on the CPU: values, borders, barriers, bounds."""
+
+import ctypes
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kernels import frequency_loss_cases as cases
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+Loss = Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+
+def cuda_headers() -> Path:
+    if home := os.environ.get("CUDA_HOME"):
+        return Path(home) / "include"
+    if (nvcc := shutil.which("nvcc")) is None:
+        pytest.skip("there is no CUDA toolkit, whose headers this needs")
+    told = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True).stderr
+    top = re.search(r"TOP=(.*)", told)
+    assert top is not None
+    return Path(top[1]) / "include"
+
+
+def build(folder: Path, header: str | None = None) -> ctypes.CDLL:
+    """The emulated kernels; of another frequency_loss.cuh if that is given."""
+    if platform.machine() != "x86_64":
+        pytest.skip("the emulator is written for x86-64")
+    headers = cuda_headers()
+    if (compiler := shutil.which("g++") or shutil.which("c++")) is None:
+        pytest.skip("there is no C++ compiler")
+    library = folder / "loss.so"
+    command = [compiler, "-O1", "-std=c++17", "-w", "-shared", "-fPIC", "-o", library]
+    if header is not None:
+        (folder / "cuda").mkdir()
+        (folder / "cuda" / "frequency_loss.cuh").write_text(header)
+        command += [f"-I{folder}"]
+    command += [HERE / "frequency_loss_cuda_on_cpu.cpp", ROOT / "tests/emulator/machine.cpp"]
+    command += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests'}", f"-I{headers}"]
+    subprocess.run(command, check=True)
+    return ctypes.CDLL(str(library))
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return build(tmp_path_factory.mktemp("loss"))
+
+
+def inside(t: Tensor, margin: int) -> tuple[Tensor, Tensor]:
+    """A buffer of NaN and ``t`` within it, ``margin`` elements from its beginning."""
+    buffer = torch.full((t.numel() + 200,), float("nan"), dtype=t.dtype)
+    view = buffer[margin : margin + t.numel()].view(t.shape)
+    return buffer, view.copy_(t)
+
+
+def emulated(kernels: ctypes.CDLL, order: int, margin: int = 64, value_only: bool = False) -> Loss:
+    """The op, by the emulated kernels; NaN around every array shows what reads or writes there."""
+
+    def run(
+        sr: Tensor, hr: Tensor, scale: Tensor, *options: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        n, c, height, width = sr.shape
+        (_, sr), (_, hr) = inside(sr, margin), inside(hr, margin)
+        buffer, grad = inside(torch.full_like(sr, float("nan")), margin)
+        loss, terms = torch.full((), float("nan")), torch.full((3,), float("nan"))
+        sums = torch.full((n * c * (height // 16 + 1) * (width // 16 + 1) * 3,), float("nan"))
+        aligned = width % (16 // sr.element_size()) == 0
+        aligned = aligned and all(t.data_ptr() % 16 == 0 for t in (sr, hr, grad))
+        pointers = [
+            ctypes.c_void_p(t.data_ptr())
+            for t in (sr, hr, grad.new_empty(0) if value_only else grad, scale, sums, loss, terms)
+        ]
+        sizes = [ctypes.c_int64(size) for size in (n * c, height, width)]
+        weights = [ctypes.c_double(weight) for weight in options[:3]]
+        flags = [ctypes.c_bool(options[3]), ctypes.c_bool(aligned), ctypes.c_uint(order)]
+        function = getattr(kernels, f"loss_{str(sr.dtype).removeprefix('torch.')}")
+        function(*pointers, *sizes, *weights, *flags)
+        assert buffer[:margin].isnan().all()
+        assert buffer[margin + sr.numel() :].isnan().all()
+        return loss, terms, grad
+
+    return run
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_values_and_gradients(kernels: ctypes.CDLL, dtype: torch.dtype) -> None:
+    for i, shape in enumerate(cases.SHAPES):
+        sr, hr = cases.inputs(*shape, dtype=dtype)
+        cases.check(emulated(kernels, order=i % 4, margin=64 + i % 2), sr, hr, squared=i % 3 == 0)
+
+
+def test_packs_across_tiles(kernels: ctypes.CDLL) -> None:
+    sr, hr = cases.inputs(1, 1, 72, 144, dtype=torch.float16)
+    cases.check(emulated(kernels, order=2), sr, hr, 65536.0)
+
+
+def test_value_alone(kernels: ctypes.CDLL) -> None:
+    sr, hr = cases.inputs(2, 1, 24, 32)
+    options = tuple(cases.OPTIONS[1].values())
+    both = [
+        emulated(kernels, order=0, value_only=alone)(sr, hr, torch.ones(()), *options)
+        for alone in (False, True)
+    ]
+    assert torch.equal(both[0][0], both[1][0])
+    assert torch.equal(both[0][1], both[1][1])
+    assert both[1][2].isnan().all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_not_finite(kernels: ctypes.CDLL, value: float) -> None:
+    cases.check_special(emulated(kernels, order=1), value)
+
+
+def test_order_of_warps_does_not_change_the_result(kernels: ctypes.CDLL) -> None:
+    sr, hr = cases.inputs(1, 1, 73, 137)
+    options = tuple(cases.OPTIONS[1].values())
+    first, *others = (
+        emulated(kernels, order)(sr, hr, torch.ones(()), *options) for order in (0, 1, 2, 3)
+    )
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+PLANTED = {
+    "no barrier after the load": (
+        "  load_difference(p, t, plane, s);\n  __syncthreads();",
+        "  load_difference(p, t, plane, s);",
+    ),
+    "no barrier after the signs": (
+        "    signs_around(t, s);\n    __syncthreads();",
+        "    signs_around(t, s);",
+    ),
+    "a halo one short": ("row >= t.rows + kHalo ||", "row >= t.rows + kHalo - 1 ||"),
+    "no weight at the edge": ("if (on_edge(t.y + row, t.height)) v *= 2;", ""),
+}
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_a_planted_bug_shows(bug: str, tmp_path: Path) -> None:
+    source = (ROOT / "csrc/cuda/frequency_loss.cuh").read_text()
+    for name in ("../frequency_loss.h", "pack.cuh"):
+        source = source.replace(f'"{name}"', f'"cuda/{name}"')
+    right, wrong = PLANTED[bug]
+    assert right in source
+    kernels = build(tmp_path, source.replace(right, wrong))
+    sr, hr = cases.inputs(1, 1, 73, 137)
+
+    def check() -> None:
+        for order in range(4):
+            cases.check(emulated(kernels, order), sr, hr)
+
+    with pytest.raises(AssertionError):
+        check()
