@@ -202,7 +202,7 @@ def _reference(
     if flag is not None:
         flag |= ~((image >= -1) & (image <= 2)).all()
     if dtype != torch.uint8:
-        return image.to(dtype)
+        return image.to(dtype).contiguous()
     levels = (image.float().nan_to_num(0).clamp(0, 1) * 255).round()
     return levels.to(torch.uint8).contiguous(memory_format=torch.channels_last)
 

@@ -1,0 +1,78 @@
+"""The head as an op of PyTorch: on the CPU by the reference, its packing, its refusals."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from espan_kernels import head, pack_head
+from tests.kernels.head_cases import LAYOUTS, MEAN, check, image_of
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
+
+
+def example(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    return torch.rand(1, 3, 5, 4), pack_head(torch.randn(20, 3, 3, 3), torch.randn(20), dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("kernel", [1, 3, 5, 9, 11])
+@pytest.mark.parametrize("channels", [5, 16, 28, 32, 48, 64])
+def test_values(channels: int, kernel: int, dtype: torch.dtype) -> None:
+    for i, shape in enumerate(((1, 1, 1), (1, 1, 7), (2, 9, 6))):
+        image = image_of(shape, TYPES[(i + kernel) % 4], LAYOUTS[i])
+        check(head, channels, kernel, dtype, image, with_mean=i > 0)
+
+
+@pytest.mark.parametrize("image_dtype", TYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_opcheck(layout: str, image_dtype: torch.dtype) -> None:
+    image = image_of((2, 5, 4), image_dtype, layout)
+    _, packed = example(torch.float16)
+    for mean in (None, MEAN):
+        torch.library.opcheck(torch.ops.espan.head.default, (image, packed, mean, 20, 3))
+
+
+def test_compile() -> None:
+    image, packed = example()
+    compiled = torch.compile(lambda x: head(x + 1, packed, MEAN, 20, 3) * 2, fullgraph=True)
+    torch.testing.assert_close(compiled(image), head(image + 1, packed, MEAN, 20, 3) * 2)
+
+
+def test_gradients_are_refused() -> None:
+    image, packed = example()
+    with pytest.raises(RuntimeError, match="espan::head has no gradient: it is for inference"):
+        head(image.requires_grad_(), packed, None, 20, 3)
+
+
+IMAGE, PACKED = example()
+
+
+@pytest.mark.parametrize(
+    ("image", "packed", "mean", "channels", "kernel", "message"),
+    [
+        (IMAGE.double(), PACKED, None, 20, 3, ".*(float64|Double); it must be uint8, float16"),
+        (IMAGE[:, :2], PACKED, None, 20, 3, r"image has shape \[1, 2, 5, 4\]; it must be \(N, 3"),
+        (IMAGE[:0], PACKED, None, 20, 3, r"image has shape \[0, 3, 5, 4\]; .* not empty"),
+        (IMAGE, PACKED, None, 0, 3, "channels is 0; it must be 1 to 64"),
+        (IMAGE, PACKED, None, 20, 4, "kernel is 4; it must be odd, 1 to 11"),
+        (IMAGE, PACKED, None, 20, 13, "kernel is 13; it must be odd, 1 to 11"),
+        (IMAGE, PACKED, None, 20, 9, r"packed has shape \[1568\]; .* must have the shape \[9248\]"),
+        (IMAGE, PACKED, MEAN.half(), 20, 3, "mean must be three contiguous values in float32"),
+        (IMAGE, PACKED, MEAN[:2], 20, 3, "mean must be three contiguous values in float32"),
+        (IMAGE, PACKED, MEAN.to("meta"), 20, 3, "mean is on meta; it must be on the device of"),
+        (IMAGE, PACKED.to("meta"), None, 20, 3, "packed is on meta; it must be on the device of"),
+    ],
+)
+def test_bad_inputs(
+    image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kernel: int, message: str
+) -> None:
+    with pytest.raises(RuntimeError, match=f"espan::head: {message}"):
+        head(image, packed, mean, channels, kernel)
+
+
+def test_bad_weights() -> None:
+    with pytest.raises(RuntimeError, match=r"weight has shape \[20, 4, 3, 3\]; it must have"):
+        pack_head(torch.zeros(20, 4, 3, 3), torch.zeros(20), torch.float16)
+    with pytest.raises(RuntimeError, match=r"bias has shape \[19\]; it must have the shape \[20\]"):
+        pack_head(torch.zeros(20, 3, 3, 3), torch.zeros(19), torch.float16)

@@ -1,0 +1,127 @@
+"""The tail as an op of PyTorch: on the CPU by the reference, its packing, its refusals."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from espan_kernels import pack_tail, tail
+from tests.kernels.tail_cases import check
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
+
+
+def example(dtype: torch.dtype = torch.float32, sides: int = 2) -> list[Any]:
+    """The arguments of tail, for 20 channels and x2."""
+    packed = pack_tail(
+        torch.randn(20, 20, 3, 3) / 14,
+        torch.randn(20, sides * 20, 1, 1) / 6,
+        torch.randn(20),
+        torch.randn(12, 20, 3, 3) / 50,
+        torch.rand(12),
+        dtype,
+    )
+    head, first, last, activation = (torch.randn(1, 5, 4, 32).to(dtype) for _ in range(4))
+    flag = torch.zeros(1, dtype=torch.int32)
+    return [head, first, last, activation if sides == 3 else None, packed, 20, 2, dtype, flag]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+@pytest.mark.parametrize("channels", [5, 16, 28, 32, 48, 64])
+def test_values(channels: int, scale: int, dtype: torch.dtype) -> None:
+    for i, shape in enumerate(((1, 1, 1), (1, 1, 7), (2, 9, 6))):
+        kind = TYPES[(i + scale) % 4]
+        check(tail, channels, scale, 2 + i % 2, dtype, kind, shape, gain=(1.0, 100.0)[i % 2])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_flagged(bad: float) -> None:
+    arguments = example()
+    arguments[2][0, 1, 1, 5] = bad
+    tail(*arguments)
+    assert arguments[-1].item() == 1
+    calm = example()
+    for t in calm[:3]:
+        t.zero_()
+    calm[-1].fill_(1)
+    tail(*calm)
+    assert calm[-1].item() == 1  # left as it is
+
+
+@pytest.mark.parametrize("image_dtype", TYPES)
+@pytest.mark.parametrize("sides", [2, 3])
+def test_opcheck(sides: int, image_dtype: torch.dtype) -> None:
+    arguments = example(torch.float16, sides)
+    arguments[7] = image_dtype
+    torch.library.opcheck(torch.ops.espan.tail.default, tuple(arguments))
+    torch.library.opcheck(torch.ops.espan.tail.default, (*arguments[:-1], None))
+
+
+def test_compile() -> None:
+    arguments = example()
+
+    def run(x: Tensor, flag: Tensor) -> Tensor:
+        return tail(x, *arguments[1:-1], flag) + 1
+
+    expected = run(arguments[0], arguments[-1])
+    flag = torch.zeros_like(arguments[-1])
+    torch.testing.assert_close(torch.compile(run, fullgraph=True)(arguments[0], flag), expected)
+    assert torch.equal(flag, arguments[-1])
+
+
+def test_gradients_are_refused() -> None:
+    arguments = example()
+    arguments[0].requires_grad_()
+    with pytest.raises(RuntimeError, match="espan::tail has no gradient: it is for inference"):
+        tail(*arguments)
+
+
+HEAD, FIRST, LAST, ACTIVATION, PACKED, CHANNELS, SCALE, DTYPE, FLAG = range(9)
+
+
+@pytest.mark.parametrize(
+    ("which", "value", "message"),
+    [
+        (LAST, torch.zeros(1, 5, 4, 20), r"last has shape \[1, 5, 4, 20\]; it must be \(N, H, W"),
+        (LAST, torch.zeros(0, 5, 4, 32), r"last has shape \[0, 5, 4, 32\]; it must not be empty"),
+        (HEAD, torch.zeros(1, 5, 5, 32), r"head has shape \[1, 5, 5, 32\]; .* of last"),
+        (FIRST, torch.zeros(1, 5, 4, 32).half(), "first has dtype float16; .* of last, float32"),
+        (ACTIVATION, torch.zeros(1, 5, 4, 32), r"packed has shape \[19104\]; .* \[20128\]"),
+        (PACKED, torch.zeros(7), r"packed has shape \[7\]; .* must have the shape \[19104\]"),
+        (PACKED, torch.zeros(7).half(), "packed has dtype float16; it must be float32"),
+        (CHANNELS, 65, "channels is 65; it must be 1 to 64"),
+        (SCALE, 5, "scale is 5; it must be 1 to 4"),
+        (DTYPE, torch.float64, "dtype is .*float64; it must be uint8, float16"),
+        (FLAG, torch.zeros(2).int(), "flag must be one element in int32"),
+        (FLAG, torch.zeros(1), "flag must be one element in int32"),
+        (FLAG, torch.zeros(1, device="meta").int(), "flag is on meta; it must be on the device"),
+    ],
+)
+def test_bad_inputs(which: int, value: Any, message: str) -> None:
+    arguments = example()
+    size = 9 * 32 * 32 + 2 * 32 * 32 + 9 * 32 * 16 + 32 + 16
+    assert arguments[PACKED].shape == (size,)
+    arguments[which] = value
+    message = message.replace("19104", str(size)).replace("20128", str(size + 32 * 32))
+    with pytest.raises(RuntimeError, match=f"^espan::tail: {message}"):
+        tail(*arguments)
+
+
+def test_bad_weights() -> None:
+    good = [
+        torch.zeros(5, 5, 3, 3),
+        torch.zeros(5, 10, 1, 1),
+        torch.zeros(5),
+        torch.zeros(12, 5, 3, 3),
+        torch.zeros(12),
+    ]
+    pack_tail(*good, torch.float16)
+    with pytest.raises(RuntimeError, match=r"side_weight has shape \[5, 11, 1, 1\]"):
+        pack_tail(good[0], torch.zeros(5, 11, 1, 1), *good[2:], torch.float16)
+    with pytest.raises(RuntimeError, match="the concat has 1 sides; it must have 2 or 3"):
+        pack_tail(good[0], torch.zeros(5, 5, 1, 1), *good[2:], torch.float16)
+    with pytest.raises(RuntimeError, match=r"up_bias has shape \[11\]; it must have"):
+        pack_tail(*good[:4], torch.zeros(11), torch.float16)
