@@ -25,6 +25,9 @@ STABLE_TORCH_LIBRARY(espan, m) {
   m.def(
       "tail(Tensor head, Tensor first, Tensor last, Tensor? activation, Tensor packed, "
       "int channels, int scale, ScalarType dtype, Tensor(a!)? flag) -> Tensor");
+  m.def(
+      "network(Tensor image, Tensor packed, int channels, int head_kernel, int[] convs, "
+      "bool concat_activation, int scale) -> (Tensor, Tensor)");
 }
 
 // setup.py passes the architectures as a bare list, 8.0,9.0+PTX, which needs no quoting.

@@ -3,7 +3,8 @@
 :func:`gate` is SPAB's gate; :func:`frequency_loss` and :func:`frequency_loss_gradient` are the
 frequency-aware training loss; :func:`head`, :func:`spab` and :func:`tail`
 are a network's first convolution, a whole block and its end, on packed weights (:func:`pack_head`,
-:func:`pack_spab`, :func:`pack_tail`); :mod:`~espan_kernels.reference` is what each op means;
+:func:`pack_spab`, :func:`pack_tail`); :func:`network` is a whole network on the CPU
+(:func:`pack_network`); :mod:`~espan_kernels.reference` is what each op means;
 :mod:`~espan_kernels.backends` tells which implementations can run here, and why others cannot.
 """
 
@@ -11,6 +12,7 @@ from espan_kernels import backends, reference
 from espan_kernels.frequency_loss import frequency_loss, frequency_loss_gradient
 from espan_kernels.gate import gate
 from espan_kernels.head import head, pack_head
+from espan_kernels.network import network, pack_network
 from espan_kernels.spab import pack_spab, spab
 from espan_kernels.tail import pack_tail, tail
 
@@ -20,7 +22,9 @@ __all__ = [
     "frequency_loss_gradient",
     "gate",
     "head",
+    "network",
     "pack_head",
+    "pack_network",
     "pack_spab",
     "pack_tail",
     "reference",

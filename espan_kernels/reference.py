@@ -99,3 +99,37 @@ def tail(
     fused = F.conv2d(last, last_weight, bias, padding=1)
     fused = fused + F.conv2d(torch.cat(list(sides), dim=1), side_weight)
     return F.pixel_shuffle(F.conv2d(fused, up_weight, up_bias, padding=1), scale)
+
+
+def network(
+    image: Tensor,
+    head_kernel: tuple[Tensor, Tensor],
+    blocks: Sequence[Sequence[tuple[Tensor, Tensor]]],
+    concat_last: tuple[Tensor, Tensor],
+    concat_side: Sequence[Tensor],
+    upsample: tuple[Tensor, Tensor],
+    *,
+    scale: int,
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+) -> Tensor:
+    """A whole network, from the kernels that :func:`espan_kernels.pack_network` takes.
+
+    Args:
+        image: (N, 3, H, W); uint8 stands for 0-1, or any floating-point dtype.
+        head_kernel, blocks, concat_last, concat_side, upsample: weights and biases.
+        scale: s.
+        mean: RGB, subtracted from the image.
+
+    Returns:
+        (N, 3, s H, s W) in the dtype of the weights, not clamped.
+    """
+    f = head(image, *head_kernel, torch.tensor(mean, dtype=torch.float64).float())
+    last = activation = f
+    outputs = []
+    for block in blocks:
+        last, activation = spab(last, [k[0] for k in block], [k[1] for k in block])
+        outputs.append(last)
+    sides = [f, outputs[0], activation][: len(concat_side)]
+    side_weight = torch.cat(list(concat_side), dim=1)[:, :, None, None]
+    last_weight, bias = concat_last
+    return tail(last, sides, last_weight, side_weight, bias, *upsample, scale)

@@ -1,0 +1,36 @@
+// The layers of the network on rows; compiled once per instruction set by for_each_isa.h.
+#include "activation.h"
+#include "product.h"
+#include "winograd.h"
+#include "winograd_to_image.h"
+
+inline void conv_row(const ConvRow& c) {
+  int64_t first = 0;
+  while (first < c.tiles) {
+    const int64_t n = block_size(c.tiles - first);
+    conv_block(c, first, n, first);
+    first += n;
+  }
+}
+
+inline void head_row(const ProductRow& r) {
+  const Product p{r.depth / r.parts, r.in_pitch,  r.depth,    r.weight_stride,
+                  r.init_plane,      r.init_step, r.out_plane};
+  product<3>(r.pixels, groups(r.outputs), p, r.in, r.weights, r.init, r.out);
+}
+
+inline void pointwise_row(const ProductRow& r) {
+  const Product p{kLanes,       r.in_pitch,  r.depth,    r.weight_stride,
+                  r.init_plane, r.init_step, r.out_plane};
+  product<kLanes>(r.pixels, groups(r.outputs), p, r.in, r.weights, r.init, r.out);
+}
+
+// Winograd's products of one block, and for upsample_row its results and those in image order.
+inline int64_t network_scratch(int64_t inputs, int64_t outputs) {
+  const int64_t pixels = 4 * kBlock * groups(outputs) * kLanes;
+  return kPositions * (products_in(inputs) + products_out(outputs)) + 5 * pixels;
+}
+
+inline void network_kernels(NetworkKernels* k) {
+  *k = {kLanes, network_scratch, conv_row, head_row, pointwise_row, upsample_row};
+}

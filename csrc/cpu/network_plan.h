@@ -1,0 +1,77 @@
+// The network as a list of layers, and how much of each layer's output is kept.
+//
+// Layers stream: a layer computes a group of rows as soon as the rows that it reads are there, and
+// keeps a ring of its latest rows until all that read them have done so.  A layer's groups begin
+// one row of tiles above those of the layer that it reads, so that it reads what was just written.
+// An image too wide for the rings to fit into kRingBytes is cut into strips of columns.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "network_tasks.h"
+
+namespace espan::cpu {
+
+struct Description {
+  int64_t channels, head_kernel;
+  std::vector<int64_t> convs;  // of each block: 2 or 3
+  bool concat_activation;      // the concat takes the last block's first activation (SPAN)
+  int64_t scale;
+};
+
+struct Layer {
+  enum Kind { head, conv, pointwise, upsample } kind;
+  int input;  // the layer whose output it reads; the head: -1, the image
+  int other;  // the layer that is added or gated with, or -1
+  Activation activation;
+  int64_t inputs, outputs;
+  const float *weights, *bias;
+  int64_t weight_stride;
+
+  // Derived: how many rows of tiles it runs behind the head, how many tiles more than the strip it
+  // computes on each side, how many rows are kept, who reads them.
+  int64_t lag = 0, margin = 0, ring = 0;
+  std::vector<int> readers;
+
+  // A 3x3 convolution reads one row more above and below and one tile more at the sides.
+  int64_t reach() const { return kind == conv || kind == upsample; }
+};
+
+// Floats of packed weights for a network, as espan_kernels/network.py lays them out.
+int64_t packed_size(const Description& d);
+
+class Plan {
+ public:
+  Plan(const Description& d, const float* packed, int64_t height, int64_t width, int64_t lanes);
+
+  const std::vector<Layer>& layers() const { return layers_; }
+  int64_t groups() const { return groups_; }
+  int64_t strips() const { return strips_; }
+  int64_t height() const { return height_; }
+  int64_t width() const { return width_; }
+
+  // A layer's group has the rows from its first to before the next one's first: multiples of 4.
+  int64_t first_row(const Layer& layer, int64_t group) const;
+
+  // The tiles of a strip that a layer computes: [first, first + count).
+  struct Tiles {
+    int64_t first, count;
+  };
+  Tiles tiles(int64_t strip, const Layer& layer) const;
+
+  // In floats: a row of one channel group, a row, the longest row, all rings and a row of zeros.
+  int64_t plane(int64_t strip, const Layer& layer) const;
+  int64_t row_size(int64_t strip, const Layer& layer) const;
+  int64_t longest_row(int64_t strip) const;
+  int64_t ring_floats(int64_t strip) const;
+
+ private:
+  int add(Layer layer);
+  void set_rings();
+
+  std::vector<Layer> layers_;
+  int64_t height_, width_, lanes_, columns_, group_rows_ = 4, groups_ = 0, strips_ = 1;
+};
+
+}  // namespace espan::cpu

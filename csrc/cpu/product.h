@@ -1,0 +1,105 @@
+// Matrix products with the sums in registers; included as vec.h is.
+//
+//   out[t][n] = init[t][n] + sum over k of in[t][k] * weights[k][n]
+//
+// `t` counts pixels or Winograd tiles, kStep floats apart; `k` runs through parts of the input.
+// Every sum is a chain of one multiply-add after another in the order of k, whatever else is
+// computed beside it: the result does not depend on how rows are cut.
+
+// How many sums fit into the registers beside the weights and the input's element: 32 registers of
+// AVX-512, 16 of AVX2 and SSE.  Indexed by the vectors in the width.
+constexpr int kMostVecs = 3;
+#if ESPAN_LANES == 16
+constexpr int kMostRows[kMostVecs + 1] = {0, 14, 14, 9};
+#else
+constexpr int kMostRows[kMostVecs + 1] = {0, 12, 6, 4};
+#endif
+
+struct Product {
+  int64_t part;      // input elements in each part but the last
+  int64_t in_pitch;  // floats from part to part
+  int64_t depth;
+  int64_t weight_stride;
+  int64_t init_plane, init_step;
+  int64_t out_plane;
+};
+
+template <int kRows, int kVecs, int kStep>
+inline void product_tile(const Product& p, const float* in, const float* weights, const float* init,
+                         float* out) {
+  VecF sum[kRows][kVecs];
+#pragma GCC unroll 16
+  for (int t = 0; t < kRows; ++t)
+#pragma GCC unroll 3
+    for (int n = 0; n < kVecs; ++n) sum[t][n] = load(init + t * p.init_step + n * p.init_plane);
+  // Loops that test at their end: GCC would keep two sets of sums for ones that might not run.
+  int64_t left = p.depth;
+  do {
+    const int64_t end = left < p.part ? left : p.part;
+    left -= end;
+    int64_t k = 0;
+    do {
+      VecF w[kVecs];
+#pragma GCC unroll 3
+      for (int n = 0; n < kVecs; ++n) {
+        w[n] = load(weights + n * kLanes);
+        __builtin_prefetch(weights + p.depth * p.weight_stride + n * kLanes);
+      }
+#pragma GCC unroll 16
+      for (int t = 0; t < kRows; ++t) {
+        const VecF x = broadcast(in[t * kStep + k]);
+#pragma GCC unroll 3
+        for (int n = 0; n < kVecs; ++n) sum[t][n] += x * w[n];
+      }
+      weights += p.weight_stride;
+    } while (++k < end);
+    in += p.in_pitch;
+  } while (left > 0);
+#pragma GCC unroll 16
+  for (int t = 0; t < kRows; ++t)
+#pragma GCC unroll 3
+    for (int n = 0; n < kVecs; ++n) store(out + n * p.out_plane + t * kLanes, sum[t][n]);
+}
+
+template <int kRows, int kVecs, int kStep>
+inline void product_some(int64_t rows, const Product& p, const float* in, const float* weights,
+                         const float* init, float* out) {
+  if constexpr (kRows > 1)
+    if (rows < kRows) return product_some<kRows - 1, kVecs, kStep>(rows, p, in, weights, init, out);
+  product_tile<kRows, kVecs, kStep>(p, in, weights, init, out);
+}
+
+// All rows, kVecs vectors of the width: in pieces of nearly equal size.
+template <int kVecs, int kStep>
+inline void product_columns(int64_t rows, const Product& p, const float* in, const float* weights,
+                            const float* init, float* out) {
+  constexpr int kMost = kMostRows[kVecs];
+  int64_t pieces = (rows + kMost - 1) / kMost;
+  for (; pieces > 0; --pieces) {
+    const int64_t n = (rows + pieces - 1) / pieces;
+    product_some<kMost, kVecs, kStep>(n, p, in, weights, init, out);
+    in += n * kStep;
+    init += n * p.init_step;
+    out += n * kLanes;
+    rows -= n;
+  }
+}
+
+// Widths of 4 vectors are 2 + 2, not 3 + 1.
+template <int kStep>
+inline void product(int64_t rows, int64_t vecs, const Product& p, const float* in,
+                    const float* weights, const float* init, float* out) {
+  while (vecs > 0) {
+    const int64_t now = vecs == 4 ? 2 : vecs < kMostVecs ? vecs : kMostVecs;
+    if (now == 3)
+      product_columns<3, kStep>(rows, p, in, weights, init, out);
+    else if (now == 2)
+      product_columns<2, kStep>(rows, p, in, weights, init, out);
+    else
+      product_columns<1, kStep>(rows, p, in, weights, init, out);
+    vecs -= now;
+    weights += now * kLanes;
+    init += now * p.init_plane;
+    out += now * p.out_plane;
+  }
+}

@@ -1,0 +1,161 @@
+// Winograd's F(4x4, 3x3): 16 outputs of a 3x3 convolution from 36 products instead of 144, with the
+// interpolation points 0, 1, -1, 2, -2 and infinity.  Included as vec.h is.
+//
+//   out = A^T [ sum over channels of (G g G^T) * (B^T d B) ] A
+//
+// d is the 6x6 input of a tile; G g G^T is computed when the weights are packed.
+
+// Rows of B^T, 6 -> 6: the pairs 1, 2 and 3, 4 share their parts.
+inline VecF row_0(VecF i0, VecF i2, VecF i4) { return 4.0f * i0 + (i4 - 5.0f * i2); }
+inline VecF row_5(VecF i1, VecF i3, VecF i5) { return 4.0f * i1 + (i5 - 5.0f * i3); }
+
+inline void rows_12(VecF i1, VecF i2, VecF i3, VecF i4, VecF& o1, VecF& o2) {
+  const VecF a = i4 - 4.0f * i2, b = i3 - 4.0f * i1;
+  o1 = a + b;
+  o2 = a - b;
+}
+
+inline void rows_34(VecF i1, VecF i2, VecF i3, VecF i4, VecF& o3, VecF& o4) {
+  const VecF a = i4 - i2, b = i3 - i1;
+  o3 = a + 2.0f * b;
+  o4 = a - 2.0f * b;
+}
+
+// A row of B^T d, times B, to six positions.
+inline void transform_row(const VecF* d, float* out, int64_t position) {
+  VecF o1, o2, o3, o4;
+  rows_12(d[1], d[2], d[3], d[4], o1, o2);
+  rows_34(d[1], d[2], d[3], d[4], o3, o4);
+  store(out, row_0(d[0], d[2], d[4]));
+  store(out + position, o1);
+  store(out + 2 * position, o2);
+  store(out + 3 * position, o3);
+  store(out + 4 * position, o4);
+  store(out + 5 * position, row_5(d[1], d[3], d[5]));
+}
+
+// A^T, 6 -> 4.
+inline void transform_out(const VecF i0, const VecF i1, const VecF i2, const VecF i3, const VecF i4,
+                          const VecF i5, VecF* o) {
+  const VecF a = i1 + i2, b = i1 - i2, c = i3 + i4, d = i3 - i4;
+  o[0] = i0 + (a + c);
+  o[1] = b + 2.0f * d;
+  o[2] = a + 4.0f * c;
+  o[3] = (b + 8.0f * d) + i5;
+}
+
+constexpr int kPositions = 36;
+// Tiles per block: two register blocks share the weights of a position in the first-level cache,
+// and the products' inputs and outputs, 36 x 28 tiles x C floats each, stay in the second.
+constexpr int kBlock = 28;
+// A distance in floats between positions that puts them into different cache sets: an odd number
+// of cache lines.
+inline int64_t spread(int64_t floats) { return ((floats + 15) / 16 | 1) * 16; }
+
+inline int64_t groups(int64_t channels) { return (channels + kLanes - 1) / kLanes; }
+
+inline int64_t products_in(int64_t inputs) { return spread(groups(inputs) * kBlock * kLanes); }
+inline int64_t products_out(int64_t outputs) { return spread(groups(outputs) * kBlock * kLanes); }
+
+// The tiles [first, first + n) of one channel group: out[position][tile].  Rows of B^T d one or two
+// at a time, so that they stay in registers: storing all of B^T d first took twice the time.
+__attribute__((noinline)) void transform_tiles_in(const ConvRow& c, int64_t group, int64_t first,
+                                                  int64_t n, float* out, int64_t position) {
+  for (int64_t t = 0; t < n; ++t, out += kLanes) {
+    const int64_t at = group * c.in_plane + (first + t) * 4 * kLanes;
+    const float* in[6];
+#pragma GCC unroll 6
+    for (int i = 0; i < 6; ++i) in[i] = c.in[i] + at;
+    VecF a[6], b[6];
+#pragma GCC unroll 6
+    for (int j = 0; j < 6; ++j) {
+      const int x = j * kLanes;
+      a[j] = row_0(load(in[0] + x), load(in[2] + x), load(in[4] + x));
+    }
+    transform_row(a, out, position);
+#pragma GCC unroll 6
+    for (int j = 0; j < 6; ++j) {
+      const int x = j * kLanes;
+      rows_12(load(in[1] + x), load(in[2] + x), load(in[3] + x), load(in[4] + x), a[j], b[j]);
+    }
+    transform_row(a, out + 6 * position, position);
+    transform_row(b, out + 12 * position, position);
+#pragma GCC unroll 6
+    for (int j = 0; j < 6; ++j) {
+      const int x = j * kLanes;
+      rows_34(load(in[1] + x), load(in[2] + x), load(in[3] + x), load(in[4] + x), a[j], b[j]);
+    }
+    transform_row(a, out + 18 * position, position);
+    transform_row(b, out + 24 * position, position);
+#pragma GCC unroll 6
+    for (int j = 0; j < 6; ++j) {
+      const int x = j * kLanes;
+      a[j] = row_5(load(in[1] + x), load(in[3] + x), load(in[5] + x));
+    }
+    transform_row(a, out + 30 * position, position);
+  }
+}
+
+// The results of n tiles of one channel group, to the tiles from `first` on of the output rows.
+template <Activation kActivation>
+__attribute__((noinline)) void transform_tiles_out(const ConvRow& c, int64_t group, int64_t first,
+                                                   int64_t n, const float* in, int64_t position) {
+  const VecF bias = load(c.bias + group * kLanes);
+  for (int64_t t = 0; t < n; ++t, in += kLanes) {
+    VecF columns[6][4];
+#pragma GCC unroll 6
+    for (int j = 0; j < 6; ++j) {
+      const float* m = in + j * position;
+      transform_out(load(m), load(m + 6 * position), load(m + 12 * position),
+                    load(m + 18 * position), load(m + 24 * position), load(m + 30 * position),
+                    columns[j]);
+    }
+    const int64_t at = (first + t) * 4 * kLanes;
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      VecF o[4];
+      transform_out(columns[0][i], columns[1][i], columns[2][i], columns[3][i], columns[4][i],
+                    columns[5][i], o);
+      const float* other = c.other[i] + group * c.other_plane + at;
+      float* out = c.out[i] + group * c.out_plane + at;
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j)
+        store(out + j * kLanes, activate<kActivation>(o[j] + bias, other + j * kLanes));
+    }
+  }
+}
+
+inline void transform_group_out(const ConvRow& c, int64_t group, int64_t first, int64_t n,
+                                const float* in, int64_t position) {
+  switch (c.activation) {
+    case Activation::none:
+      return transform_tiles_out<Activation::none>(c, group, first, n, in, position);
+    case Activation::silu:
+      return transform_tiles_out<Activation::silu>(c, group, first, n, in, position);
+    case Activation::gate:
+      return transform_tiles_out<Activation::gate>(c, group, first, n, in, position);
+    case Activation::add:
+      return transform_tiles_out<Activation::add>(c, group, first, n, in, position);
+  }
+}
+
+// The tiles [first, first + n) of a row, n <= kBlock, to the tiles from out_first on.
+inline void conv_block(const ConvRow& c, int64_t first, int64_t n, int64_t out_first) {
+  const int64_t position_in = products_in(c.inputs), position_out = products_out(c.outputs);
+  float *in = c.scratch, *out = in + kPositions * position_in;
+  for (int64_t g = 0; g < groups(c.inputs); ++g)
+    transform_tiles_in(c, g, first, n, in + g * kBlock * kLanes, position_in);
+  alignas(64) const float zeros[kMostVecs * kLanes] = {};
+  const Product p{kLanes, kBlock * kLanes, c.inputs, c.weight_stride, 0, 0, kBlock * kLanes};
+  for (int i = 0; i < kPositions; ++i)
+    product<kLanes>(n, groups(c.outputs), p, in + i * position_in,
+                    c.weights + i * c.inputs * c.weight_stride, zeros, out + i * position_out);
+  for (int64_t g = 0; g < groups(c.outputs); ++g)
+    transform_group_out(c, g, out_first, n, out + g * kBlock * kLanes, position_out);
+}
+
+// The next block's size, of nearly equal ones, where so many tiles are left.
+inline int64_t block_size(int64_t tiles) {
+  const int64_t blocks = (tiles + kBlock - 1) / kBlock;
+  return (tiles + blocks - 1) / blocks;
+}

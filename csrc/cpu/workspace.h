@@ -1,0 +1,23 @@
+// Memory for one call, kept for the next: fresh pages would cost a tenth of a 256x256 image's time.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+namespace espan::cpu {
+
+struct FreeMemory {
+  void operator()(float* memory) const;
+};
+
+// At least this many floats, aligned to a cache line, holding anything.  Given back by
+// return_workspace; at most one is kept, the largest.
+struct Workspace {
+  std::unique_ptr<float, FreeMemory> memory;
+  int64_t floats = 0;
+};
+
+Workspace take_workspace(int64_t floats);
+void return_workspace(Workspace workspace);
+
+}  // namespace espan::cpu

@@ -1,0 +1,184 @@
+"""The whole network on the CPU as one op: packing its weights, its wrapper, its shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from espan_kernels import _library
+
+# Winograd's G for F(4x4, 3x3) with the points 0, 1, -1, 2, -2 and infinity: kernel -> 6 values.
+_G = [
+    [1 / 4, 0, 0],
+    [-1 / 6, -1 / 6, -1 / 6],
+    [-1 / 6, 1 / 6, -1 / 6],
+    [1 / 24, 1 / 12, 1 / 6],
+    [1 / 24, -1 / 12, 1 / 6],
+    [0, 0, 1],
+]
+# Rows of packed weights are padded to whole vectors of the widest instruction set.
+_LANES = 16
+
+Kernel = tuple[Tensor, Tensor]
+
+
+def network(
+    image: Tensor,
+    packed: Tensor,
+    *,
+    channels: int,
+    head_kernel: int,
+    convs: Sequence[int],
+    concat_activation: bool,
+    scale: int,
+) -> tuple[Tensor, Tensor]:
+    """Upscale a batch of images by a network of the SPAN family, on the CPU, in float32.
+
+    Equal to :func:`espan_kernels.reference.network` with the kernels that were packed, to rounding.
+    Memory beyond input and output is bounded whatever the size: the image streams through all
+    layers in strips.  The result is the same to the last bit for any number of threads.
+
+    Args:
+        image: (N, 3, H, W) on the CPU, of any strides, also empty.  float32 in 0-1; or uint8, which
+            is taken as ``image / 255``.
+        packed: what :func:`pack_network` returned.
+        channels: C, the width of the feature maps.
+        head_kernel: odd width of the first convolution.
+        convs: of each block, 2 or 3.
+        concat_activation: the concat takes the first activation of the last block (SPAN).
+        scale: s, the upscaling factor.
+
+    Returns:
+        The upscaled images (N, 3, s*H, s*W): float32, not clamped, contiguous; or, for a uint8
+        image, ``round(255 * clamp(y, 0, 1))`` in uint8, channels last.  And for each image what its
+        values were before they were clamped, (N, 3) float32: the least, the greatest, and 1 if any
+        was infinite or not a number, else 0.
+
+    Raises:
+        RuntimeError: a wrong dtype, device or shape; weights that do not fit the description; or no
+            compiled library.
+    """
+    if _library.compiled is None:
+        raise RuntimeError(f"espan::network: {_library.why_not_compiled}")
+    return torch.ops.espan.network(
+        image, packed, channels, head_kernel, list(convs), concat_activation, scale
+    )
+
+
+def pack_network(
+    head: Kernel,
+    blocks: Sequence[Sequence[Kernel]],
+    concat_last: Kernel,
+    concat_side: Sequence[Tensor],
+    upsample: Kernel,
+    *,
+    scale: int,
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+) -> Tensor:
+    """The weights of a network in the form that :func:`network` reads.  To be done once.
+
+    Each kernel is a weight (outputs, inputs, k, k) and a bias (outputs,), in float64 or float32;
+    Winograd's transform of the weights is computed in float64 and rounded once.
+
+    Args:
+        head: (C, 3, k, k): the first convolution.  An img_range is folded into its weight.
+        blocks: of each block its 2 or 3 convolutions, (C, C, 3, 3).
+        concat_last: (C, C, 3, 3): what the concat with its 1x1 convolution makes of the last block.
+        concat_side: what it makes of the head's output, of the first block's and, for SPAN, of the
+            first activation in the last block: weights (C, C), added to the former.
+        upsample: (3*s*s, C, 3, 3): the last convolution, in the order of ``pixel_shuffle``.
+        scale: s.
+        mean: RGB in 0-1, subtracted from the image before the head's zero padding.
+
+    Returns:
+        float32, one row.
+
+    Raises:
+        ValueError: a weight whose shape does not fit the others.
+    """
+    channels = head[0].shape[0]
+    square = (channels, channels, 3, 3)
+    _check("head", head, (channels, 3, head[0].shape[-1], head[0].shape[-1]))
+    _check("concat_last", concat_last, square)
+    _check("upsample", upsample, (3 * scale * scale, channels, 3, 3))
+    if not blocks or len(concat_side) not in (2, 3):
+        raise ValueError(
+            f"pack_network: got {len(blocks)} blocks and {len(concat_side)} weights for the "
+            "concat; there must be a block at least, and 2 or 3 weights"
+        )
+    parts = [_pad(torch.tensor([list(mean)], dtype=torch.float64))]
+
+    def side(i: int) -> None:
+        if concat_side[i].shape != square[:2]:
+            raise ValueError(
+                f"pack_network: concat_side[{i}] has shape {list(concat_side[i].shape)}; "
+                f"it must be {list(square[:2])}"
+            )
+        parts.append(_pad(concat_side[i].double().T))
+        parts.append(_pad(torch.zeros(1, channels, dtype=torch.float64)))
+
+    def conv(name: str, kernel: Kernel) -> None:
+        _check(name, kernel, square)
+        parts.extend(_winograd(kernel))
+
+    taps = head[0].double().permute(2, 3, 1, 0).reshape(-1, channels)
+    parts += [_pad(taps), _pad(head[1].double()[None])]
+    side(0)
+    for i, block in enumerate(blocks):
+        for j, kernel in enumerate(block):
+            conv(f"blocks[{i}][{j}]", kernel)
+        if i == 0:
+            side(1)
+    if len(concat_side) == 3:
+        side(2)
+    conv("concat_last", concat_last)
+    # From (colour, dy, dx) to (dy, dx, colour), the order of pixels in a row of an image.
+    order = torch.arange(3 * scale * scale).view(3, -1).T.flatten()
+    # What pads a row repeats its first output, so that the range of all is the range of the image.
+    order = torch.cat([order, order[:1].expand(-len(order) % _LANES)])
+    parts += _winograd((upsample[0][order], upsample[1][order]))
+    return torch.cat([part.flatten() for part in parts]).float()
+
+
+def _winograd(kernel: Kernel) -> list[Tensor]:
+    """(36, inputs, outputs) transformed weights and the bias."""
+    g = torch.tensor(_G, dtype=torch.float64)
+    weight = torch.einsum("pi,qj,ocij->pqco", g, g, kernel[0].double().cpu())
+    return [_pad(weight.flatten(0, 1)), _pad(kernel[1].double().cpu()[None])]
+
+
+def _pad(weight: Tensor) -> Tensor:
+    return torch.nn.functional.pad(weight.cpu(), (0, -weight.shape[-1] % _LANES))
+
+
+def _check(name: str, kernel: Kernel, shape: tuple[int, ...]) -> None:
+    if kernel[0].shape != shape or kernel[1].shape != shape[:1] or shape[-1] % 2 == 0:
+        raise ValueError(
+            f"pack_network: {name} has shapes {list(kernel[0].shape)} and {list(kernel[1].shape)}; "
+            f"they must be {list(shape)} and {list(shape[:1])}, of odd width"
+        )
+
+
+@torch.library.register_fake("espan::network")
+def _(
+    image: Tensor,
+    packed: Tensor,
+    channels: int,
+    head_kernel: int,
+    convs: Sequence[int],
+    concat_activation: bool,
+    scale: int,
+) -> tuple[Tensor, Tensor]:
+    n, _, height, width = image.shape
+    # Bytes leave as images are stored, pixel by pixel; floats as tensors are, plane by plane.
+    layout = torch.channels_last if image.dtype == torch.uint8 else torch.contiguous_format
+    shape = (n, 3, scale * height, scale * width)
+    return (
+        torch.empty(shape, dtype=image.dtype, device=image.device, memory_format=layout),
+        torch.empty((n, 3), dtype=torch.float32, device=image.device),
+    )
+
+
+_library.refuse_gradients("network")

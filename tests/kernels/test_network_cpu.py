@@ -1,0 +1,246 @@
+"""The op `network`: its values by every CPU path, whatever the size, and that they are the same."""
+
+import itertools
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from espan import checkpoints
+from espan.evaluation.metrics import psnr
+from espan.imaging import modcrop, read_image
+from espan.models import Network
+from espan_kernels import _library, network, pack_network
+from tests.kernels.network_cases import ESPAN, FAMILY, SPAN, Case, image
+
+pytestmark = pytest.mark.skipif(_library.compiled is None, reason=_library.why_not_compiled)
+
+# How much larger than PyTorch's a network's largest error may be.  On random data one layer by
+# Winograd has 11 times the error of a direct one (RMS); the largest seen here for whole networks is
+# 9 times PyTorch's.  The bound that holds for all inputs is that of a layer: test_winograd_cpu.py.
+WINOGRAD = 16
+# Below, at and above a pixel, a tile of 4, and blocks of 28 tiles.
+SIZES = [(1, 1), (1, 9), (2, 3), (4, 4), (5, 8), (7, 1), (9, 13), (12, 17), (33, 5), (3, 117)]
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512"])
+def cpu_path(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set that this machine has."""
+    assert _library.compiled is not None
+    try:
+        _library.compiled.select_cpu_path(request.param)
+    except ValueError as error:
+        pytest.skip(str(error))
+    yield request.param
+    _library.compiled.select_cpu_path("auto")
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    count = torch.get_num_threads()
+    yield
+    torch.set_num_threads(count)
+
+
+def assert_close(case: Case, x: Tensor, packed: Tensor | None = None) -> None:
+    y, ranges = case.run(x, packed)
+    exact, plain = case.reference(x, torch.float64), case.reference(x, torch.float32)
+    largest = exact.abs().amax().item()
+    allowed = WINOGRAD * (plain - exact).abs().amax().item()
+    allowed += 4 * torch.finfo(torch.float32).eps * largest
+    error = (y - exact).abs().amax().item()
+    assert error <= allowed, f"{case}, {tuple(x.shape)}: error {error:.3g}, allowed {allowed:.3g}"
+    assert torch.equal(ranges[:, 0], y.amin((1, 2, 3)))
+    assert torch.equal(ranges[:, 1], y.amax((1, 2, 3)))
+    assert not ranges[:, 2].any()
+
+
+@pytest.mark.parametrize("case", FAMILY, ids=str)
+def test_family(cpu_path: str, case: Case) -> None:
+    packed = case.pack()
+    for size in [(1, 1), (6, 11)]:
+        assert_close(case, image(2, 3, *size), packed)
+
+
+@pytest.mark.parametrize("case", [SPAN, FAMILY[3]], ids=str)
+def test_sizes(cpu_path: str, case: Case) -> None:
+    packed = case.pack()
+    for size in SIZES:
+        assert_close(case, image(1, 3, *size), packed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", FAMILY, ids=str)
+def test_all_sizes_of_the_family(cpu_path: str, case: Case) -> None:
+    packed = case.pack()
+    for size in [*itertools.product(range(1, 11), repeat=2), *SIZES, (40, 230), (131, 67)]:
+        assert_close(case, image(1, 3, *size), packed)
+
+
+@pytest.mark.parametrize("case", [ESPAN, SPAN, FAMILY[3], FAMILY[4], FAMILY[9]], ids=str)
+def test_bytes_are_the_rounded_floats(cpu_path: str, case: Case) -> None:
+    """uint8 in and out equals clamping and rounding the float result, and tells the same range."""
+    packed = case.pack()
+    for size in [(1, 1), (5, 9), (8, 130)]:
+        x = image(2, 3, *size, dtype=torch.uint8)
+        y, ranges = case.run(x, packed)
+        wide, wide_ranges = case.run(x.float() / 255, packed)
+        assert torch.equal(y, wide.clamp(0, 1).mul(255).round().to(torch.uint8))
+        assert torch.equal(ranges, wide_ranges)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        assert wide.is_contiguous()
+
+
+def test_layouts() -> None:
+    """Any strides in; what lies between the pixels is not read as one."""
+    for dtype in (torch.float32, torch.uint8):
+        x = image(2, 3, 7, 10, dtype=dtype)
+        expected, _ = ESPAN.run(x)
+        around = torch.full((2, 9, 24, 5), 200, dtype=dtype)
+        inside = around[:, 1:8, 2:22:2, 1:4].permute(0, 3, 1, 2)
+        inside.copy_(x)
+        flipped = x.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
+        for view in (x.to(memory_format=torch.channels_last), inside, flipped):
+            assert torch.equal(ESPAN.run(view)[0], expected)
+        same = x[:1].expand(3, -1, -1, -1)
+        assert torch.equal(ESPAN.run(same)[0], expected[:1].expand(3, -1, -1, -1))
+
+
+def test_empty() -> None:
+    for size in [(0, 3, 4, 5), (1, 3, 0, 5), (2, 3, 4, 0)]:
+        y, ranges = ESPAN.run(torch.zeros(size))
+        assert y.shape == (size[0], 3, 4 * size[2], 4 * size[3])
+        assert ranges.tolist() == [[0.0, 0.0, 0.0]] * size[0]
+
+
+def test_result_does_not_depend_on_threads(cpu_path: str, threads: None) -> None:
+    case = Case(16, (3, 2), head_kernel=5)
+    packed, x = case.pack(), image(1, 3, 70, 90)
+    results = []
+    for count in (1, 2, 3, 7):
+        torch.set_num_threads(count)
+        results.append(case.run(x, packed))
+    for y, ranges in results[1:]:
+        assert torch.equal(y, results[0][0])
+        assert torch.equal(ranges, results[0][1])
+
+
+def test_result_does_not_depend_on_strips(cpu_path: str) -> None:
+    """Part of an image wide enough for several strips equals that part alone, to the last bit.
+
+    The part begins at a tile, and the pixels compared lie beyond the reach of its own border: a
+    tile for each 3x3 convolution, because rounding in a tile depends on all that it reads.
+    """
+    case = Case(70, (2,), head_kernel=3, scale=1)
+    packed, reach = case.pack(), 4 * 6
+    width = 3600 if cpu_path == "avx512" else 2600
+    x = image(1, 3, 5, width)
+    whole, _ = case.run(x, packed)
+    for start in range(0, width - 200, 100):
+        part, _ = case.run(x[..., start : start + 200], packed)
+        left = 0 if start == 0 else reach
+        assert torch.equal(
+            whole[..., start + left : start + 200 - reach], part[..., left : 200 - reach]
+        )
+
+
+def test_many_python_threads() -> None:
+    case = Case(20, (3, 2))
+    packed = case.pack()
+    wrong: list[int] = []
+
+    def work(seed: int) -> None:
+        x = image(1, 3, 5 + 9 * seed, 60 - 6 * seed)
+        expected, _ = case.run(x, packed)
+        if not all(torch.equal(case.run(x, packed)[0], expected) for _ in range(10)):
+            wrong.append(seed)
+
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_values_that_are_not_finite_are_told(cpu_path: str) -> None:
+    case = Case(16, (2,), scale=2)
+    packed = case.pack()
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        x = image(3, 3, 30, 30)
+        x[1, 2, 17, 3] = bad
+        y, ranges = case.run(x, packed)
+        assert ranges[:, 2].tolist() == [0, 1, 0]
+        assert torch.equal(y[0], case.run(x[:1], packed)[0][0])
+        assert not y[1].isfinite().all()
+        far = y[1, :, 48:, 30:]  # nothing that it reaches, by whole tiles
+        assert torch.equal(far, case.run(image(3, 3, 30, 30), packed)[0][1, :, 48:, 30:])
+
+
+def test_activations_beyond_the_exponential() -> None:
+    """Sums of 1e4 drive SiLU and gate to where e^x is neither finite nor normal."""
+    case = Case(16, (3,), gain=1e5, scale=1)
+    assert_close(case, image(1, 3, 9, 9))
+
+
+def test_output_is_written_whole_and_nothing_else() -> None:
+    """The allocator hands a just freed block out again: filled with a pattern, it must all go."""
+    x = image(1, 3, 9, 31, dtype=torch.uint8)
+    expected, _ = SPAN.run(x)
+    for fill in (0, 255):
+        poison = torch.full_like(expected, fill)
+        del poison
+        assert torch.equal(SPAN.run(x)[0], expected)
+
+
+def packed_of(plain: Network) -> tuple[Tensor, dict[str, Any]]:
+    """The weights of a plain network, its concat folded, and the description of them."""
+    a = plain.architecture
+    fuse, post = plain.tail.fuse.double(), plain.tail.post.double()
+    of_head, of_post, of_first, of_extra = fuse.weight[:, :, 0, 0].split(a.channels, dim=1)
+    last = torch.einsum("om,mikl->oikl", of_post, post.weight)
+    bias = of_post @ post.bias + fuse.bias
+    sides = [of_head, of_first]
+    if a.concat_last == "output":
+        last[:, :, 1, 1] += of_extra
+    else:
+        sides.append(of_extra)
+    norm = a.normalization
+    packed = pack_network(
+        (plain.head.weight * (norm.img_range if norm else 1), plain.head.bias),
+        [[(conv.weight, conv.bias) for conv in block.convs] for block in plain.blocks],
+        (last, bias),
+        sides,
+        (plain.tail.upsample.weight, plain.tail.upsample.bias),
+        scale=a.scale,
+        mean=norm.mean if norm else (0, 0, 0),
+    )
+    description = {name: getattr(a, name) for name in ("channels", "head_kernel", "convs", "scale")}
+    return packed, description | {"concat_activation": a.concat_last == "activation"}
+
+
+@pytest.mark.parametrize("dataset", ["Set5", "Set14"])
+@pytest.mark.parametrize("weights", ["espan_x4_official.pth", "span_c28_x4_official.pth"])
+def test_photographs(testdata: Path, weights: str, dataset: str) -> None:
+    """Within a uint8 step of PyTorch everywhere, and within 0.001 dB of its PSNR."""
+    plain = checkpoints.load(testdata / "weights" / weights)
+    packed, description = packed_of(checkpoints.load(testdata / "weights" / weights).double())
+    scores = []
+    for path in sorted((testdata / "testsets" / dataset / "LRx4").iterdir()):
+        low = torch.from_numpy(read_image(path).pixels)
+        low = low.expand(-1, -1, 3).permute(2, 0, 1)[None]
+        high = read_image(path.parents[1] / "HR" / path.name).pixels
+        high = np.broadcast_to(modcrop(high, 4), (4 * low.shape[2], 4 * low.shape[3], 3))
+        with torch.no_grad():
+            theirs = plain(low.float() / 255).clamp(0, 1).mul(255).round().to(torch.uint8)
+        ours, ranges = network(low, packed, **description)
+        assert (ours.int() - theirs.int()).abs().max() <= 1
+        assert not ranges[0, 2]
+        scores.append([psnr(y[0].permute(1, 2, 0).numpy(), high, border=4) for y in (ours, theirs)])
+    ours_mean, theirs_mean = np.mean(scores, axis=0)
+    assert abs(ours_mean - theirs_mean) <= 0.001
