@@ -147,6 +147,18 @@ def _triton_frequency_loss_gradient(
     return kernels.frequency_loss_gradient(sr, hr, scale, *options)
 
 
+def _triton_spab(
+    x: Tensor, packed: Tensor, channels: int, convs: int, with_activation: bool
+) -> tuple[Tensor, Tensor]:
+    if x.dtype == torch.float32:  # which tensor cores would round to 10 bits
+        from espan_kernels.spab import _reference
+
+        return _reference(x, packed, channels, convs, with_activation)
+    from espan_kernels.triton import spab as kernels
+
+    return kernels.spab(x, packed, channels, convs, with_activation)
+
+
 _fragment.impl("gate", _reference_gate, "CompositeExplicitAutograd")
 _fragment.impl("gate_backward", _reference_gate_backward, "CompositeExplicitAutograd")
 _fragment.impl("frequency_loss", _reference_frequency_loss, "CompositeExplicitAutograd")
@@ -158,3 +170,4 @@ if not cuda_archs and triton_installed:
     _fragment.impl("gate_backward", _triton_gate_backward, "CUDA")
     _fragment.impl("frequency_loss", _triton_frequency_loss, "CUDA")
     _fragment.impl("frequency_loss_gradient", _triton_frequency_loss_gradient, "CUDA")
+    _fragment.impl("spab", _triton_spab, "CUDA")

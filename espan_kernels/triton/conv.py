@@ -1,0 +1,121 @@
+"""A 3x3 convolution with what follows it in a SPAN block, each one launch, in Triton.
+
+Feature maps are (N, H, W, P) in float16 or bfloat16; products are summed in float32 on the tensor
+cores.  Weights are read as pack_spab lays them out: 16 input channels by P output channels, halved,
+so the sum is o/2.
+"""
+# Triton does not allow the annotations of typing inside a kernel:
+# mypy: disable-error-code="no-untyped-def"
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from espan_kernels.triton.gate import _launchable, _sigmoid_minus_half
+
+# Four warps of 32 pixels each: two tensor-core tiles high, all output channels wide.
+BLOCK = 128
+
+
+@triton.jit
+def _column(channel, p: tl.constexpr):
+    """The column of the packed weights that has this output channel; see output_order."""
+    group: tl.constexpr = 4 if p % 32 == 0 else 2
+    r = channel % (8 * group)
+    tile = r % (2 * group) // 2
+    return channel // (8 * group) * (8 * group) + tile * 8 + r // (2 * group) * 2 + r % 2
+
+
+@triton.jit
+def conv_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    residual_ptr,
+    y_ptr,
+    pixels,
+    height,
+    width,
+    p: tl.constexpr,
+    columns: tl.constexpr,
+    depth: tl.constexpr,
+    gated: tl.constexpr,
+    block: tl.constexpr,
+):
+    """``silu(conv(x))``, or ``gate(conv(x), residual)`` if ``gated``, of ``block`` pixels.
+
+    ``columns`` is P or the power of 2 above it; ``depth`` input channels are multiplied at once.
+    """
+    m = tl.program_id(0) * block + tl.arange(0, block)
+    column_x = m % width
+    row_y = m // width % height
+    channel = tl.arange(0, columns)
+    column = _column(channel, p)
+    kept = channel < p
+
+    # As fragments() of _packing.py places row k % 16 of input block k // 16 in a column.
+    k = tl.arange(0, depth)
+    of_row = k // 16 * (3 * 16 * p) + k % 8 // 2 * 8 + k % 16 // 8 * 2 + k % 2
+    of_column = column // 16 * 256 + column % 8 * 32 + column // 8 % 2 * 4
+    place = of_row[:, None] + of_column[None, :]
+
+    total = tl.zeros((block, columns), tl.float32)
+    for tap in tl.static_range(9):
+        dy = tap // 3
+        dx = tap % 3
+        y = row_y + (dy - 1)
+        x = column_x + (dx - 1)
+        inside = (m < pixels) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        at = (m + ((dy - 1) * width + (dx - 1))).to(tl.int64) * p
+        for first in tl.static_range(0, p, depth):
+            a = tl.load(x_ptr + at[:, None] + (first + k)[None, :], mask=inside[:, None], other=0.0)
+            step = ((dx * (p // 16) + first // 16) * 3 + dy) * (16 * p)
+            b = tl.load(weight_ptr + step + place, mask=kept[None, :], other=0.0)
+            total = tl.dot(a, b, total)
+    o = 2.0 * (total + tl.load(bias_ptr + column, mask=kept, other=0.0)[None, :])
+
+    at = m[:, None].to(tl.int64) * p + channel[None, :]
+    valid = (m < pixels)[:, None] & kept[None, :]
+    if gated:
+        residual = tl.load(residual_ptr + at, mask=valid, other=0.0).to(tl.float32)
+        result = (o + residual) * _sigmoid_minus_half(o)
+    else:
+        result = o * (0.5 + _sigmoid_minus_half(o))
+    tl.store(y_ptr + at, result.to(y_ptr.dtype.element_ty), mask=valid)
+
+
+def conv(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
+    """``silu(conv(x))``, or ``gate(conv(x), residual)`` where there is a residual.
+
+    Args:
+        x: (N, H, W, P) contiguous, float16 or bfloat16.
+        weight: (9 P P,) of the dtype of ``x``, one layer's part of what pack_spab returns.
+        bias: (P,) in float32, likewise.
+        residual: like ``x``.
+
+    Returns:
+        A tensor like ``x``.
+    """
+    y = torch.empty_like(x)
+    height, width, p = x.shape[1:]
+    pixels = x.shape[0] * height * width
+    if pixels > 2**31 - BLOCK:
+        raise RuntimeError(f"x has {pixels} pixels; one launch takes at most {2**31 - BLOCK}")
+    with torch.cuda.device_of(x):
+        _launchable(conv_kernel)[(triton.cdiv(pixels, BLOCK),)](
+            x,
+            weight,
+            bias,
+            residual,
+            y,
+            pixels,
+            height,
+            width,
+            p=p,
+            columns=triton.next_power_of_2(p),
+            depth=32 if p % 32 == 0 else 16,
+            gated=residual is not None,
+            block=BLOCK,
+        )
+    return y

@@ -1,0 +1,102 @@
+"""The block in Triton: in the interpreter, and compiled for GPUs that need not be there."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from espan_kernels import backends
+from tests.kernels.spab_cases import check
+
+HERE = Path(__file__).parent
+TRITON = backends.available()["triton"]
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+
+
+def test_in_the_interpreter() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", HERE / "interpreted" / "spab_triton.py"],
+        cwd=HERE.parents[1],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("dtype", "p", "gated", "capability"),
+    [
+        ("fp16", 32, False, 80),
+        ("bf16", 48, True, 80),
+        ("fp16", 32, True, 90),
+        ("bf16", 16, False, 90),
+        ("fp16", 64, True, 100),
+    ],
+)
+def test_compiles_ahead_of_time(
+    dtype: str,
+    p: int,
+    capability: int,
+    gated: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To tensor-core instructions, without local memory."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from espan_kernels.triton.conv import BLOCK, conv_kernel
+
+    types = {"bias_ptr": "*fp32"}
+    constants = {
+        "p": p,
+        "columns": triton.next_power_of_2(p),
+        "depth": 32 if p % 32 == 0 else 16,
+        "gated": gated,
+        "block": BLOCK,
+    }
+    if not gated:
+        constants["residual_ptr"] = None
+    signature = {
+        name: "constexpr"
+        if name in constants
+        else types.get(name, f"*{dtype}" if name.endswith("_ptr") else "i32")
+        for name in conv_kernel.arg_names
+    }
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(conv_kernel.arg_names)
+        if signature[name].startswith("*")
+    }
+    source = ASTSource(fn=conv_kernel, signature=signature, constexprs=constants, attrs=aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    assert compiled.asm["cubin"]
+    kind = "tcgen05.mma" if capability == 100 else "mma.sync" if capability == 80 else "mma"
+    assert kind in compiled.asm["ptx"]
+    assert ".local" not in compiled.asm["ptx"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not TRITON.available, reason=TRITON.reason)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("channels", [1, 26, 32, 48, 64])
+def test_values_on_a_gpu(channels: int, dtype: torch.dtype) -> None:
+    import espan_kernels.triton.spab  # noqa: F401
+
+    def run(x: Tensor, packed: Tensor, channels: int, convs: int) -> tuple[Tensor, Tensor]:
+        return torch.ops.espan_triton.spab(x, packed, channels, convs, True)
+
+    for convs in (2, 3):
+        for shape in ((1, 1, 1), (2, 1, 7), (1, 17, 29), (2, 70, 120)):
+            check(run, channels, convs, dtype, shape, device="cuda")
