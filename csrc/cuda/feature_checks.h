@@ -84,23 +84,27 @@ struct Tiling {
   }
 };
 
-// Shared memory of the current device, in bytes.
-struct SharedMemory {
-  int per_block = 0, per_sm = 0, reserved = 0;
+// What an instance must fit, of the current device.
+struct Limits {
+  int block_bytes = 0, sm_bytes = 0, reserved_bytes = 0, sms = 0;
 
-  explicit SharedMemory(const char* op) {
+  explicit Limits(const char* op) {
     int device = 0;
     check(op, cudaGetDevice(&device));
     const auto ask = [&](int& value, cudaDeviceAttr attribute) {
       check(op, cudaDeviceGetAttribute(&value, attribute, device));
     };
-    ask(per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-    ask(per_sm, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
-    ask(reserved, cudaDevAttrReservedSharedMemoryPerBlock);
+    ask(block_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    ask(sm_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+    ask(reserved_bytes, cudaDevAttrReservedSharedMemoryPerBlock);
+    ask(sms, cudaDevAttrMultiProcessorCount);
   }
 
-  bool holds(int blocks, int bytes) const {
-    return bytes <= per_block && blocks * (bytes + reserved) <= per_sm;
+  // Whether S::kBlocksPerSm blocks fit an SM.
+  template <class S>
+  bool hold() const {
+    return S::kSharedBytes <= block_bytes &&
+           S::kBlocksPerSm * (S::kSharedBytes + reserved_bytes) <= sm_bytes;
   }
 };
 

@@ -44,10 +44,10 @@ struct Head {
 
 template <class T, class F>
 void for_each_head(F f) {
-  f(Head<T, 16, 10, 2, 1, 2>{});
-  f(Head<T, 32, 10, 2, 1, 2>{});
-  f(Head<T, 48, 5, 4, 1, 1>{});
-  f(Head<T, 64, 10, 2, 2, 1>{});
+  f(Head<T, 16, 8, 2, 1, 2>{});
+  f(Head<T, 32, 8, 2, 1, 2>{});
+  f(Head<T, 48, 4, 4, 1, 1>{});
+  f(Head<T, 64, 8, 2, 2, 1>{});
 }
 
 template <class S>

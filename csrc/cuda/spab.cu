@@ -21,17 +21,24 @@ void run(const Launch& launch, const Tensor& x, SpabArguments p) {
   spab_kernel<S><<<tiles.blocks, S::kThreads, S::kSharedBytes, launch.stream()>>>(p);
 }
 
+// Of the instances that fit, the one whose busiest SM has the fewest rows to compute.
 template <class T>
 void choose(const Launch& launch, const Tensor& x, const SpabArguments& p) {
-  const SharedMemory memory(kOp);
-  bool done = false;
+  const Limits limits(kOp);
+  int64_t fewest = 0;
+  void (*best)(const Launch&, const Tensor&, SpabArguments) = nullptr;
   for_each_spab<T>([&](auto instance) {
     using S = decltype(instance);
-    if (done || S::P != x.size(3) || !memory.holds(S::kBlocksPerSm, S::kSharedBytes)) return;
-    run<S>(launch, x, p);
-    done = true;
+    if (S::P != x.size(3) || !limits.hold<S>()) return;
+    const Tiling tiles(kOp, x.size(0), p.height, p.width, S::kHeight, S::kWidth);
+    const int64_t rows = (tiles.blocks + limits.sms - 1) / limits.sms * S::kRows;
+    if (best != nullptr && rows >= fewest) return;
+    best = run<S>;
+    fewest = rows;
   });
-  if (!done) fail(kOp, "the GPU has too little shared memory: ", memory.per_block, " bytes");
+  if (best == nullptr)
+    fail(kOp, "the GPU has too little shared memory: ", limits.block_bytes, " bytes");
+  best(launch, x, p);
 }
 
 std::tuple<Tensor, Tensor> spab(const Tensor& x, const Tensor& packed, int64_t channels,

@@ -12,7 +12,16 @@ from tests.kernels.spab_cases import Run, check
 
 FLOATS = (torch.float16, torch.bfloat16)
 # (P, rows of a tile) of the instances in spab.cuh, and a number of channels below P.
-INSTANCES = [(16, 16, 13), (32, 16, 26), (48, 16, 48), (48, 8, 36), (64, 16, 64), (64, 6, 52)]
+INSTANCES = [
+    (16, 16, 13),
+    (32, 16, 26),
+    (32, 10, 28),
+    (32, 6, 32),
+    (48, 16, 48),
+    (48, 8, 36),
+    (64, 16, 64),
+    (64, 6, 52),
+]
 ONE = ("ESPAN_ONE_INSTANCE",)
 
 BUGS: dict[str, Bug] = {
