@@ -56,12 +56,18 @@ def copy_bandwidth(device: str, size: int) -> float:
     return 8 * source.numel() / best
 
 
-def measure(benchmark: BenchmarkFixture, run: Callable[[], object], device: str, size: int) -> None:
+def measure(
+    benchmark: BenchmarkFixture,
+    run: Callable[[], object],
+    device: str,
+    size: int,
+    rounds: int = 50,
+) -> None:
     def timed() -> None:
         run()
         finished(device)
 
-    benchmark.pedantic(timed, warmup_rounds=5, rounds=50)
+    benchmark.pedantic(timed, warmup_rounds=min(5, rounds), rounds=rounds)
     if benchmark.disabled:  # --benchmark-disable: verified and run once, not timed
         return
     rate = size / benchmark.stats.stats.median
