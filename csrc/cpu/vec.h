@@ -74,3 +74,24 @@ inline void store_tail(T* p, VecF v, int64_t n) {
   store(lanes, v);
   __builtin_memcpy(p, lanes, n * sizeof(T));
 }
+
+// The greater and the lesser; `b` where `a` is not a number.
+inline VecF maximum(VecF a, VecF b) {
+#if ESPAN_LANES == 16
+  return (VecF)_mm512_max_ps((__m512)a, (__m512)b);
+#elif ESPAN_LANES == 8
+  return (VecF)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+inline VecF minimum(VecF a, VecF b) {
+#if ESPAN_LANES == 16
+  return (VecF)_mm512_min_ps((__m512)a, (__m512)b);
+#elif ESPAN_LANES == 8
+  return (VecF)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}

@@ -7,10 +7,7 @@ typedef uint8_t VecB __attribute__((vector_size(ESPAN_LANES)));
 // between product and sum, so that they are not contracted and the product is rounded as PyTorch
 // rounds it.
 inline void store(uint8_t* p, VecF v) {
-  const VecF zero = {}, most = broadcast(255.0f);
-  v = v * 255.0f;
-  v = v > zero ? v : zero;
-  v = v < most ? v : most;
+  v = minimum(maximum(v * 255.0f, VecF{}), broadcast(255.0f));
   // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
   const VecB bytes = __builtin_convertvector(bits(v + 12582912.0f) & 255u, VecB);
   __builtin_memcpy(p, &bytes, sizeof bytes);
@@ -25,8 +22,8 @@ inline VecRange start_range(const Range& r) {
 }
 
 inline void widen(VecRange& r, VecF v) {
-  r.low = v < r.low ? v : r.low;
-  r.high = v > r.high ? v : r.high;
+  r.low = minimum(v, r.low);
+  r.high = maximum(v, r.high);
   r.finite += v * 0.0f;
 }
 

@@ -1,0 +1,253 @@
+"""Times the network on the CPU against what else could run it, in one process, interleaved.
+
+    python benchmarks/bench_cpu_peers.py [--threads 2] [--rounds 15] [--output FILE]
+
+Peers: PyTorch eager and compiled; and ONNX Runtime, OpenVINO and ncnn where they are installed
+(`pip install onnx onnxscript onnxruntime openvino ncnn pnnx`); what is missing is said.  Each is
+verified against the fp64 network before it is timed.  A round runs everyone once, in random order,
+so that whatever else the machine does meets all alike; the result is the median over the rounds.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+import conftest as machine
+
+from espan.models import ESPAN, SPAN_C48, Architecture, Network
+from espan_kernels import backends, network, pack_network
+
+Run = Callable[[], Tensor]
+SIZES = {"ESPAN": [(256, 256), (339, 510)], "SPAN c48": [(256, 256)]}
+ARCHITECTURES = {"ESPAN": ESPAN, "SPAN c48": SPAN_C48}
+PACKAGES = ("torch", "onnxruntime", "openvino", "ncnn")
+# fp32 peers may differ from fp64 by this share of the largest value; bf16 ones keep 8 bits.
+ALLOWED = {"fp32": 1e-4, "bf16": 0.2}
+
+
+def random_network(architecture: Architecture) -> Network:
+    """Weights of about unit gain, so that nothing vanishes or overflows."""
+    generator = torch.Generator().manual_seed(0)
+    plain = Network(architecture).eval().requires_grad_(False)
+    for parameter in plain.parameters():
+        fan_in = parameter[0].numel() if parameter.ndim > 1 else 25
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
+    return plain
+
+
+def ours(plain: Network, x: Tensor) -> Run:
+    a, norm = plain.architecture, plain.architecture.normalization
+    fuse, post = plain.tail.fuse, plain.tail.post
+    of_head, of_post, of_first, of_extra = fuse.weight[:, :, 0, 0].split(a.channels, dim=1)
+    last, sides = torch.einsum("om,mikl->oikl", of_post, post.weight), [of_head, of_first]
+    if a.concat_last == "output":
+        last[:, :, 1, 1] += of_extra
+    else:
+        sides.append(of_extra)
+    packed = pack_network(
+        (plain.head.weight * (norm.img_range if norm else 1), plain.head.bias),
+        [[(conv.weight, conv.bias) for conv in block.convs] for block in plain.blocks],
+        (last, of_post @ post.bias + fuse.bias),
+        sides,
+        (plain.tail.upsample.weight, plain.tail.upsample.bias),
+        scale=a.scale,
+        mean=norm.mean if norm else (0, 0, 0),
+    )
+    names = ("channels", "head_kernel", "convs", "scale")
+    description = {name: getattr(a, name) for name in names}
+    description["concat_activation"] = a.concat_last == "activation"
+    return lambda: network(x, packed, **description)[0]
+
+
+def in_bfloat16(plain: Network) -> Network:
+    copy = Network(plain.architecture).eval().requires_grad_(False)
+    copy.load_state_dict(plain.state_dict())
+    return copy.to(torch.bfloat16)
+
+
+def eager(plain: Network, x: Tensor) -> Run:
+    plain, x = (t.to(memory_format=torch.channels_last) for t in (plain, x))  # type: ignore[misc]
+    return lambda: plain(x)
+
+
+def compiled(plain: Network, x: Tensor) -> Run:
+    torch.compiler.reset()
+    return eager(torch.compile(plain, fullgraph=True), x)  # type: ignore[arg-type]
+
+
+def onnx_file(plain: Network, x: Tensor, folder: Path) -> str:
+    path = folder / f"{id(plain)}.onnx"
+    torch.onnx.export(plain, (x,), path, dynamo=True, external_data=False, verbose=False)
+    return str(path)
+
+
+def onnxruntime(plain: Network, x: Tensor, folder: Path, threads: int) -> Run:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    model = onnx_file(plain, x, folder)
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: x.numpy()}
+    return lambda: torch.from_numpy(session.run(None, feed)[0])
+
+
+def openvino(plain: Network, x: Tensor, folder: Path, threads: int, precision: str) -> Run:
+    import openvino as ov
+
+    core = ov.Core()
+    model = core.read_model(onnx_file(plain, x, folder))
+    config = {
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = core.compile_model(model, "CPU", config).create_infer_request()
+    array = x.numpy()
+
+    def run() -> Tensor:
+        return torch.from_numpy(next(iter(request.infer([array]).values())))
+
+    return run
+
+
+def ncnn(plain: Network, x: Tensor, folder: Path, threads: int, precision: str) -> Run:
+    import ncnn
+    import pnnx
+
+    stem = folder / f"ncnn{id(plain)}"
+    pnnx.export(plain, f"{stem}.pt", (x,), fp16=False)
+    net = ncnn.Net()
+    net.opt.num_threads = threads
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
+    net.opt.use_bf16_storage = precision == "bf16"
+    net.load_param(f"{stem}.ncnn.param")
+    net.load_model(f"{stem}.ncnn.bin")
+    array = ncnn.Mat(x[0].numpy())
+
+    def run() -> Tensor:
+        extractor = net.create_extractor()
+        extractor.input("in0", array)
+        return torch.from_numpy(np.array(extractor.extract("out0")[1]))[None]
+
+    return run
+
+
+def competitors(plain: Network, x: Tensor, folder: Path, threads: int) -> dict[str, Run]:
+    """Everyone who can run here, by name and precision."""
+    narrow, narrow_x = in_bfloat16(plain), x.bfloat16()
+    makers: dict[str, Callable[[], Run]] = {
+        "espan fp32": lambda: ours(plain, x),
+        "PyTorch eager fp32": lambda: eager(plain, x),
+        "PyTorch compiled fp32": lambda: compiled(plain, x),
+        "ONNX Runtime fp32": lambda: onnxruntime(plain, x, folder, threads),
+        "OpenVINO fp32": lambda: openvino(plain, x, folder, threads, "fp32"),
+        "ncnn fp32": lambda: ncnn(plain, x, folder, threads, "fp32"),
+        "PyTorch eager bf16": lambda: eager(narrow, narrow_x),
+        "PyTorch compiled bf16": lambda: compiled(narrow, narrow_x),
+        "OpenVINO bf16": lambda: openvino(plain, x, folder, threads, "bf16"),
+        "ncnn bf16": lambda: ncnn(plain, x, folder, threads, "bf16"),
+    }
+    exact = Network(plain.architecture).double().eval()
+    exact.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        expected = exact(x.double())
+    ready = {}
+    for name, make in makers.items():
+        try:
+            run = make()
+        except ImportError as error:
+            print(f"  {name}: not measured: {error}", flush=True)
+            continue
+        error = (run().double() - expected).abs().max() / expected.abs().max()
+        if not error <= ALLOWED[name[-4:]]:
+            print(f"  {name}: not measured: its result is off by {error:.2g}", flush=True)
+            continue
+        ready[name] = run
+    return ready
+
+
+def measure(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each round."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    order = list(runs)
+    for _ in range(rounds):
+        random.shuffle(order)
+        for name in order:
+            start = time.perf_counter()
+            runs[name]()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def report(name: str, times: dict[str, list[float]]) -> dict[str, object]:
+    medians = {who: statistics.median(t) for who, t in times.items()}
+    mine = medians["espan fp32"]
+    print(f"{name}: median ms")
+    for who, median in sorted(medians.items(), key=lambda item: item[1]):
+        print(f"  {who:24s} {median:8.1f}  x{median / mine:.2f}  (least {min(times[who]):.1f})")
+    entries = {
+        w: {"median_ms": round(m, 2), "least_ms": round(min(times[w]), 2)}
+        for w, m in medians.items()
+    }
+    return {"case": name, "times": entries}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    # Read by the peers' own thread pools when they start.
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    torch.set_num_threads(options.threads)
+    cases = []
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        for name, sizes in SIZES.items():
+            plain = random_network(ARCHITECTURES[name])
+            for height, width in sizes:
+                x = torch.rand(1, 3, height, width)
+                print(f"{name} {width}x{height}: verifying", flush=True)
+                runs = competitors(plain, x, Path(folder), options.threads)
+                measure(runs, 2)
+                cases.append(report(f"{name} {width}x{height}", measure(runs, options.rounds)))
+    about = {
+        "processor": machine._processor(),
+        "cores": os.cpu_count(),
+        "threads": options.threads,
+        "load_when_done": round(os.getloadavg()[0], 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {p: version(p) for p in PACKAGES},
+        "espan": machine._commit(),
+        "path": dict(backends.available()["cpu"].details)["path"],
+    }
+    if options.output:
+        options.output.write_text(json.dumps({"machine": about, "cases": cases}, indent=1) + "\n")
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    main()
