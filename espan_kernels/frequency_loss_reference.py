@@ -13,7 +13,6 @@ points of the paper are settled here, for all implementations alike:
 """
 
 import math
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -28,7 +27,6 @@ def gaussian() -> tuple[float, float]:
     return one / total, two / total
 
 
-@cache
 def dct_matrix() -> Tensor:
     """The orthonormal DCT-II of 8 samples: rows are frequencies."""
     k, n = torch.arange(8, dtype=torch.float64)[:, None], torch.arange(8, dtype=torch.float64)
@@ -64,21 +62,18 @@ def _blur_transposed(s: Tensor) -> Tensor:
 
     Over one period of the reflected image, an edge pixel occurs once and every other pixel twice;
     on the period the blur is symmetric.  Hence its transpose is the blur itself between a
-    weighting by 1 / occurrences and one by occurrences, both here times the constant 2.
+    weighting by 1 / occurrences and one by occurrences; with the factor 2 / occurrences, which is
+    2 at edges and 1 elsewhere, that is a product before and a quotient after.
     """
-    for dim in (3, 2):
-        if s.shape[dim] > 1:
-            edge = s.new_ones(s.shape[dim])
-            edge[0] = edge[-1] = 2
-            weight = edge.view(-1, 1) if dim == 2 else edge
-            s = s * weight
-    s = _blur(s)
-    for dim in (3, 2):
-        if s.shape[dim] > 1:
-            edge = s.new_ones(s.shape[dim])
-            edge[0] = edge[-1] = 0.5
-            s = s * (edge.view(-1, 1) if dim == 2 else edge)
-    return s
+    edge_y, edge_x = (_edge_factor(s, dim) for dim in (2, 3))
+    edge = edge_y[:, None] * edge_x
+    return _blur(s * edge) / edge
+
+
+def _edge_factor(s: Tensor, dim: int) -> Tensor:
+    factor = s.new_ones(s.shape[dim])
+    factor[0] = factor[-1] = 2
+    return factor
 
 
 def _coefficients(d: Tensor) -> Tensor:
