@@ -196,8 +196,11 @@ struct Part {
     channel_warp = warp / (2 * S::kRowWarps);
   }
 
+  __device__ __forceinline__ bool inside_rows(int y) const {
+    return static_cast<unsigned>(y) < static_cast<unsigned>(height);  // also says no below 0
+  }
   __device__ __forceinline__ bool inside(int y, int x) const {
-    return y >= 0 && y < height && x >= 0 && x < width;
+    return inside_rows(y) && static_cast<unsigned>(x) < static_cast<unsigned>(width);
   }
   // The warp's first pair of output tiles.
   __device__ __forceinline__ int first_pair() const { return channel_warp * (S::kTiles / 2); }

@@ -68,7 +68,7 @@ struct TailWork : Part<S> {
   using T = typename S::T;
   using Base = Part<S>;
   using Base::at, Base::channel, Base::channel_warp, Base::column_warp, Base::element;
-  using Base::first_pair, Base::inside, Base::left, Base::row_warp, Base::top;
+  using Base::first_pair, Base::inside, Base::inside_rows, Base::left, Base::row_warp, Base::top;
   static constexpr int kGroup = Group<S::P>::kTiles;
   using Vector = typename Lane<kGroup>::Vector;
   const TailArguments& p;
@@ -91,7 +91,11 @@ struct TailWork : Part<S> {
         for (int i = 0; i < S::kTiles / 2; ++i)
           b[u][i] = load_global(weights + ((group * kSteps + u) * S::kPairs + i) * 32 + at.lane);
       const int c = group * Group<S::P>::kChannels + at.quad * (Group<S::P>::kBytes / 2);
-      const int y = recompute(strip_y), x = recompute(strip_x);
+      const int y = recompute(strip_y), x = recompute(strip_x) + at.pixel;
+      const bool columns_inside[2] = {inside(0, x), inside(0, x + 8)};
+      // Of the lane's first pixel, which may lie outside; one address for all, as there are not the
+      // registers for one each.
+      const int64_t row = static_cast<int64_t>(p.width) * S::P, pixel = element(y, x, c);
 #pragma unroll
       for (int first = 0; first < kRows; first += kAtOnce) {
         Lane<kGroup> pixels[kAtOnce][2];
@@ -99,12 +103,11 @@ struct TailWork : Part<S> {
         for (int i = 0; i < kAtOnce; ++i)
 #pragma unroll
           for (int high = 0; high < 2; ++high) {
-            const int py = y + first + i, px = x + at.pixel + 8 * high;
-            if (first + i < kRows && inside(py, px))
-              pixels[i][high] =
-                  load_global(reinterpret_cast<const Vector*>(side + element(py, px, c)));
-            else
-              pixels[i][high] = Lane<kGroup>::zero();
+            const bool real = first + i < kRows && inside_rows(y + first + i);
+            const int64_t place = pixel + (first + i) * row + high * 8 * S::P;
+            pixels[i][high] = real && columns_inside[high]
+                                  ? load_global(reinterpret_cast<const Vector*>(side + place))
+                                  : Lane<kGroup>::zero();
           }
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i)

@@ -72,6 +72,19 @@ def _build(
     shutil.rmtree(folder)
 
 
+def check_shared_memory(module: ModuleType) -> None:
+    """Each kind of GPU has an instance of each P that fits its shared memory."""
+    for per_block, per_sm in ((99, 100), (163, 164), (227, 228)):  # KB: sm_86, 89, 120; 80; 90, 100
+        fitting = {
+            i["channels"]
+            for i in module.instances
+            if i["shared_bytes"] <= per_block * 1024
+            # 1 KB of each block is the system's.
+            and i["blocks_per_sm"] * (i["shared_bytes"] + 1024) <= per_sm * 1024
+        }
+        assert fitting == {16, 32, 48, 64}
+
+
 def buffer(module: ModuleType, t: Tensor | None) -> object:
     """A contiguous tensor as the module takes it."""
     if t is None:

@@ -40,6 +40,8 @@ void add_instances(py::list& list, bool bfloat16) {
     instance["bfloat16"] = bfloat16;
     instance["channels"] = S::P;
     instance["height"] = S::kHeight;
+    instance["shared_bytes"] = S::kSharedBytes;
+    instance["blocks_per_sm"] = S::kBlocksPerSm;
     instance["run"] = py::cpp_function(&run_head<S>);
     list.append(instance);
   });

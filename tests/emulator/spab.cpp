@@ -48,6 +48,7 @@ void add_instances(py::list& list, bool bfloat16) {
     instance["height"] = S::kHeight;
     instance["warps"] = S::kThreads / 32;
     instance["shared_bytes"] = S::kSharedBytes;
+    instance["blocks_per_sm"] = S::kBlocksPerSm;
     instance["run"] = py::cpp_function(&run_spab<S>);
     list.append(instance);
   });

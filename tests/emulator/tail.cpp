@@ -44,6 +44,8 @@ void add_instances(py::list& list, bool bfloat16) {
     instance["channels"] = S::P;
     instance["up_tiles"] = S::kUpTiles;
     instance["height"] = S::kHeight;
+    instance["shared_bytes"] = S::kSharedBytes;
+    instance["blocks_per_sm"] = S::kBlocksPerSm;
     instance["run"] = py::cpp_function(&run_tail<S>);
     list.append(instance);
   });

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.emulator.build import buffer, load, poisoned
+from tests.emulator.build import buffer, check_shared_memory, load, poisoned
 from tests.kernels.head_cases import LAYOUTS, Run, check, image_of
 
 FLOATS = (torch.float16, torch.bfloat16)
@@ -49,6 +49,10 @@ def runner(module: ModuleType, p: int, dtype: torch.dtype, order: int = 0) -> Ru
         return features
 
     return run
+
+
+def test_shared_memory_fits(emulated: ModuleType) -> None:
+    check_shared_memory(emulated)
 
 
 def test_all_instances_are_tested(emulated: ModuleType) -> None:

@@ -1,5 +1,6 @@
 """The block's CUDA kernels on the CPU: their own source under tests/emulator."""
 
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.emulator.build import Bug, buffer, load, poisoned
+from tests.emulator.build import Bug, buffer, check_shared_memory, load, poisoned
 from tests.kernels.spab_cases import Run, check
 
 FLOATS = (torch.float16, torch.bfloat16)
@@ -36,7 +37,13 @@ BUGS: dict[str, Bug] = {
         "In::offset(left + dx, 2 * k + half)",
         "In::offset(left, 2 * k + half) + dx * In::kPixel",
     ),
+    "no swizzle": (
+        "conv.cuh",
+        "if constexpr (P == 32) return column >> 1 & 3;",
+        "return 0;",
+    ),
 }
+WRONG = ("missing barrier", "halo one short", "wrong swizzle")  # the last is slow, not wrong
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +79,10 @@ def runner(module: ModuleType, instance: dict[str, Any], order: int = 0) -> Run:
         return y, activation
 
     return run
+
+
+def test_shared_memory_fits(emulated: ModuleType) -> None:
+    check_shared_memory(emulated)
 
 
 def test_all_instances_are_tested(emulated: ModuleType) -> None:
@@ -112,10 +123,18 @@ def test_all_sizes_and_orders(
             check(run, p, convs, dtype, (2, rows + 1, 29))
 
 
-@pytest.mark.parametrize("name", BUGS)
-def test_a_planted_bug_is_found(name: str) -> None:
+@pytest.fixture(scope="module")
+def planted() -> dict[str, ModuleType]:
+    """A module with each bug, built two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        built = {k: pool.submit(load, "spab", bug=bug, macros=ONE) for k, bug in BUGS.items()}
+    return {name: module.result() for name, module in built.items()}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_planted_bug_is_found(planted: dict[str, ModuleType], name: str) -> None:
     """Each of them, in some order of the warps at least."""
-    module = load("spab", bug=BUGS[name], macros=ONE)
+    module = planted[name]
     (instance,) = instances(module, torch.float16, 32, 16)
     wrong = 0
     for order in (0, 1):
@@ -126,9 +145,8 @@ def test_a_planted_bug_is_found(name: str) -> None:
     assert wrong
 
 
-def test_a_swizzle_that_is_none_costs_bank_conflicts() -> None:
-    bug = ("conv.cuh", "if constexpr (P == 32) return column >> 1 & 3;", "return 0;")
-    module = load("spab", bug=bug, macros=ONE)
+def test_a_swizzle_that_is_none_costs_bank_conflicts(planted: dict[str, ModuleType]) -> None:
+    module = planted["no swizzle"]
     (instance,) = instances(module, torch.float16, 32, 16)
     with pytest.raises(AssertionError, match=r"assert \d+ == \d+"):
         check(runner(module, instance), 32, 3, torch.float16, (1, 9, 9))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.emulator.build import buffer, load, poisoned
+from tests.emulator.build import buffer, check_shared_memory, load, poisoned
 from tests.kernels.tail_cases import Run, check
 
 FLOATS = (torch.float16, torch.bfloat16)
@@ -61,6 +61,10 @@ def runner(module: ModuleType, instance: dict[str, Any], order: int = 0) -> Run:
         return image.permute(0, 3, 1, 2) if hwc else image
 
     return run
+
+
+def test_shared_memory_fits(emulated: ModuleType) -> None:
+    check_shared_memory(emulated)
 
 
 def test_all_instances_are_tested(emulated: ModuleType) -> None:
