@@ -10,7 +10,7 @@
 #include "emulator/machine.h"
 
 #undef __launch_bounds__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define threadIdx (espan::emulator::thread_index())
 #define blockIdx (espan::emulator::block_index())
 #define __syncthreads() espan::emulator::barrier()

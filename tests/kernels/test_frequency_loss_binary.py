@@ -1,26 +1,33 @@
-"""What nvcc has made of the loss's kernels, for every architecture that is built in."""
+"""What nvcc has made of the loss's kernels."""
 
 import re
 
+from espan_kernels import _library
 from tests.kernels.test_library import cuobjdump, needs_cuda_kernels
 
 
 @needs_cuda_kernels
 def test_registers_only() -> None:
-    """No local memory, and three blocks of 128 threads fit into the registers of any card."""
-    usage = re.findall(r"Function (\S*frequency_loss\S*):\s*(.*)", cuobjdump("-res-usage"))
-    assert usage
-    for name, line in usage:
-        assert "STACK:0 " in line, (name, line)
-        assert "LOCAL:0 " in line, (name, line)
-        registers = re.search(r"REG:(\d+)", line)
-        assert registers is not None
-        assert int(registers[1]) <= 168, (name, line)
+    """No local memory anywhere; where shared memory allows three blocks, registers do too."""
+    found = 0
+    for part in re.split(r"arch = sm_", cuobjdump("-res-usage"))[1:]:
+        arch = part.split()[0]
+        for name, line in re.findall(r"Function (\S*frequency_loss\S*):\s*(.*)", part):
+            found += 1
+            assert "STACK:0 " in line, (arch, name, line)
+            assert "LOCAL:0 " in line, (arch, name, line)
+            registers = re.search(r"REG:(\d+)", line)
+            assert registers is not None
+            if arch in ("90", "100"):
+                assert int(registers[1]) <= 168, (arch, name, line)
+    assert found
 
 
 @needs_cuda_kernels
 def test_reads_and_writes_16_bytes_at_once() -> None:
-    code = [f for f in cuobjdump("-sass").split("Function : ")[1:] if "frequency_loss_kernel" in f]
+    arch = "sm_" + re.sub(r"\D", "", _library.cuda_archs.split(",")[0])
+    functions = cuobjdump("-arch", arch, "-sass").split("Function : ")[1:]
+    code = [f for f in functions if "frequency_loss_kernel" in f.split()[0]]
     assert code
     for f in code:
         name = f.split()[0]
