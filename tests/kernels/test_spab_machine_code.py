@@ -15,8 +15,9 @@ from espan_kernels import _library
 ARCHS = ("8.0", "8.6", "8.9", "9.0")
 # How each loads the pixels of an mma.
 KERNELS = {"spab_kernel": "LDSM", "tail_kernel": "LDSM", "head_kernel": "LDS"}
-# Template arguments behind the type: warps that share rows and channels, blocks per SM.
-WARPS = re.compile(r"Float16E(?:Li\d+E)*Li(\d+)ELi(\d+)ELi(\d+)EEEEEv")
+# Template arguments behind the type; the last are warps that share rows and that share channels,
+# and, but for the tail, blocks per SM.
+ARGUMENTS = re.compile(r"Float16E((?:Li\d+E)+)E+v")
 
 pytestmark = pytest.mark.skipif(
     not _library.cuda_archs, reason="the library is built without CUDA kernels"
@@ -101,9 +102,10 @@ def test_resources(arch: str) -> None:
         checked += 1
         assert "STACK:0 " in line, (name, line)
         assert "LOCAL:0 " in line, (name, line)
-        match = WARPS.search(name)
+        match = ARGUMENTS.search(name)
         assert match is not None, name
-        rows, channels, blocks = map(int, match.groups())
+        arguments = [int(n) for n in re.findall(r"\d+", match[1])]
+        rows, channels, blocks = [*arguments, 1][-3:] if "tail" in name else arguments[-3:]
         registers = re.search(r"REG:(\d+)", line)
         assert registers is not None
         # An SM has 65,536 registers, dealt to warps in portions of 8 a thread.
