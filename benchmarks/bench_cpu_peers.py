@@ -28,8 +28,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 import conftest as machine
 
+from espan.fused import FusedNetwork
 from espan.models import ESPAN, SPAN_C48, Architecture, Network
-from espan_kernels import backends, network, pack_network
+from espan_kernels import backends
 
 Run = Callable[[], Tensor]
 SIZES = {"ESPAN": [(256, 256), (339, 510)], "SPAN c48": [(256, 256)]}
@@ -50,27 +51,8 @@ def random_network(architecture: Architecture) -> Network:
 
 
 def ours(plain: Network, x: Tensor) -> Run:
-    a, norm = plain.architecture, plain.architecture.normalization
-    fuse, post = plain.tail.fuse, plain.tail.post
-    of_head, of_post, of_first, of_extra = fuse.weight[:, :, 0, 0].split(a.channels, dim=1)
-    last, sides = torch.einsum("om,mikl->oikl", of_post, post.weight), [of_head, of_first]
-    if a.concat_last == "output":
-        last[:, :, 1, 1] += of_extra
-    else:
-        sides.append(of_extra)
-    packed = pack_network(
-        (plain.head.weight * (norm.img_range if norm else 1), plain.head.bias),
-        [[(conv.weight, conv.bias) for conv in block.convs] for block in plain.blocks],
-        (last, of_post @ post.bias + fuse.bias),
-        sides,
-        (plain.tail.upsample.weight, plain.tail.upsample.bias),
-        scale=a.scale,
-        mean=norm.mean if norm else (0, 0, 0),
-    )
-    names = ("channels", "head_kernel", "convs", "scale")
-    description = {name: getattr(a, name) for name in names}
-    description["concat_activation"] = a.concat_last == "activation"
-    return lambda: network(x, packed, **description)[0]
+    fused = FusedNetwork(plain, device="cpu", dtype=torch.float32)
+    return lambda: fused(x)
 
 
 def in_bfloat16(plain: Network) -> Network:
