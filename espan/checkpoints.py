@@ -87,6 +87,10 @@ def save(network: Network, path: str | os.PathLike[str], *, record: dict[str, An
         network: without re-parameterised convolutions (`espan.reparameterize.collapse` first).
         path: should end in .safetensors.
         record: JSON data on how the weights came to be.
+
+    Raises:
+        CheckpointError: a network in training form, or weights that are not finite.
+        OSError: the file cannot be written; what stood there stays.
     """
     state = {k: v.detach().float().cpu().contiguous() for k, v in network.state_dict().items()}
     if set(state) != set(Network(network.architecture).state_dict()):
@@ -98,8 +102,11 @@ def save(network: Network, path: str | os.PathLike[str], *, record: dict[str, An
         "range": _RANGE,
         "record": record,
     }
-    with atomic_write(path) as temporary:
-        safetensors.torch.save_file(state, temporary, metadata={"espan": json.dumps(about)})
+    try:
+        with atomic_write(path) as temporary:
+            safetensors.torch.save_file(state, temporary, metadata={"espan": json.dumps(about)})
+    except safetensors.SafetensorError as error:  # which a full disk gives
+        raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def _find(weights: str | os.PathLike[str]) -> Path:

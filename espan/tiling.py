@@ -13,6 +13,11 @@ LARGEST_UNTILED = 768 * 768
 TILE = 512
 
 
+# Tiles begin, with their halo, at a multiple of this: on the grid of Winograd's F(4x4, 3x3), so
+# that the CPU kernels compute every pixel as they would in the whole image, to the last bit.
+GRID = 4
+
+
 class Span(NamedTuple):
     """Along one axis: a tile keeps [start, stop) and reads [read_start, read_stop)."""
 
@@ -35,7 +40,7 @@ def tile_size(height: int, width: int) -> int | None:
 
 
 def tiles(height: int, width: int, size: int | None, halo: int) -> Iterator[Tile]:
-    """Tiles of at most `size` x `size` that cover the image once; None: one tile.
+    """Tiles of at most `size` x `size` (but 4 x 4) that cover the image once; None: one tile.
 
     `halo` pixels more are read on each side, as far as the image goes: with the receptive radius
     of the network every output pixel sees all it depends on, and at the border of the image the
@@ -47,8 +52,10 @@ def tiles(height: int, width: int, size: int | None, halo: int) -> Iterator[Tile
 
 
 def _spans(length: int, size: int | None, halo: int) -> list[Span]:
-    count = 1 if size is None else -(-length // size)
-    edges = [length * i // count for i in range(count + 1)]  # nearly equal parts
+    cells = -(-length // GRID)
+    count = 1 if size is None else -(-cells // max(1, size // GRID))
+    edges = [min(length, GRID * (cells * i // count)) for i in range(count + 1)]  # nearly equal
+    halo = -(-halo // GRID) * GRID
     return [
         Span(a, b, max(0, a - halo), min(length, b + halo)) for a, b in itertools.pairwise(edges)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import warnings
 from typing import Any, Literal
 
@@ -13,14 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from espan import checkpoints, pil_images
+from espan.engines import Streamed
+from espan.engines.plausible import PLAUSIBLE
 from espan.errors import EspanError
 from espan.fused import FusedNetwork, default_device
 from espan.models import Network
 from espan.tiling import Tile, tile_size, tiles
 
-# On Set5 and Set14 the official networks stay within -0.17 to 1.17.  A 1-px grid drives the official
-# ESPAN to 600 and more: out here the values mean nothing, and clamping would only hide it.
-PLAUSIBLE = (-1.0, 2.0)
 # Floating-point images may overshoot 0-1 a little; 0-255 ones must not pass as very bright.
 _FLOAT_INPUT = (-0.5, 1.5)
 _LEVELS = {torch.uint8: 255, torch.uint16: 65535}
@@ -88,7 +88,8 @@ class Upscaler:
         weights: a file, the name of bundled weights, or a plain network.
         device, dtype, backend: as for `espan.fused.load`; by default 16-bit and floating-point
             images are computed in fp32 on a GPU too, because fp16 would keep 11 bits of them.
-        tile: side of the tiles in LR pixels, None for no tiles, "auto" to tile large images.
+        tile: side of the tiles in LR pixels, None for no tiles, "auto" for tiles where a large
+            image would otherwise take much memory.
 
     Raises:
         EspanError: an option that is wrong or not available; CheckpointError for the weights.
@@ -111,6 +112,7 @@ class Upscaler:
         self._backend = backend
         self._tile = tile
         self._networks: dict[torch.dtype | None, FusedNetwork] = {}
+        self._lock = threading.Lock()  # so that `check` speaks of this thread's image
         self._network(dtype)  # so that a wrong option fails here
 
     @property
@@ -143,50 +145,65 @@ class Upscaler:
         colours = channels if channels in (1, 3) else channels - 1
         size = (self.scale * height, self.scale * width, channels)
         out = torch.empty(size, dtype=pixels.dtype, device=pixels.device)
-        notes = self._run(pixels[..., :colours], out[..., :colours])
         alpha = pixels[..., colours:]
-        if alpha.numel() and bool((alpha == alpha[0, 0]).all()):
-            out[..., colours:] = alpha[0, 0]  # opaque stays opaque
-        elif alpha.numel():
-            notes += self._run(alpha, out[..., colours:])
+        with self._lock:
+            notes = self._run(pixels[..., :colours], out[..., :colours])
+            if alpha.numel() and bool((alpha == alpha[0, 0]).all()):
+                out[..., colours:] = alpha[0, 0]  # opaque stays opaque
+            elif alpha.numel():
+                notes += self._run(alpha, out[..., colours:])
         for note in dict.fromkeys(notes):
             warnings.warn(note, RangeWarning, stacklevel=2)
         return out
 
     def _run(self, pixels: Tensor, out: Tensor) -> list[str]:
         """Fill `out` (s*H, s*W, 1 or 3) tile by tile; returns what the user should be told."""
-        height, width, _ = pixels.shape
+        height, width, channels = pixels.shape
         # fp16 would keep 11 bits of what has more than 8.
         network = self._network(
             torch.float32 if self._dtype is None and pixels.dtype != torch.uint8 else self._dtype
         )
-        size = tile_size(height, width) if self._tile == "auto" else self._tile
-        recomputed, lowest, highest = False, math.inf, -math.inf
-        for tile in tiles(height, width, size, self._plain.architecture.receptive_radius):
-            batch = _to_batch(pixels, tile, network.device)
-            result = self._core(network(batch), tile)
-            low, high = (v.item() for v in result.aminmax())
-            if not _plausible(low, high) and network.dtype != torch.float32:
-                recomputed = True
-                result = self._core(self._network(torch.float32)(batch), tile)
-                low, high = (v.item() for v in result.aminmax())
-            if not (math.isfinite(low) and math.isfinite(high)):
-                raise EspanError("the network's output is not finite, even in fp32")
-            lowest, highest = min(lowest, low), max(highest, high)
-            y, x, s = tile.y, tile.x, self.scale
-            _from_batch(result, out[s * y.start : s * y.stop, s * x.start : s * x.stop])
+        # RGB bytes go through as they are.  Gray is rounded only after it is averaged.
+        as_bytes = pixels.dtype == torch.uint8 and channels == 3
+        size = self._tile_size(network, height, width)
         notes = []
-        if recomputed:
-            notes.append(
-                f"the output left the plausible range in {network.dtype}; "
-                "those tiles were computed again in fp32"
-            )
-        if not _plausible(lowest, highest):
-            notes.append(
-                f"the output reached {lowest:.3g} to {highest:.3g} before it was clamped to 0-1: "
-                "this image drives the network out of its range, and the result may be wrong there"
-            )
+        for tile in tiles(height, width, size, self._plain.architecture.receptive_radius):
+            y, x = tile
+            part = pixels[y.read_start : y.read_stop, x.read_start : x.read_stop]
+            batch = part.permute(2, 0, 1)[None].to(network.device)
+            with torch.no_grad():
+                result = network(batch if as_bytes else _to_float(batch))
+                if not network.check():
+                    result, note = self._look_closer(batch, network.dtype)
+                    notes.append(note)
+            s = self.scale
+            target = out[s * y.start : s * y.stop, s * x.start : s * x.stop]
+            _put(self._core(result, tile), target)
         return notes
+
+    def _look_closer(self, batch: Tensor, dtype: torch.dtype) -> tuple[Tensor, str]:
+        """What fp32 makes of a tile whose output left the plausible range in `dtype`."""
+        exact = self._network(torch.float32)
+        result = exact(_to_float(batch))
+        if exact.check():
+            return result, (
+                f"the output left the plausible range in {dtype}; "
+                "where it did, it was computed again in fp32"
+            )
+        if not result.isfinite().all():
+            raise EspanError("the network's output is not finite, even in fp32")
+        return result, (
+            f"the output left the plausible range ({PLAUSIBLE[0]:g} to {PLAUSIBLE[1]:g}) before it "
+            "was clamped to 0-1: this image drives the network out of its range, and the result "
+            "may be wrong there"
+        )
+
+    def _tile_size(self, network: FusedNetwork, height: int, width: int) -> int | None:
+        if self._tile != "auto":
+            return self._tile
+        if isinstance(network.engine, Streamed):
+            return None  # which takes no more memory for a larger image
+        return tile_size(height, width)
 
     def _core(self, result: Tensor, tile: Tile) -> Tensor:
         """The part of a tile's result that it keeps, without the halo."""
@@ -203,27 +220,26 @@ class Upscaler:
         return self._networks[dtype]
 
 
-def _to_batch(pixels: Tensor, tile: Tile, device: torch.device) -> Tensor:
-    """What a tile reads, as (1, 3, h, w) fp32 in 0-1."""
-    (y, x), levels = tile, _LEVELS.get(pixels.dtype, 1)
-    part = pixels[y.read_start : y.read_stop, x.read_start : x.read_stop].to(device)
-    batch = part.permute(2, 0, 1)[None].to(torch.float32).div_(levels)
-    return batch if batch.shape[1] == 3 else batch.expand(-1, 3, -1, -1)
+def _to_float(batch: Tensor) -> Tensor:
+    """(1, C, h, w) -> (1, 3, h, w) fp32 in 0-1."""
+    values = batch.to(torch.float32) / _LEVELS.get(batch.dtype, 1)
+    return values if values.shape[1] == 3 else values.expand(-1, 3, -1, -1)
 
 
-def _from_batch(result: Tensor, out: Tensor) -> None:
-    """(1, 3, h, w) of any range -> (h, w, 3) or, averaged, (h, w, 1) in the dtype of `out`."""
-    image = result[0].to(torch.float32)
-    if out.shape[2] == 1:
-        image = image.mean(dim=0, keepdim=True)
-    image = image.clamp_(0, 1)
-    if out.dtype in _LEVELS:
-        image = image.mul_(_LEVELS[out.dtype]).round_().to(torch.int32)
+def _put(result: Tensor, out: Tensor) -> None:
+    """(1, 3, h, w) -> (h, w, 3) or, averaged, (h, w, 1) in the dtype of `out`.
+
+    Bytes are what they shall be; floating point is clamped, and rounded if `out` has levels.
+    """
+    image = result[0]
+    if image.is_floating_point():
+        image = image.to(torch.float32)
+        if out.shape[2] == 1:
+            image = image.mean(dim=0, keepdim=True)
+        image = image.clamp(0, 1)
+        if out.dtype in _LEVELS:
+            image = (image * _LEVELS[out.dtype]).round_().to(torch.int32)
     out.copy_(image.permute(1, 2, 0))
-
-
-def _plausible(low: float, high: float) -> bool:
-    return PLAUSIBLE[0] <= low and high <= PLAUSIBLE[1]  # false for NaN
 
 
 def _check(pixels: Tensor) -> None:

@@ -4,14 +4,17 @@ import threading
 
 import pytest
 import torch
-from tests.tolerance import assert_accurate
 
 import espan.fused
 from espan import checkpoints
+from espan.engines import Composed, Streamed
 from espan.errors import EspanError
+from espan.folding import fold
 from espan.fused import FusedNetwork
 from espan.grep import GRepConv
 from espan.models import ESPAN, SPAN, Architecture, Network
+from espan_kernels import reference
+from tests.tolerance import WINOGRAD, assert_accurate
 
 MEMBERS = {
     "espan": ESPAN,
@@ -37,20 +40,21 @@ def test_equals_the_plain_network(name, backend, dtype, make_network):
         x = torch.rand(2, 3, *size)
         exact = make_network(MEMBERS[name]).double()(x.double())
         baseline = make_network(MEMBERS[name]).to(dtype)(x.to(dtype))
-        assert_accurate(fused(x), baseline, exact)
+        factor = WINOGRAD if isinstance(fused.engine, Streamed) else 2
+        assert_accurate(fused(x), baseline, exact, factor=factor)
 
 
-def test_folding_is_exact_at_the_border(make_network):
+@pytest.mark.parametrize("name", MEMBERS)
+def test_folding_is_exact_at_the_border(name, make_network):
     """In fp64 the folded network equals the plain one everywhere, corners included."""
-    for architecture in MEMBERS.values():
-        network = make_network(architecture)
-        fused = on_cpu(network, backend="reference")
-        exact = on_cpu(network, backend="reference")
-        exact._buffers.update({k: v.double() for k, v in fused._buffers.items() if v is not None})
-        x = torch.rand(1, 3, 5, 6, dtype=torch.float64)
-        expected = network.double()(x)
-        # The weights were rounded to fp32 after folding, which is all that is left.
-        assert (exact(x) - expected).abs().max() < 1e-5 * expected.abs().max()
+    network = make_network(MEMBERS[name]).double()
+    cpu = torch.device("cpu")
+    folded = Composed(fold(network), device=cpu, dtype=torch.float64, gate=reference.gate)
+    x = torch.rand(1, 3, 5, 6, dtype=torch.float64)
+    expected = network(x)
+    error = (folded(x, torch.zeros(1, dtype=torch.int32)) - expected).abs().max()
+    # 1e-7 where the mean, kept in fp32, is not exactly that of the plain network.
+    assert error < 1e-6 * expected.abs().max()
 
 
 def test_load_takes_bundled_weights_and_files(tmp_path, make_network):
@@ -89,9 +93,23 @@ def test_export(make_network):
     program = torch.export.export(
         fused, (torch.rand(1, 3, 8, 9),), dynamic_shapes=({2: height, 3: width},)
     )
-    assert any("espan.gate" in str(node.target) for node in program.graph.nodes)
+    assert any("espan.network" in str(node.target) for node in program.graph.nodes)
     x = torch.rand(1, 3, 5, 12)
     torch.testing.assert_close(program.module()(x), fused(x))
+
+
+def test_bytes_and_the_range(make_network):
+    fused = on_cpu(make_network(ESPAN))
+    image = torch.randint(0, 256, (1, 3, 7, 8), dtype=torch.uint8)
+    result = fused(image)
+    assert result.dtype == torch.uint8
+    exact = 255 * fused(image.float() / 255).clamp(0, 1)
+    assert ((result - exact).abs() <= 0.5001).all()
+    fused.check()
+    fused(torch.full((1, 3, 4, 4), 1e4))
+    assert not fused.check()  # told once
+    fused(torch.full((1, 3, 4, 4), 0.4))
+    assert fused.check()
 
 
 def test_threads(make_network):
@@ -119,6 +137,7 @@ def test_threads(make_network):
         ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"dtype": torch.int8}, "dtype must be one of"),
         ({"backend": "tpu"}, "tpu"),
+        ({"device": "cpu", "graph": True}, "needs an NVIDIA GPU"),
         pytest.param(
             {"device": "cuda"},
             "torch sees no NVIDIA GPU",
@@ -142,10 +161,8 @@ def test_bad_options(options, says, make_network):
         (torch.rand(3, 8, 8), r"\(N, 3, H, W\), got \(3, 8, 8\)"),
         (torch.rand(1, 1, 8, 8), r"got \(1, 1, 8, 8\)"),
         (torch.rand(1, 3, 0, 8), r"got \(1, 3, 0, 8\)"),
-        (
-            torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
-            "floating-point values in 0-1, got torch.uint8",
-        ),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.int32), "0-1 or uint8, got torch.int32"),
+        (torch.rand(1, 3, 8, 8, requires_grad=True), "for inference"),
     ],
 )
 def test_bad_input(x, says, make_network):

@@ -72,7 +72,7 @@ def test_float_arrays(dtype, nearest):
     pixels = (ramp(3, np.uint8) / 255).astype(dtype)
     out = espan.upscale(pixels, nearest, device="cpu")
     assert out.dtype == dtype
-    np.testing.assert_allclose(out, repeat(pixels), rtol=1e-6)
+    np.testing.assert_allclose(out, repeat(pixels), rtol=1e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 6), (2, 3, 5, 6), (1, 5, 6), (4, 5, 6)])
@@ -193,15 +193,15 @@ def test_bundled_weights_tiled():
 @pytest.mark.parametrize("shape", [(1, 1), (5, 700), (640, 33), (257, 256)])
 @pytest.mark.parametrize("size", [None, 1, 64, 256])
 def test_tiles_cover_once(shape, size):
-    if size == 1 and shape[0] * shape[1] > 4000:
-        shape = (shape[0] % 50, shape[1] % 50)
     count = np.zeros(shape, int)
     for tile in tiles(*shape, size, 23):
         count[tile.y.start : tile.y.stop, tile.x.start : tile.x.stop] += 1
         for span, length in zip(tile, shape, strict=True):
-            assert size is None or span.stop - span.start <= size
-            assert span.read_start == max(0, span.start - 23)
-            assert span.read_stop == min(length, span.stop + 23)
+            assert span.stop > span.start
+            assert size is None or span.stop - span.start <= max(4, size)
+            assert span.read_start % 4 == 0
+            assert max(0, span.start - 26) <= span.read_start <= max(0, span.start - 23)
+            assert min(length, span.stop + 23) <= span.read_stop <= min(length, span.stop + 26)
     assert (count == 1).all()
 
 
@@ -227,7 +227,7 @@ def test_photographs_are_quiet(nearest):
 
 
 def test_implausible_output_is_told(nearest):
-    with pytest.warns(RangeWarning, match=r"reached 50 to 50 before it was clamped"):
+    with pytest.warns(RangeWarning, match=r"range \(-1 to 2\) before it was clamped"):
         espan.upscale(np.full((4, 4, 3), 255, np.uint8), scaled(nearest, 50), device="cpu")
 
 
@@ -237,7 +237,7 @@ def test_overflow_is_recomputed_in_fp32(nearest):
     nearest.tail.fuse.weight.mul_(2)
     nearest.tail.upsample.weight.div_(120000)
     pixels = ramp(3, np.uint8)
-    with pytest.warns(RangeWarning, match=r"in torch.float16; those tiles .* in fp32"):
+    with pytest.warns(RangeWarning, match=r"in torch.float16; where it did, .* in fp32"):
         out = espan.upscale(pixels, nearest, device="cpu", dtype=torch.float16)
     np.testing.assert_array_equal(out, repeat(pixels))
 

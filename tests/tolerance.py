@@ -18,7 +18,12 @@ import torch
 from torch import Tensor
 
 
-def assert_accurate(actual: Tensor, reference: Tensor, exact: Tensor) -> None:
+# The factor for a whole network of Winograd layers: on random data one such layer has 11 times the
+# error of a direct one (RMS).  The bound that holds for all inputs is that of a layer.
+WINOGRAD = 16
+
+
+def assert_accurate(actual: Tensor, reference: Tensor, exact: Tensor, *, factor: float = 2) -> None:
     """``actual`` and ``reference`` in one dtype, ``exact`` in float64."""
     assert exact.dtype == torch.float64
     assert actual.dtype == reference.dtype
@@ -41,6 +46,6 @@ def assert_accurate(actual: Tensor, reference: Tensor, exact: Tensor) -> None:
     rounding = torch.finfo(dtype).eps * exact[finite].abs().max().item()
     if dtype == torch.float64:
         theirs = max(theirs, 2 * rounding)
-    bound = 2 * theirs + rounding
+    bound = factor * theirs + rounding
     # Not `error > bound`: that would pass a NaN.
     assert error <= bound, f"error {error:.3g}, allowed {bound:.3g} (PyTorch's: {theirs:.3g})"

@@ -1,0 +1,13 @@
+"""The ways to run a folded network.
+
+Each is a module that takes an image batch (N, 3, H, W), uint8 or floating point in 0-1, and a
+flag: int32, one element, which it sets to 1 if a value leaves `PLAUSIBLE` or is not finite, and
+else leaves as it is.  It returns (N, 3, s*H, s*W): for uint8 clamped and rounded uint8, else
+floating point, not clamped.
+"""
+
+from espan.engines.blocks import Blocks
+from espan.engines.composed import Composed
+from espan.engines.streamed import Streamed
+
+__all__ = ["Blocks", "Composed", "Streamed"]

@@ -1,0 +1,76 @@
+"""Head, blocks and tail, each in one launch of a kernel of ours: for GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+import espan_kernels
+from espan.folding import Folded
+from espan.models import Architecture
+
+Spab = Callable[[Tensor, Tensor, int, int, bool], tuple[Tensor, Tensor]]
+
+
+class Blocks(nn.Module):
+    """16-bit feature maps with fp32 accumulation; the image in any dtype.
+
+    `spab` runs a block: `espan_kernels.spab`, or the one in Triton.
+    """
+
+    mean: Tensor | None
+    head: Tensor
+    tail: Tensor
+
+    def __init__(
+        self, folded: Folded, *, device: torch.device, dtype: torch.dtype, spab: Spab
+    ) -> None:
+        super().__init__()
+        self.spab = spab
+        self.architecture = folded.architecture
+        mean = None if folded.mean is None else folded.mean.to(device, torch.float32)
+        self.register_buffer("mean", mean)
+        self.register_buffer("head", espan_kernels.pack_head(*folded.head, dtype, device))
+        for i, block in enumerate(folded.blocks):
+            weights, biases = zip(*block, strict=True)
+            packed = espan_kernels.pack_spab(weights, biases, dtype, device)
+            self.register_buffer(f"block{i}", packed)
+        tail = espan_kernels.pack_tail(
+            folded.last.weight,
+            folded.side,
+            folded.last.bias,
+            folded.upsample.weight,
+            folded.upsample.bias,
+            dtype,
+            device,
+        )
+        self.register_buffer("tail", tail)
+
+    @staticmethod
+    def can_run(architecture: Architecture, dtype: torch.dtype) -> bool:
+        """Whether there are kernels for it: 16-bit, at most 64 channels, 11x11 head, x4."""
+        return (
+            dtype in (torch.float16, torch.bfloat16)
+            and architecture.channels <= 64
+            and architecture.head_kernel <= 11
+            and architecture.scale <= 4
+        )
+
+    def forward(self, image: Tensor, flag: Tensor) -> Tensor:
+        about = self.architecture
+        channels = about.channels
+        head = espan_kernels.head(image, self.head, self.mean, channels, about.head_kernel)
+        first = last = activation = head
+        for i, convs in enumerate(about.convs):
+            wanted = about.concat_last == "activation" and i == len(about.convs) - 1
+            packed = getattr(self, f"block{i}")
+            last, activation = self.spab(last, packed, channels, convs, wanted)
+            if i == 0:
+                first = last
+        extra = activation if about.concat_last == "activation" else None
+        dtype = torch.uint8 if image.dtype == torch.uint8 else head.dtype
+        return espan_kernels.tail(
+            head, first, last, extra, self.tail, channels, about.scale, dtype, flag
+        )

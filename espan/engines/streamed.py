@@ -1,0 +1,51 @@
+"""The whole network in one op that streams strips of the image through it: for CPUs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from espan.engines.plausible import is_plausible
+from espan.folding import Folded
+from espan_kernels import network, pack_network
+
+
+class Streamed(nn.Module):
+    """fp32 on the CPU."""
+
+    packed: Tensor
+
+    def __init__(self, folded: Folded) -> None:
+        super().__init__()
+        about = folded.architecture
+        self.channels = about.channels
+        self.head_kernel = about.head_kernel
+        self.convs = list(about.convs)
+        self.concat_activation = about.concat_last == "activation"
+        self.scale = about.scale
+        packed = pack_network(
+            folded.head,
+            folded.blocks,
+            folded.last,
+            folded.side[:, :, 0, 0].split(about.channels, dim=1),
+            folded.upsample,
+            scale=about.scale,
+            mean=(0.0, 0.0, 0.0) if folded.mean is None else folded.mean.tolist(),
+        )
+        self.register_buffer("packed", packed)
+
+    def forward(self, image: Tensor, flag: Tensor) -> Tensor:
+        if image.dtype != torch.uint8:
+            image = image.float()
+        result, values = network(
+            image,
+            self.packed,
+            channels=self.channels,
+            head_kernel=self.head_kernel,
+            convs=self.convs,
+            concat_activation=self.concat_activation,
+            scale=self.scale,
+        )
+        low, high, not_finite = values.unbind(1)
+        flag |= ~(is_plausible(low, high) & (not_finite == 0)).all()
+        return result

@@ -1,0 +1,90 @@
+"""Every way to run a folded network: the same result, bytes as bytes, and the flag."""
+
+import pytest
+import torch
+
+import espan_kernels
+from espan.engines import Blocks, Composed, Streamed
+from espan.folding import fold
+from espan.models import ESPAN, SPAN, Architecture
+from espan_kernels import reference
+from tests.tolerance import WINOGRAD, assert_accurate
+
+MEMBERS = {
+    "espan": ESPAN,
+    "span": SPAN,
+    "c26x3": SPAN.replace(channels=26, convs=(3, 2), scale=3, head_kernel=5),
+    "c16x2": Architecture(16, (2,), scale=2),
+}
+
+
+def engine(name, network):
+    """On the CPU; for the blocks, whose kernels are CUDA's, that is their reference."""
+    folded = fold(network)
+    cpu = torch.device("cpu")
+    if name == "blocks":
+        return Blocks(folded, device=cpu, dtype=torch.float32, spab=espan_kernels.spab)
+    if name == "composed":
+        return Composed(folded, device=cpu, dtype=torch.float32, gate=reference.gate)
+    return Streamed(folded)
+
+
+def new_flag():
+    return torch.zeros(1, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("name", ["blocks", "composed", "streamed"])
+def test_the_same_result(name, member, make_network):
+    run = engine(name, make_network(MEMBERS[member]))
+    for size in [(1, 1), (13, 9)]:
+        x = torch.rand(2, 3, *size)
+        exact = make_network(MEMBERS[member]).double()(x.double())
+        flag = new_flag()
+        plain = make_network(MEMBERS[member])(x)
+        factor = WINOGRAD if name == "streamed" else 2
+        assert_accurate(run(x, flag), plain, exact, factor=factor)
+        assert flag.item() == (not -1 <= exact.min() <= exact.max() <= 2)
+
+
+@pytest.mark.parametrize("name", ["blocks", "composed", "streamed"])
+def test_bytes_are_clamped_and_rounded(name, make_network):
+    run = engine(name, make_network(SPAN.replace(channels=16)))
+    image = torch.randint(0, 256, (2, 3, 9, 11), dtype=torch.uint8)
+    for x in (image, image.contiguous(memory_format=torch.channels_last)):
+        result = run(x, new_flag())
+        assert result.dtype == torch.uint8
+        exact = 255 * run(x.float() / 255, new_flag()).clamp(0, 1)
+        assert ((result - exact).abs() <= 0.5001).all()
+
+
+@pytest.mark.parametrize("value", [2.5, -1.5, float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("name", ["blocks", "composed", "streamed"])
+def test_flag(name, dtype, value, make_network):
+    network = make_network(Architecture(16, (2,), scale=2))
+    for parameter in network.parameters():
+        parameter.zero_()
+    network.tail.upsample.bias.fill_(1.9)
+    image = torch.ones(1, 3, 5, 6).to(dtype)
+    flag = new_flag()
+    engine(name, network)(image, flag)
+    assert flag.item() == 0
+    network.tail.upsample.bias[7] = value
+    engine(name, network)(image, flag)
+    assert flag.item() == 1
+    network.tail.upsample.bias[7] = 0
+    engine(name, network)(image, flag)
+    assert flag.item() == 1  # it stays until somebody looks
+
+
+def test_blocks_are_for_what_the_kernels_are():
+    for dtype, architecture, can in [
+        (torch.float16, ESPAN, True),
+        (torch.bfloat16, SPAN.replace(channels=64, scale=2), True),
+        (torch.float32, ESPAN, False),
+        (torch.float16, ESPAN.replace(channels=65), False),
+        (torch.float16, ESPAN.replace(scale=5), False),
+        (torch.float16, ESPAN.replace(head_kernel=13), False),
+    ]:
+        assert Blocks.can_run(architecture, dtype) is can
