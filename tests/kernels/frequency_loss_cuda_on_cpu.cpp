@@ -65,5 +65,7 @@ void loss(const T* sr, const T* hr, T* grad, const float* scale, float* sums, fl
   }
 
 ESPAN_EXPORT(float32, float)
+#ifndef ESPAN_FLOAT32_ONLY
 ESPAN_EXPORT(float16, __half)
 ESPAN_EXPORT(bfloat16, __nv_bfloat16)
+#endif

@@ -33,7 +33,7 @@ def cuda_headers() -> Path:
 
 
 def build(folder: Path, header: str | None = None) -> ctypes.CDLL:
-    """The emulated kernels; of another frequency_loss.cuh if that is given."""
+    """The emulated kernels; of another frequency_loss.cuh, in float32 only, if that is given."""
     if platform.machine() != "x86_64":
         pytest.skip("the emulator is written for x86-64")
     headers = cuda_headers()
@@ -44,7 +44,7 @@ def build(folder: Path, header: str | None = None) -> ctypes.CDLL:
     if header is not None:
         (folder / "cuda").mkdir()
         (folder / "cuda" / "frequency_loss.cuh").write_text(header)
-        command += [f"-I{folder}"]
+        command += [f"-I{folder}", "-DESPAN_FLOAT32_ONLY"]
     command += [HERE / "frequency_loss_cuda_on_cpu.cpp", ROOT / "tests/emulator/machine.cpp"]
     command += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests'}", f"-I{headers}"]
     subprocess.run(command, check=True)
