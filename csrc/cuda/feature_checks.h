@@ -108,16 +108,22 @@ struct Limits {
   }
 };
 
-// Allows `kernel` its dynamic shared memory, once on each device.
+// Allows `kernel` its dynamic shared memory, once on each device, and asks for so much of the SM's
+// that `blocks` have room; what is left is L1, where the weights are.
 template <auto kernel>
-void allow_shared_memory(const char* op, int bytes) {
+void allow_shared_memory(const char* op, int bytes, int blocks) {
   static std::atomic<uint64_t> allowed{0};
   int device = 0;
   check(op, cudaGetDevice(&device));
   const uint64_t bit = uint64_t{1} << device % 64;
   if (device < 64 && (allowed & bit)) return;
-  check(op, cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  const auto set = [&](cudaFuncAttribute attribute, int value) {
+    check(op, cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, value));
+  };
+  set(cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  const Limits limits(op);
+  const int wanted = 100 * blocks * (bytes + limits.reserved_bytes) / limits.sm_bytes + 1;
+  set(cudaFuncAttributePreferredSharedMemoryCarveout, std::min(wanted, 100));
   allowed |= bit;
 }
 

@@ -21,8 +21,7 @@ void choose(const Launch& launch, const Tensor& features, HeadArguments p) {
     const Tiling tiles(kOp, features.size(0), p.height, p.width, S::kHeight, S::kWidth);
     p.tiles_x = tiles.x;
     p.tiles_y = tiles.y;
-    // Less than the 48 KB that need no permission.
-    static_assert(S::kSharedBytes <= 48 << 10);
+    static_assert(S::kSharedBytes <= 48 << 10);  // more would need permission
     head_kernel<S><<<tiles.blocks, S::kThreads, S::kSharedBytes, launch.stream()>>>(p);
   });
 }

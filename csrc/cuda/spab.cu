@@ -17,7 +17,7 @@ void run(const Launch& launch, const Tensor& x, SpabArguments p) {
   p.tiles_x = tiles.x;
   p.tiles_y = tiles.y;
   p.bias = reinterpret_cast<const float*>(p.weights + p.convs * S::kWeights);
-  allow_shared_memory<spab_kernel<S>>(kOp, S::kSharedBytes);
+  allow_shared_memory<spab_kernel<S>>(kOp, S::kSharedBytes, S::kBlocksPerSm);
   spab_kernel<S><<<tiles.blocks, S::kThreads, S::kSharedBytes, launch.stream()>>>(p);
 }
 

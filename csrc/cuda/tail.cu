@@ -18,7 +18,7 @@ void run(const Launch& launch, int64_t batch, TailArguments p) {
   p.tiles_x = tiles.x;
   p.tiles_y = tiles.y;
   p.bias = reinterpret_cast<const float*>(p.weights + S::weights(p.side_count));
-  allow_shared_memory<tail_kernel<S>>(kOp, S::kSharedBytes);
+  allow_shared_memory<tail_kernel<S>>(kOp, S::kSharedBytes, S::kThreads == 128 ? 2 : 1);
   tail_kernel<S><<<tiles.blocks, S::kThreads, S::kSharedBytes, launch.stream()>>>(p);
 }
 
