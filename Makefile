@@ -2,6 +2,8 @@
 # make test       all tests that finish within minutes; make test-full: all tests
 # make lint       formatting, ruff, mypy
 # make bench      the benchmarks
+# make gpu        for a machine with an NVIDIA GPU: builds for it, tests, times, writes one JSON;
+#                 with the torch of PYTHON, and without installing anything
 #
 # Each makes .venv and installs what it needs, once.  Another torch: make TORCH="torch==2.11.0" demo
 
@@ -13,7 +15,7 @@ ifneq ($(wildcard ../shared/testsets),)
 export ESPAN_TESTDATA ?= $(abspath ../shared)
 endif
 
-.PHONY: demo test test-full lint bench FORCE
+.PHONY: demo test test-full lint bench gpu FORCE
 .DELETE_ON_ERROR:
 
 demo: .venv/.espan
@@ -33,6 +35,9 @@ lint: .venv/.tools
 
 bench: .venv/.tools
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+gpu:
+	$(PYTHON) benchmarks/gpu.py
 
 # What was installed last stands in the file, so that another TORCH or another kind of build
 # installs again and the same one does not.

@@ -1,0 +1,238 @@
+"""Times whole networks against what a user would run instead.
+
+    pytest benchmarks/bench_model.py
+
+Every result is verified against the plain network in fp32 before it is timed.  extra_info has the
+dtypes of image and arithmetic, the floor (the network's multiply-adds at the rate of a large matrix
+product in the same dtype on the same machine), the time as a multiple of it, and on a GPU the peak
+memory beyond weights, input and output.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+
+import espan
+from espan.fused import FusedNetwork
+from espan.models import ESPAN, SPAN, Architecture, Network, architecture_from_name, complexity
+from espan_kernels import reference
+
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+# (height, width) of the LR image; 339x510 is typical of DIV2K.
+SIZES = [(128, 128), (256, 256), (339, 510), (720, 1280), (1080, 1920)]
+DIV2K = (339, 510)
+# Tab. 2 (head 3x3 against 9x9) and Tab. 4 (channels and depth) of the paper.
+TABLES = ["c32d5", "c32d5k9", "span", "c24d6", "c24d7", "c22d7", "c22d8", "c28d5", "c30d5"]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One way to run a network: `make` gives a function of an image batch, in 0-1 or bytes."""
+
+    image: torch.dtype
+    arithmetic: torch.dtype
+    make: Callable[[Network], Callable[[Tensor], Tensor]]
+    tf32: bool = False
+
+
+def _plain(network: Network, dtype: torch.dtype = torch.float32) -> Network:
+    return copy.deepcopy(network).to(DEVICE, dtype)
+
+
+def _channels_last(network: Network, dtype: torch.dtype) -> Network:
+    return _plain(network, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _official(network: Network) -> Network:
+    """As the challenge times it: fp32, with the gate as a generated elementwise kernel."""
+    official = _plain(network)
+    gate = torch.compile(reference.gate)
+    for block in official.blocks:
+        block.gate = gate
+    return official
+
+
+def _fused(network: Network, dtype: torch.dtype, *, graph: bool = False) -> FusedNetwork:
+    return FusedNetwork(network, device=DEVICE, dtype=dtype, graph=graph)
+
+
+def _graphed(network: Network, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    from espan.engines.graphs import Graphed
+
+    run = Graphed(_Ignoring(_channels_last(network, dtype)))
+    flag = torch.zeros(1, device=DEVICE)
+    return lambda x: run(x, flag)
+
+
+class _Ignoring(torch.nn.Module):
+    """A network that takes an engine's flag and leaves it."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, flag: Tensor) -> Tensor:
+        return self.network(x)
+
+
+def _autotuned(network: Network, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    torch._dynamo.reset()
+    mode = "max-autotune" if GPU else "default"
+    return torch.compile(_channels_last(network, dtype), mode=mode, dynamic=False)
+
+
+F32, F16, U8 = torch.float32, torch.float16, torch.uint8
+RIVALS = {
+    "eager fp32": Rival(F32, F32, _plain),
+    "compiled fp32": Rival(F32, F32, lambda n: _autotuned(n, F32)),
+    "espan fp32": Rival(F32, F32, lambda n: _fused(n, F32)),
+    "espan bytes": Rival(U8, F16 if GPU else F32, lambda n: _fused(n, F16 if GPU else F32)),
+}
+if GPU:
+    RIVALS |= {
+        "official": Rival(F32, F32, _official),
+        "eager TF32": Rival(F32, F32, _plain, tf32=True),
+        "eager fp16 channels-last": Rival(F16, F16, lambda n: _channels_last(n, F16)),
+        "graphed fp16 channels-last": Rival(F16, F16, lambda n: _graphed(n, F16)),
+        "compiled fp16 channels-last": Rival(F16, F16, lambda n: _autotuned(n, F16)),
+        "espan fp16": Rival(F16, F16, lambda n: _fused(n, F16)),
+        "espan fp16 graphed": Rival(F16, F16, lambda n: _fused(n, F16, graph=True)),
+        "espan bytes graphed": Rival(U8, F16, lambda n: _fused(n, F16, graph=True)),
+    }
+# Compiling for one size takes a minute, so these run at the size that everyone compares at.
+SLOW_TO_MAKE = ("compiled fp32", "compiled fp16 channels-last")
+
+
+@cache
+def network_of(architecture: Architecture) -> Network:
+    """Bundled weights for the network they are of, else random ones."""
+    if architecture == ESPAN:
+        return espan.load()
+    torch.manual_seed(0)
+    return Network(architecture).eval().requires_grad_(False)
+
+
+@cache
+def product_rate(dtype: torch.dtype) -> float:
+    """Multiply-adds per second of the best of several matrix products of 8192 (CPU: 2048)."""
+    n = 8192 if GPU else 2048
+    a, b = (torch.randn(n, n, device=DEVICE).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(8):
+        start = clock()
+        torch.mm(a, b)
+        best = min(best, clock() - start)
+    return n**3 / best
+
+
+def clock() -> float:
+    """Seconds, after the GPU has finished what it was given."""
+    if GPU:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def image_of(size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Smooth like a photograph, which the networks are made for."""
+    coarse = torch.rand(1, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    image = torch.nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 1).to(DEVICE)
+    return (image * 255).round().to(U8) if dtype == U8 else image.to(dtype)
+
+
+def verify(network: Network, rival: Rival, run: Callable[[Tensor], Tensor]) -> None:
+    """Within 50 dB of the plain network in fp32, TF32 off, at a small size."""
+    x = image_of((40, 52), rival.image)
+    exact = _plain(network)(x.float() / 255 if rival.image == U8 else x.float())
+    result = run(x).float() / (255 if rival.image == U8 else 1)
+    if rival.image == U8:
+        exact = exact.clamp(0, 1)
+    error = (result - exact).square().mean() / exact.abs().max().clamp(min=1e-12) ** 2
+    assert error < 1e-5, f"{-10 * torch.log10(error):.1f} dB from the plain network"
+
+
+@pytest.fixture
+def tf32_off(request: pytest.FixtureRequest):
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = False, True
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before
+
+
+def measure(
+    benchmark: BenchmarkFixture, architecture: Architecture, size: tuple[int, int], rival: Rival
+) -> None:
+    network = network_of(architecture)
+    with torch.inference_mode():
+        run = rival.make(network)
+        verify(network, rival, run)
+        torch.backends.cudnn.allow_tf32 = rival.tf32
+        x = image_of(size, rival.image)
+        for _ in range(3):
+            run(x)
+        if GPU:
+            torch.cuda.reset_peak_memory_stats()
+            held = torch.cuda.memory_allocated()
+            y = run(x)
+            beyond = torch.cuda.max_memory_allocated() - held - y.nbytes
+            benchmark.extra_info["peak_MB_beyond_output"] = round(beyond / 1e6, 2)
+        # A GPU's launches queue up: many calls between two looks at the clock.
+        start = clock()
+        run(x)
+        once = clock() - start
+        iterations = max(1, min(50, int(0.02 / once))) if GPU else 1
+        rounds = max(5, min(40, int(2 / (once * iterations))))
+        benchmark.pedantic(run, (x,), iterations=iterations, rounds=rounds, warmup_rounds=1)
+    floor = complexity(architecture, *size).macs / product_rate(rival.arithmetic)
+    benchmark.extra_info |= {
+        "image": str(rival.image),
+        "arithmetic": str(rival.arithmetic) + (" as TF32" if rival.tf32 else ""),
+        "floor_ms": round(1e3 * floor, 4),
+    }
+    if not benchmark.disabled:
+        times = benchmark.stats.stats
+        benchmark.extra_info["times_the_floor"] = round(times.median / floor, 2)
+
+
+@pytest.mark.benchmark(timer=clock)
+@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[1]}x{s[0]}")
+def test_espan(benchmark: BenchmarkFixture, size: tuple[int, int], name: str, tf32_off) -> None:
+    if size not in ((256, 256), DIV2K) and (not GPU or name in SLOW_TO_MAKE):
+        pytest.skip("on the CPU, and where compiling is slow, 256x256 and 510x339 are enough")
+    benchmark.group = f"ESPAN {DEVICE} {size[1]}x{size[0]}"
+    measure(benchmark, ESPAN, size, RIVALS[name])
+
+
+@pytest.mark.benchmark(timer=clock)
+@pytest.mark.parametrize("name", ["eager fp32", "espan bytes graphed" if GPU else "espan bytes"])
+@pytest.mark.parametrize("member", TABLES)
+def test_tables(benchmark: BenchmarkFixture, member: str, name: str, tf32_off) -> None:
+    benchmark.group = f"Tab. 2 and 4 {DEVICE} 256x256 {member}"
+    measure(benchmark, architecture_from_name(member), (256, 256), RIVALS[name])
+
+
+@pytest.mark.skipif(not GPU, reason="the challenge's protocol times a GPU")
+@pytest.mark.benchmark(timer=clock)
+@pytest.mark.parametrize("name", ["official", "espan bytes", "espan bytes graphed"])
+def test_challenge(benchmark: BenchmarkFixture, name: str, tf32_off) -> None:
+    """Batch 1, image after image, each waited for, as the challenge takes its times."""
+    rival = RIVALS[name]
+    run = rival.make(network_of(ESPAN))
+    x = image_of(DIV2K, rival.image)
+    benchmark.group = "challenge 510x339"
+    with torch.inference_mode():
+        benchmark.pedantic(run, (x,), iterations=1, rounds=100, warmup_rounds=5)
+
+
+@pytest.mark.benchmark(timer=clock)
+def test_span_c48(benchmark: BenchmarkFixture, tf32_off) -> None:
+    benchmark.group = f"SPAN c48 {DEVICE} 256x256"
+    measure(benchmark, SPAN.replace(channels=48), (256, 256), RIVALS["espan bytes"])

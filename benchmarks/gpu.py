@@ -1,0 +1,157 @@
+"""What `make gpu` runs: build for this card, test on it, time it, and write one JSON.
+
+    python benchmarks/gpu.py [OUTPUT.json]
+
+Needs an NVIDIA GPU, nvcc, and in this Python: torch, numpy, safetensors, pillow, pytest and
+pytest-benchmark.  Nothing is downloaded or installed.  It takes under 8 minutes.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).resolve().parent.parent
+TEST_LIMIT, BENCHMARK_LIMIT, SANITIZER_LIMIT = 150, 240, 60  # seconds
+
+
+def run(*command: str, limit: float | None = None, **environment: str) -> tuple[int, str]:
+    """A command's status and what it printed; 124 if it ran out of time."""
+    print("$", " ".join(command), flush=True)
+    try:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            timeout=limit,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+    except subprocess.TimeoutExpired as stopped:
+        output = stopped.stdout or b""
+        return 124, output.decode(errors="replace") if isinstance(output, bytes) else output
+    return done.returncode, done.stdout
+
+
+def build(capability: tuple[int, int]) -> float:
+    start = time.time()
+    status, output = run(
+        sys.executable,
+        "setup.py",
+        "build_ext",
+        "--inplace",
+        ESPAN_BUILD="cuda",
+        TORCH_CUDA_ARCH_LIST="{}.{}".format(*capability),
+    )
+    if status:
+        sys.exit(f"{output}\nthe build failed")
+    return time.time() - start
+
+
+def tests(folder: Path) -> dict[str, Any]:
+    report = folder / "tests.xml"
+    status, output = run(
+        sys.executable, "-m", "pytest", "-m", "gpu", "-q", f"--junitxml={report}", limit=TEST_LIMIT
+    )
+    print(output[-4000:])
+    if not report.exists():
+        return {"status": status, "output": output[-2000:]}
+    cases = list(ElementTree.parse(report).getroot().iter("testcase"))
+    failed = [c for c in cases if c.find("failure") is not None or c.find("error") is not None]
+    skipped = [c for c in cases if c.find("skipped") is not None]
+    return {
+        "status": status,
+        "passed": len(cases) - len(failed) - len(skipped),
+        "skipped": len(skipped),
+        "failed": [f"{c.get('classname')}.{c.get('name')}" for c in failed],
+    }
+
+
+def sanitizer() -> dict[str, str]:
+    """compute-sanitizer over the smallest tests of each op, if it is installed."""
+    if not (tool := shutil.which("compute-sanitizer")):
+        return {"memcheck": "compute-sanitizer is not installed"}
+    results = {}
+    for check in ("memcheck", "racecheck"):
+        status, output = run(
+            tool,
+            f"--tool={check}",
+            "--error-exitcode=9",
+            sys.executable,
+            "-m",
+            "pytest",
+            "-m",
+            "gpu",
+            "-q",
+            "-k",
+            "sanitized",
+            limit=SANITIZER_LIMIT,
+        )
+        last = output.strip().splitlines()[-1] if output.strip() else ""
+        results[check] = f"status {status}: {last}"
+    return results
+
+
+def benchmarks(folder: Path) -> list[dict[str, Any]]:
+    report = folder / "benchmarks.json"
+    status, output = run(
+        sys.executable,
+        "-m",
+        "pytest",
+        "benchmarks",
+        "-q",
+        "--benchmark-only",
+        f"--benchmark-json={report}",
+        limit=BENCHMARK_LIMIT,
+    )
+    print(output[-12000:])
+    if not report.exists():
+        return [{"status": status, "output": output[-2000:]}]
+    return [
+        {
+            "group": b["group"],
+            "name": b["name"],
+            "median_ms": round(1e3 * b["stats"]["median"], 5),
+            "min_ms": round(1e3 * b["stats"]["min"], 5),
+            **b["extra_info"],
+        }
+        for b in json.loads(report.read_text())["benchmarks"]
+    ]
+
+
+def main() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        sys.exit("torch sees no NVIDIA GPU")
+    card = torch.cuda.get_device_properties(0)
+    driver = run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")[1].strip()
+    report: dict[str, Any] = {
+        "card": card.name,
+        "driver": driver,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": run("git", "describe", "--always", "--dirty")[1].strip(),
+        "build_seconds": round(build((card.major, card.minor)), 1),
+    }
+    name = card.name.lower().replace(" ", "-")
+    target = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / f"benchmarks/results/{name}.json")
+    with tempfile.TemporaryDirectory() as folder:
+        report["tests"] = tests(Path(folder))
+        report["sanitizer"] = sanitizer()
+        report["benchmarks"] = benchmarks(Path(folder))
+    target.write_text(json.dumps(report, indent=1) + "\n")
+    print(target)
+    sys.exit(report["tests"]["status"])
+
+
+if __name__ == "__main__":
+    main()
