@@ -57,7 +57,7 @@ class Strip {
  public:
   Strip(const Plan& plan, const NetworkKernels& kernels, int64_t strip, const Source& source,
         const Pixels& target, float* memory)
-      : plan_(plan), kernels_(kernels), strip_(strip), source_(source), target_(target) {
+      : plan_(plan), kernels_(kernels), source_(source), target_(target) {
     zeros_ = memory;
     memory += plan.longest_row(strip);
     std::memset(zeros_, 0, plan.longest_row(strip) * sizeof(float));
@@ -253,7 +253,6 @@ class Strip {
 
   const Plan& plan_;
   const NetworkKernels& kernels_;
-  int64_t strip_;
   Source source_;
   Pixels target_;
   float* zeros_;
