@@ -2,6 +2,7 @@
 # make test       all tests that finish within minutes; make test-full: all tests
 # make lint       formatting, ruff, mypy
 # make bench      the benchmarks
+# make sanitize   the CPU kernels' tests under the address and undefined-behaviour sanitizers
 # make gpu        for a machine with an NVIDIA GPU: builds for it, tests, times, writes one JSON;
 #                 with the torch of PYTHON, and without installing anything
 #
@@ -15,7 +16,7 @@ ifneq ($(wildcard ../shared/testsets),)
 export ESPAN_TESTDATA ?= $(abspath ../shared)
 endif
 
-.PHONY: demo test test-full lint bench gpu FORCE
+.PHONY: demo test test-full lint bench sanitize gpu FORCE
 .DELETE_ON_ERROR:
 
 demo: .venv/.espan
@@ -35,6 +36,9 @@ lint: .venv/.tools
 
 bench: .venv/.tools
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+sanitize: .venv/.tools
+	PYTHON=$(BIN)/python bash tests/sanitize.sh
 
 gpu:
 	$(PYTHON) benchmarks/gpu.py
