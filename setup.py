@@ -13,8 +13,8 @@ import subprocess
 
 from setuptools import setup
 
-# Ampere to Blackwell, and PTX of the last for what comes after it.
-DEFAULT_ARCHS = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX")
+# Ampere to Blackwell (8.6 and 8.9 run the code of 8.0), and PTX for what comes after.
+DEFAULT_ARCHS = ("8.0", "9.0", "10.0", "12.0+PTX")
 
 
 def decide(requested: str, nvcc: str | None) -> tuple[bool, str]:

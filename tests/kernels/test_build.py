@@ -31,7 +31,7 @@ def test_decision(setup: ModuleType) -> None:
 
 def test_architectures(setup: ModuleType) -> None:
     known = "compute_80\ncompute_86\ncompute_90\ncompute_120\n"
-    assert setup.choose_archs("", known) == ["8.0", "8.6", "9.0", "12.0+PTX"]
+    assert setup.choose_archs("", known) == ["8.0", "9.0", "12.0+PTX"]
     assert setup.choose_archs("8.0 9.0+PTX", known) == ["8.0", "9.0+PTX"]
     assert setup.choose_archs("8.0;9.0a;10.0f", known) == ["8.0", "9.0a", "10.0f"]
     with pytest.raises(SystemExit, match="TORCH_CUDA_ARCH_LIST has 'Hopper'"):
