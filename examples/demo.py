@@ -1,6 +1,6 @@
 """Upscale the sample photograph and put the result beside a bicubic enlargement.
 
-    python examples/demo.py [OUTPUT_FOLDER]
+Usage: python examples/demo.py [OUTPUT_FOLDER]
 """
 
 import sys

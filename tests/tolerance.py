@@ -17,7 +17,6 @@ must be the same; such values count towards no error.
 import torch
 from torch import Tensor
 
-
 # The factor for a whole network of Winograd layers: on random data one such layer has 11 times the
 # error of a direct one (RMS).  The bound that holds for all inputs is that of a layer.
 WINOGRAD = 16
