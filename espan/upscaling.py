@@ -141,23 +141,25 @@ class Upscaler:
             RangeWarning: the output left the plausible range before it was clamped to 0-1.
         """
         _check(pixels)
-        height, width, channels = pixels.shape
+        channels = pixels.shape[2]
         colours = channels if channels in (1, 3) else channels - 1
-        size = (self.scale * height, self.scale * width, channels)
-        out = torch.empty(size, dtype=pixels.dtype, device=pixels.device)
-        alpha = pixels[..., colours:]
         with self._lock:
-            notes = self._run(pixels[..., :colours], out[..., :colours])
-            if alpha.numel() and bool((alpha == alpha[0, 0]).all()):
-                out[..., colours:] = alpha[0, 0]  # opaque stays opaque
-            elif alpha.numel():
-                notes += self._run(alpha, out[..., colours:])
+            if colours == channels:
+                out, notes = self._run(pixels)
+            else:
+                out = self._empty(pixels)
+                _, notes = self._run(pixels[..., :colours], out[..., :colours])
+                alpha = pixels[..., colours:]
+                if bool((alpha == alpha[0, 0]).all()):
+                    out[..., colours:] = alpha[0, 0]  # opaque stays opaque
+                else:
+                    notes += self._run(alpha, out[..., colours:])[1]
         for note in dict.fromkeys(notes):
             warnings.warn(note, RangeWarning, stacklevel=2)
         return out
 
-    def _run(self, pixels: Tensor, out: Tensor) -> list[str]:
-        """Fill `out` (s*H, s*W, 1 or 3) tile by tile; returns what the user should be told."""
+    def _run(self, pixels: Tensor, out: Tensor | None = None) -> tuple[Tensor, list[str]]:
+        """Fill `out` (s*H, s*W, 1 or 3), or a new one; with what the user should be told."""
         height, width, channels = pixels.shape
         # fp16 would keep 11 bits of what has more than 8.
         network = self._network(
@@ -165,7 +167,11 @@ class Upscaler:
         )
         # RGB bytes go through as they are.  Gray is rounded only after it is averaged.
         as_bytes = pixels.dtype == torch.uint8 and channels == 3
-        size = self._tile_size(network, height, width)
+        size = self._tile
+        if size == "auto":
+            # What streams takes no more memory for a larger image, and its bytes are the result.
+            streams = as_bytes and isinstance(network.engine, Streamed)
+            size = None if streams else tile_size(height, width)
         notes = []
         for tile in tiles(height, width, size, self._plain.architecture.receptive_radius):
             y, x = tile
@@ -176,10 +182,20 @@ class Upscaler:
                 if not network.check():
                     result, note = self._look_closer(batch, network.dtype)
                     notes.append(note)
+            if out is None and size is None and result.dtype == torch.uint8:
+                return result[0].permute(1, 2, 0).contiguous().to(pixels.device), notes
+            if out is None:
+                out = self._empty(pixels)
             s = self.scale
             target = out[s * y.start : s * y.stop, s * x.start : s * x.stop]
             _put(self._core(result, tile), target)
-        return notes
+        assert out is not None  # there is a tile at least
+        return out, notes
+
+    def _empty(self, pixels: Tensor) -> Tensor:
+        height, width, channels = pixels.shape
+        size = (self.scale * height, self.scale * width, channels)
+        return torch.empty(size, dtype=pixels.dtype, device=pixels.device)
 
     def _look_closer(self, batch: Tensor, dtype: torch.dtype) -> tuple[Tensor, str]:
         """What fp32 makes of a tile whose output left the plausible range in `dtype`."""
@@ -197,13 +213,6 @@ class Upscaler:
             "was clamped to 0-1: this image drives the network out of its range, and the result "
             "may be wrong there"
         )
-
-    def _tile_size(self, network: FusedNetwork, height: int, width: int) -> int | None:
-        if self._tile != "auto":
-            return self._tile
-        if isinstance(network.engine, Streamed):
-            return None  # which takes no more memory for a larger image
-        return tile_size(height, width)
 
     def _core(self, result: Tensor, tile: Tile) -> Tensor:
         """The part of a tile's result that it keeps, without the halo."""

@@ -11,6 +11,12 @@ import torch
 from espan.models import Architecture, Network
 
 
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """Every test sees the same random numbers in every run."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def testdata() -> Path:
     """The folder of official weights and test sets, which the project may not ship."""

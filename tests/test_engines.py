@@ -8,7 +8,7 @@ from espan.engines import Blocks, Composed, Streamed
 from espan.folding import fold
 from espan.models import ESPAN, SPAN, Architecture
 from espan_kernels import reference
-from tests.tolerance import WINOGRAD, assert_accurate
+from tests.tolerance import FOLDED, WINOGRAD, assert_accurate
 
 MEMBERS = {
     "espan": ESPAN,
@@ -42,7 +42,7 @@ def test_the_same_result(name, member, make_network):
         exact = make_network(MEMBERS[member]).double()(x.double())
         flag = new_flag()
         plain = make_network(MEMBERS[member])(x)
-        factor = WINOGRAD if name == "streamed" else 2
+        factor = WINOGRAD if name == "streamed" else FOLDED
         assert_accurate(run(x, flag), plain, exact, factor=factor)
         assert flag.item() == (not -1 <= exact.min() <= exact.max() <= 2)
 
