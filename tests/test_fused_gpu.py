@@ -1,0 +1,80 @@
+"""Whole networks on a GPU: every backend against the plain one, graphs, bytes, Set14."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import espan
+import espan.fused
+from espan.engines import Blocks
+from espan.fused import FusedNetwork
+from espan.models import ESPAN, SPAN, Architecture
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no NVIDIA GPU"),
+]
+MEMBERS = {
+    "espan": ESPAN,
+    "span": SPAN.replace(normalization=None),
+    "c48x2": Architecture(48, (3, 2), scale=2, concat_last="activation"),
+}
+
+
+def decibels(result: torch.Tensor, exact: torch.Tensor) -> float:
+    error = (result.double() - exact).square().mean()
+    return float(10 * torch.log10(exact.abs().max() ** 2 / error))
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("backend", ["auto", "triton", "reference"])
+@pytest.mark.parametrize("member", MEMBERS)
+def test_equals_the_plain_network(member, backend, dtype, graph, make_network):
+    fused = FusedNetwork(
+        make_network(MEMBERS[member]), device="cuda", dtype=dtype, backend=backend, graph=graph
+    )
+    # 8 and 11 bits of a value, over some twenty layers.
+    wanted = {torch.float32: 90, torch.float16: 45, torch.bfloat16: 27}[dtype]
+    for size in [(1, 1), (37, 50), (37, 50), (64, 80)]:
+        x = torch.rand(1, 3, *size)
+        exact = make_network(MEMBERS[member]).double()(x.double())
+        assert decibels(fused(x.cuda()).cpu(), exact) > wanted
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_the_flag_is_set_without_waiting(graph, make_network):
+    network = make_network(ESPAN)
+    network.tail.upsample.weight.mul_(0.1)
+    network.tail.upsample.bias.zero_()
+    fused = FusedNetwork(network, device="cuda", graph=graph)
+    image = torch.randint(0, 256, (1, 3, 40, 50), dtype=torch.uint8, device="cuda")
+    fused(image)
+    assert fused.check()
+    network.tail.upsample.bias.fill_(5)
+    fused = FusedNetwork(network, device="cuda", graph=graph)
+    fused(image)
+    assert not fused.check()
+    assert fused.check()
+
+
+@pytest.mark.parametrize("weights", ["espan_x4_official", "span_c28_x4_official"])
+def test_set14_in_fp16_is_within_5_mdb(weights, testdata):
+    path = testdata / "weights" / f"{weights}.pth"
+    plain = espan.load(path).cuda()
+    fused = espan.fused.load(path, "cuda", torch.float16)
+    assert fused.backend != "cuda" or isinstance(fused.engine, Blocks)
+    differences = []
+    for file in sorted((testdata / "testsets" / "Set14" / "LRx4").glob("*.png")):
+        lr = np.array(Image.open(file).convert("RGB"))
+        hr = np.array(Image.open(file.parents[1] / "HR" / file.name).convert("RGB")).astype(float)
+        x = torch.from_numpy(lr).permute(2, 0, 1)[None].cuda()
+        exact = (plain(x / 255).clamp(0, 1) * 255).round()
+        errors = []
+        for image in (exact, fused(x)):
+            pixels = image[0].permute(1, 2, 0).cpu().numpy().astype(float)
+            size = pixels.shape
+            errors.append(np.mean((pixels - hr[: size[0], : size[1]])[4:-4, 4:-4] ** 2))
+        differences.append(10 * np.log10(errors[1] / errors[0]))
+    assert abs(np.mean(differences)) < 0.005
