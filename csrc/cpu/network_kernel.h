@@ -1,5 +1,6 @@
 // The layers of the network on rows; compiled once per instruction set by for_each_isa.h.
 #include "activation.h"
+#include "map_row.h"
 #include "product.h"
 #include "winograd.h"
 #include "winograd_to_image.h"
@@ -32,5 +33,6 @@ inline int64_t network_scratch(int64_t inputs, int64_t outputs) {
 }
 
 inline void network_kernels(NetworkKernels* k) {
-  *k = {kLanes, network_scratch, conv_row, head_row, pointwise_row, upsample_row};
+  *k = {kLanes,        network_scratch, conv_row, head_row,
+        pointwise_row, upsample_row,    load_row, store_row};
 }

@@ -11,66 +11,60 @@ constexpr int64_t kRingBytes = 56 << 20;
 // cache, but for five rows.
 constexpr int64_t kTaskBytes = 1280 << 10;
 
+// Rows of weights are padded to whole vectors of the widest instruction set.
 int64_t padded(int64_t channels) { return (channels + 15) / 16 * 16; }
-
-// Walks through the packed weights: a layer's weights, then its bias, each row padded to 16.
-class Packed {
- public:
-  explicit Packed(const float* data) : data_(data) {}
-
-  Layer take(Layer layer, int64_t rows) {
-    layer.weight_stride = padded(layer.outputs);
-    layer.weights = data_ + at_;
-    layer.bias = layer.weights + rows * layer.weight_stride;
-    at_ += (rows + 1) * layer.weight_stride;
-    return layer;
-  }
-  int64_t at() const { return at_; }
-
- private:
-  const float* data_;
-  int64_t at_ = 16;  // the mean colour comes first
-};
-
-// Calls add(layer) for each layer of the network; add returns its index.
-template <class Add>
-int64_t build(const Description& d, const float* data, const Add& add) {
-  const int64_t c = d.channels;
-  Packed packed(data);
-  const auto conv = [&](int input, Activation activation, int other) {
-    return add(packed.take({Layer::conv, input, other, activation, c, c}, 36 * c));
-  };
-  const auto pointwise = [&](int input, int other) {
-    return add(packed.take({Layer::pointwise, input, other, Activation::none, c, c}, c));
-  };
-  const int64_t taps = 3 * d.head_kernel * d.head_kernel;
-  int last = add(packed.take({Layer::head, -1, -1, Activation::none, 3, c}, taps));
-  int side = pointwise(last, -1);
-  for (size_t block = 0; block < d.convs.size(); ++block) {
-    const int first_activation = conv(last, Activation::silu, -1);
-    int o = first_activation;
-    for (int64_t i = 2; i < d.convs[block]; ++i) o = conv(o, Activation::silu, -1);
-    last = conv(o, Activation::gate, last);
-    if (block == 0) side = pointwise(last, side);
-    if (d.concat_activation && block + 1 == d.convs.size())
-      side = pointwise(first_activation, side);
-  }
-  const int fused = conv(last, Activation::add, side);
-  const int64_t outputs = 3 * d.scale * d.scale;
-  add(packed.take({Layer::upsample, fused, -1, Activation::none, c, outputs}, 36 * c));
-  return packed.at();
-}
 
 }  // namespace
 
-int64_t packed_size(const Description& d) {
-  int count = 0;
-  return build(d, nullptr, [&](const Layer&) { return count++; });
+int Layers::add(Layer layer, int64_t rows) {
+  if (rows > 0) {
+    layer.weight_stride = padded(layer.outputs);
+    if (weights_ != nullptr) {
+      layer.weights = weights_ + size_;
+      layer.bias = layer.weights + rows * layer.weight_stride;
+    }
+    size_ += (rows + 1) * layer.weight_stride;
+  }
+  layers_.push_back(layer);
+  return static_cast<int>(layers_.size()) - 1;
 }
 
-Plan::Plan(const Description& d, const float* packed, int64_t height, int64_t width, int64_t lanes)
+int Layers::head(int64_t c, int64_t kernel, int image) {
+  Layer layer{Layer::head, -1, -1, Activation::none, 3, c};
+  layer.outside = image;
+  layer.kernel = kernel;
+  return add(layer, 3 * kernel * kernel);
+}
+
+int Layers::conv(int64_t c, int input, Activation activation, int other) {
+  return add({Layer::conv, input, other, activation, c, c}, 36 * c);
+}
+
+int Layers::pointwise(int64_t c, int input, int other) {
+  return add({Layer::pointwise, input, other, Activation::none, c, c}, c);
+}
+
+int Layers::upsample(int64_t c, int64_t scale, int input, int image) {
+  Layer layer{Layer::upsample, input, -1, Activation::none, c, 3 * scale * scale};
+  layer.outside = image;
+  return add(layer, 36 * c);
+}
+
+int Layers::load(int64_t c, int map) {
+  Layer layer{Layer::load, -1, -1, Activation::none, c, c};
+  layer.outside = map;
+  return add(layer, 0);
+}
+
+int Layers::store(int64_t c, int input, int map) {
+  Layer layer{Layer::store, input, -1, Activation::none, c, c};
+  layer.outside = map;
+  return add(layer, 0);
+}
+
+Plan::Plan(const Layers& layers, int64_t height, int64_t width, int64_t lanes)
     : height_(height), width_(width), lanes_(lanes), columns_((width + 3) / 4) {
-  build(d, packed, [this](const Layer& layer) { return add(layer); });
+  for (const Layer& layer : layers.all()) add(layer);
   for (int i = static_cast<int>(layers_.size()) - 1; i >= 0; --i)
     for (int reader : layers_[i].readers)
       layers_[i].margin =
@@ -85,7 +79,7 @@ Plan::Plan(const Description& d, const float* packed, int64_t height, int64_t wi
   set_rings();
 }
 
-int Plan::add(Layer layer) {
+void Plan::add(Layer layer) {
   const int index = static_cast<int>(layers_.size());
   for (int source : {layer.input, layer.other}) {
     if (source < 0) continue;
@@ -94,7 +88,6 @@ int Plan::add(Layer layer) {
     layers_[source].readers.push_back(index);
   }
   layers_.push_back(layer);
-  return index;
 }
 
 Plan::Tiles Plan::tiles(int64_t strip, const Layer& layer) const {

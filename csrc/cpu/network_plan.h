@@ -1,4 +1,4 @@
-// The network as a list of layers, and how much of each layer's output is kept.
+// A network, or a part of one, as a list of layers, and how much of each layer's output is kept.
 //
 // Layers stream: a layer computes a group of rows as soon as the rows that it reads are there, and
 // keeps a ring of its latest rows until all that read them have done so.  A layer's groups begin
@@ -13,21 +13,18 @@
 
 namespace espan::cpu {
 
-struct Description {
-  int64_t channels, head_kernel;
-  std::vector<int64_t> convs;  // of each block: 2 or 3
-  bool concat_activation;      // the concat takes the last block's first activation (SPAN)
-  int64_t scale;
-};
-
 struct Layer {
-  enum Kind { head, conv, pointwise, upsample } kind;
-  int input;  // the layer whose output it reads; the head: -1, the image
+  // `head` and `upsample` convolve from and to an image outside; `load` and `store` copy feature
+  // maps from and to outside.
+  enum Kind { head, conv, pointwise, upsample, load, store } kind;
+  int input;  // the layer whose output it reads, or -1: `head` and `load`
   int other;  // the layer that is added or gated with, or -1
   Activation activation;
   int64_t inputs, outputs;
   const float *weights, *bias;
   int64_t weight_stride;
+  int outside = -1;    // which of the images and feature maps outside it reads or writes
+  int64_t kernel = 0;  // the width of a head
 
   // Derived: how many rows of tiles it runs behind the head, how many tiles more than the strip it
   // computes on each side, how many rows are kept, who reads them.
@@ -38,12 +35,34 @@ struct Layer {
   int64_t reach() const { return kind == conv || kind == upsample; }
 };
 
-// Floats of packed weights for a network, as espan_kernels/network.py lays them out.
-int64_t packed_size(const Description& d);
+// Layers in order, with weights that follow each other: of each its rows, then its bias, every row
+// padded to vectors.  A layer's index is its place; the functions return it.
+class Layers {
+ public:
+  // `weights` may be null: then only size() counts.
+  explicit Layers(const float* weights) : weights_(weights) {}
+
+  int head(int64_t channels, int64_t kernel, int image);
+  int conv(int64_t channels, int input, Activation activation, int other = -1);
+  int pointwise(int64_t channels, int input, int other);
+  int upsample(int64_t channels, int64_t scale, int input, int image);
+  int load(int64_t channels, int map);
+  int store(int64_t channels, int input, int map);
+
+  int64_t size() const { return size_; }  // floats of weights
+  const std::vector<Layer>& all() const { return layers_; }
+
+ private:
+  int add(Layer layer, int64_t rows);
+
+  const float* weights_;
+  int64_t size_ = 0;
+  std::vector<Layer> layers_;
+};
 
 class Plan {
  public:
-  Plan(const Description& d, const float* packed, int64_t height, int64_t width, int64_t lanes);
+  Plan(const Layers& layers, int64_t height, int64_t width, int64_t lanes);
 
   const std::vector<Layer>& layers() const { return layers_; }
   int64_t groups() const { return groups_; }
@@ -67,7 +86,7 @@ class Plan {
   int64_t ring_floats(int64_t strip) const;
 
  private:
-  int add(Layer layer);
+  void add(Layer layer);
   void set_rings();
 
   std::vector<Layer> layers_;

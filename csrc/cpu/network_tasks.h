@@ -1,4 +1,4 @@
-// What the kernels of the network are told: pointers and sizes, no tensors.
+// What the kernels of the layers are told: pointers and sizes, no tensors.
 //
 // A row of a feature map holds its channels in groups of one vector: [group][pixel][lane], `plane`
 // floats from group to group.  So a pixel's neighbour in a row is always kLanes floats away.
@@ -9,6 +9,13 @@
 namespace espan::cpu {
 
 enum class Activation { none, silu, gate, add };
+
+// What an image or a feature map outside the rings consists of.
+enum class Element { uint8, float16, bfloat16, float32 };
+
+inline int64_t size_of(Element e) {
+  return e == Element::uint8 ? 1 : e == Element::float32 ? 4 : 2;
+}
 
 // One row of 4x4 tiles of a 3x3 convolution, by Winograd's F(4x4, 3x3).
 struct ConvRow {
@@ -48,11 +55,29 @@ struct Range {
   float finite;  // 0, or NaN once a value was infinite or not a number
 };
 
-// The upscaled image: element (y, x, c) lies at data + y * row + x * column + c * channel.
+// An image or a feature map outside: element (y, x, c) lies y * row + x * column + c * channel
+// elements from the first.
 struct Pixels {
   void* data;
   int64_t row, column, channel;
-  bool bytes;  // uint8, else fp32
+  Element type;
+
+  // From the pixel (y, x) on.
+  void* at(int64_t y, int64_t x) const { return moved(y * row + x * column).data; }
+  Pixels moved(int64_t elements) const {
+    return {static_cast<char*>(data) + elements * size_of(type), row, column, channel, type};
+  }
+};
+
+// One row of pixels of a feature map [pixel][channel], outside, and as it is kept here.
+struct MapRow {
+  void* map;
+  Element type;      // not uint8
+  int64_t pitch;     // elements from pixel to pixel: the channels rounded up to a multiple of 16
+  int64_t channels;  // what is beyond them is not read, and zeros are written there
+  float* row;
+  int64_t plane;
+  int64_t pixels;
 };
 
 // A row of tiles of the last convolution, put into the image.  Its outputs are in the order
@@ -73,6 +98,8 @@ struct NetworkKernels {
   void (*head)(const ProductRow&);       // in: pixels of three floats
   void (*pointwise)(const ProductRow&);  // in: a feature map
   void (*upsample)(const UpsampleRow&);
+  void (*load)(const MapRow&);   // from outside
+  void (*store)(const MapRow&);  // to outside, rounded to its type
 };
 
 }  // namespace espan::cpu

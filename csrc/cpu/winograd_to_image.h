@@ -65,8 +65,8 @@ inline void shuffle(const T* from, int64_t step, int64_t pixels, int64_t scale, 
 
 // `pixels` results of one row, [group][pixel][lane], to `scale` rows of the image.
 template <class T>
-inline void store_row(const UpsampleRow& u, const float* results, int64_t plane, int64_t pixels,
-                      T* scratch, T* to) {
+inline void store_image_row(const UpsampleRow& u, const float* results, int64_t plane,
+                            int64_t pixels, T* scratch, T* to) {
   const int64_t vecs = groups(u.conv.outputs), step = vecs * kLanes;
   VecRange range = start_range(*u.range);
   for (int64_t x = 0; x < pixels; ++x)
@@ -94,14 +94,20 @@ inline void upsample_tiles(const UpsampleRow& u) {
     const int64_t end = 4 * (first + n) < u.columns ? 4 * (first + n) : u.columns;
     T* to = static_cast<T*>(u.image.data) + 4 * first * u.scale * u.image.column;
     for (int64_t i = 0; i < u.rows; ++i, to += u.scale * u.image.row)
-      store_row(u, c.out[i], c.out_plane, end - 4 * first, shuffled, to);
+      store_image_row(u, c.out[i], c.out_plane, end - 4 * first, shuffled, to);
     first += n;
   }
 }
 
 inline void upsample_row(const UpsampleRow& u) {
-  if (u.image.bytes)
-    upsample_tiles<uint8_t>(u);
-  else
-    upsample_tiles<float>(u);
+  switch (u.image.type) {
+    case Element::uint8:
+      return upsample_tiles<uint8_t>(u);
+    case Element::float16:
+      return upsample_tiles<Half>(u);
+    case Element::bfloat16:
+      return upsample_tiles<BFloat16>(u);
+    case Element::float32:
+      return upsample_tiles<float>(u);
+  }
 }

@@ -1,0 +1,346 @@
+#include "stream.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <mutex>
+#include <utility>
+
+#include "schedule.h"
+
+#define ESPAN_KERNEL "network_kernel.h"
+#include "for_each_isa.h"
+
+namespace espan::cpu {
+namespace {
+
+NetworkKernels kernels_in_use() {
+  NetworkKernels kernels;
+  ESPAN_ON_ISA(network_kernels(&kernels));
+  return kernels;
+}
+
+// A value of the image minus the mean, as PyTorch computes it from x / 255.
+struct FromBytes {
+  float table[3][256];
+  explicit FromBytes(const float* mean) {
+    for (int c = 0; c < 3; ++c)
+      for (int v = 0; v < 256; ++v) table[c][v] = static_cast<float>(v) / 255.0f - mean[c];
+  }
+  float operator()(uint8_t v, int c) const { return table[c][v]; }
+};
+
+struct FromFloats {
+  float mean[3];
+  explicit FromFloats(const float* m) : mean{m[0], m[1], m[2]} {}
+  template <class T>
+  float operator()(T v, int c) const {
+    return static_cast<float>(v) - mean[c];
+  }
+};
+
+template <class T, class Convert>
+void read_row(const T* row, const Pixels& s, const Convert& convert, int64_t begin, int64_t end,
+              float* out) {
+  for (int64_t x = begin; x < end; ++x, out += 3)
+    for (int c = 0; c < 3; ++c) out[c] = convert(row[x * s.column + c * s.channel], c);
+}
+
+// Everything that the tasks of one strip of one image share.
+class Strip {
+ public:
+  Strip(const Plan& plan, const NetworkKernels& kernels, int64_t strip,
+        const std::vector<Pixels>& outside, const float* mean, float* memory)
+      : plan_(plan), kernels_(kernels), outside_(outside), mean_(mean) {
+    zeros_ = memory;
+    memory += plan.longest_row(strip);
+    std::memset(zeros_, 0, plan.longest_row(strip) * sizeof(float));
+    for (const Layer& layer : plan.layers()) {
+      Rows rows{memory, plan.row_size(strip, layer), plan.plane(strip, layer), layer.ring,
+                plan.tiles(strip, layer)};
+      rings_.push_back(rows);
+      memory += rows.size * rows.ring;
+      clear_borders(rows);
+    }
+  }
+
+  void run(const Task& task, float* scratch, Range* range) const {
+    const Layer& layer = plan_.layers()[task.layer];
+    const int64_t end = plan_.first_row(layer, task.group + 1);
+    for (int64_t y = plan_.first_row(layer, task.group); y < end; y += 4)
+      run_row(layer, rings_[task.layer], y, scratch, range);
+  }
+
+  // Floats of scratch that a thread needs.
+  static int64_t scratch_size(const Plan& plan, const NetworkKernels& kernels, int64_t strip) {
+    int64_t floats = 0;
+    for (const Layer& layer : plan.layers()) {
+      const int64_t width = 4 * plan.tiles(strip, layer).count + layer.kernel;
+      if (layer.kind == Layer::head) floats = std::max(floats, (3 + layer.kernel) * width * 3);
+      if (layer.kind == Layer::conv || layer.kind == Layer::upsample)
+        floats = std::max(floats, kernels.scratch(layer.inputs, layer.outputs));
+    }
+    return floats;
+  }
+
+ private:
+  // A layer's output: its latest `ring` rows, from one pixel left of the first tile on.
+  struct Rows {
+    float* data;
+    int64_t size, plane, ring;
+    Plan::Tiles tiles;
+
+    // Row y from the pixel `offset` from the first tile on.
+    float* at(int64_t y, int64_t offset, int64_t lanes) const {
+      return data + y % ring * size + (offset + 1) * lanes;
+    }
+  };
+
+  void clear_borders(const Rows& rows) const {
+    const int64_t lanes = kernels_.lanes;
+    for (int64_t y = 0; y < rows.ring; ++y)
+      for (int64_t at = 0; at < rows.size; at += rows.plane) {
+        float* row = rows.data + y * rows.size + at;
+        std::memset(row, 0, lanes * sizeof(float));
+        std::memset(row + rows.plane - lanes, 0, lanes * sizeof(float));
+      }
+  }
+
+  // Pixels right of the image are zeros to the layers that read them.
+  void clear_beyond(const Rows& rows, int64_t y) const {
+    const int64_t inside = plan_.width() - 4 * rows.tiles.first, all = 4 * rows.tiles.count;
+    if (inside >= all) return;
+    for (int64_t i = 0; i < 4; ++i)
+      for (int64_t at = 0; at < rows.size; at += rows.plane)
+        std::memset(rows.at(y + i, inside, kernels_.lanes) + at, 0,
+                    (all - inside) * kernels_.lanes * sizeof(float));
+  }
+
+  void run_row(const Layer& layer, const Rows& rows, int64_t y, float* scratch,
+               Range* range) const {
+    switch (layer.kind) {
+      case Layer::head:
+        run_head(layer, rows, y, scratch);
+        break;
+      case Layer::pointwise:
+        run_pointwise(layer, rows, y);
+        break;
+      case Layer::conv:
+        kernels_.conv(conv_row(layer, rows, y, scratch));
+        break;
+      case Layer::load:
+        run_load(layer, rows, y);
+        break;
+      case Layer::store:
+        return run_store(layer, rows, y);
+      case Layer::upsample:
+        return run_upsample(layer, rows, y, scratch, range);
+    }
+    clear_beyond(rows, y);
+  }
+
+  ConvRow conv_row(const Layer& layer, const Rows& rows, int64_t y, float* scratch) const {
+    const int64_t lanes = kernels_.lanes;
+    const Rows& in = rings_[layer.input];
+    ConvRow c{};
+    for (int64_t i = 0; i < 6; ++i) {
+      const int64_t from = y - 1 + i;
+      const bool inside = from >= 0 && from < plan_.height();
+      const int64_t left = 4 * (rows.tiles.first - in.tiles.first) - 1;
+      c.in[i] = inside ? in.at(from, left, lanes) : zeros_;
+    }
+    c.in_plane = in.plane;
+    const Rows& other = layer.other < 0 ? in : rings_[layer.other];
+    for (int64_t i = 0; i < 4; ++i) {
+      c.other[i] = other.at(y + i, 4 * (rows.tiles.first - other.tiles.first), lanes);
+      c.out[i] = rows.ring ? rows.at(y + i, 0, lanes) : nullptr;
+    }
+    c.other_plane = other.plane;
+    c.out_plane = rows.plane;
+    c.tiles = rows.tiles.count;
+    c.inputs = layer.inputs;
+    c.outputs = layer.outputs;
+    c.weights = layer.weights;
+    c.bias = layer.bias;
+    c.weight_stride = layer.weight_stride;
+    c.activation = layer.activation;
+    c.scratch = scratch;
+    return c;
+  }
+
+  ProductRow product_row(const Layer& layer, const Rows& rows) const {
+    ProductRow r{};
+    r.init = layer.bias;
+    r.init_plane = kernels_.lanes;
+    r.out_plane = rows.plane;
+    r.pixels = 4 * rows.tiles.count;
+    r.outputs = layer.outputs;
+    r.weights = layer.weights;
+    r.weight_stride = layer.weight_stride;
+    return r;
+  }
+
+  void run_head(const Layer& layer, const Rows& rows, int64_t y, float* scratch) const {
+    const Pixels& image = outside_[layer.outside];
+    const int64_t kernel = layer.kernel, radius = kernel / 2;
+    const int64_t left = 4 * rows.tiles.first - radius, pixels = 4 * rows.tiles.count + 2 * radius;
+    ProductRow r = product_row(layer, rows);
+    r.in_pitch = 3 * pixels;
+    r.parts = kernel;
+    r.depth = 3 * kernel * kernel;
+    const int64_t first = y - radius, count = 3 + kernel;
+    switch (image.type) {
+      case Element::uint8:
+        read_rows<uint8_t>(image, FromBytes(mean_), first, count, left, pixels, scratch);
+        break;
+      case Element::float16:
+        read_rows<Half>(image, FromFloats(mean_), first, count, left, pixels, scratch);
+        break;
+      case Element::bfloat16:
+        read_rows<BFloat16>(image, FromFloats(mean_), first, count, left, pixels, scratch);
+        break;
+      case Element::float32:
+        read_rows<float>(image, FromFloats(mean_), first, count, left, pixels, scratch);
+        break;
+    }
+    for (int64_t i = 0; i < 4; ++i) {
+      r.in = scratch + i * r.in_pitch;
+      r.out = rows.at(y + i, 0, kernels_.lanes);
+      kernels_.head(r);
+    }
+  }
+
+  template <class T, class Convert>
+  void read_rows(const Pixels& image, const Convert& convert, int64_t first, int64_t count,
+                 int64_t left, int64_t pixels, float* out) const {
+    const int64_t begin = std::max<int64_t>(left, 0);
+    const int64_t end = std::min(left + pixels, plan_.width());
+    for (int64_t y = first; y < first + count; ++y, out += 3 * pixels) {
+      const bool inside = y >= 0 && y < plan_.height();
+      std::fill(out, out + (inside ? 3 * (begin - left) : 3 * pixels), 0.0f);
+      if (!inside) continue;
+      read_row(static_cast<const T*>(image.at(y, 0)), image, convert, begin, end,
+               out + 3 * (begin - left));
+      std::fill(out + 3 * (end - left), out + 3 * pixels, 0.0f);
+    }
+  }
+
+  void run_pointwise(const Layer& layer, const Rows& rows, int64_t y) const {
+    const int64_t lanes = kernels_.lanes;
+    const Rows& in = rings_[layer.input];
+    ProductRow r = product_row(layer, rows);
+    r.in_pitch = in.plane;
+    r.parts = in.size / in.plane;
+    r.depth = layer.inputs;
+    for (int64_t i = 0; i < 4; ++i) {
+      r.in = in.at(y + i, 4 * (rows.tiles.first - in.tiles.first), lanes);
+      r.out = rows.at(y + i, 0, lanes);
+      if (layer.other >= 0) {
+        const Rows& other = rings_[layer.other];
+        r.init = other.at(y + i, 4 * (rows.tiles.first - other.tiles.first), lanes);
+        r.init_plane = other.plane;
+        r.init_step = lanes;
+      }
+      kernels_.pointwise(r);
+    }
+  }
+
+  // The pixels of row y of the layer's tiles that lie in the image, outside.
+  MapRow map_row(const Layer& layer, const Plan::Tiles& tiles, int64_t y) const {
+    const Pixels& map = outside_[layer.outside];
+    MapRow m{};
+    m.map = map.at(y, 4 * tiles.first);
+    m.type = map.type;
+    m.pitch = map.column;
+    m.channels = layer.outputs;
+    m.pixels = std::min(plan_.width() - 4 * tiles.first, 4 * tiles.count);
+    return m;
+  }
+
+  void run_load(const Layer& layer, const Rows& rows, int64_t y) const {
+    for (int64_t end = std::min(y + 4, plan_.height()); y < end; ++y) {
+      MapRow m = map_row(layer, rows.tiles, y);
+      m.row = rows.at(y, 0, kernels_.lanes);
+      m.plane = rows.plane;
+      kernels_.load(m);
+    }
+  }
+
+  void run_store(const Layer& layer, const Rows& rows, int64_t y) const {
+    const Rows& in = rings_[layer.input];
+    for (int64_t end = std::min(y + 4, plan_.height()); y < end; ++y) {
+      MapRow m = map_row(layer, rows.tiles, y);
+      m.row = in.at(y, 4 * (rows.tiles.first - in.tiles.first), kernels_.lanes);
+      m.plane = in.plane;
+      kernels_.store(m);
+    }
+  }
+
+  void run_upsample(const Layer& layer, const Rows& rows, int64_t y, float* scratch,
+                    Range* range) const {
+    UpsampleRow u{conv_row(layer, rows, y, scratch)};
+    const Pixels& image = outside_[layer.outside];
+    u.image = image;
+    u.rows = std::min<int64_t>(plan_.height() - y, 4);
+    const int64_t x = 4 * rows.tiles.first;
+    u.columns = std::min(plan_.width() - x, 4 * rows.tiles.count);
+    for (u.scale = 1; 3 * u.scale * u.scale < layer.outputs;) ++u.scale;
+    u.image.data = image.at(u.scale * y, u.scale * x);
+    u.range = range;
+    kernels_.upsample(u);
+  }
+
+  const Plan& plan_;
+  const NetworkKernels& kernels_;
+  const std::vector<Pixels>& outside_;
+  const float* mean_;
+  float* zeros_;
+  std::vector<Rows> rings_;
+};
+
+constexpr Range kNothing{std::numeric_limits<float>::infinity(),
+                         -std::numeric_limits<float>::infinity(), 0};
+
+void join(Range& all, const Range& part) {
+  all.low = std::min(all.low, part.low);
+  all.high = std::max(all.high, part.high);
+  all.finite += part.finite;
+}
+
+}  // namespace
+
+Stream::Stream(const Layers& layers, int64_t height, int64_t width)
+    : kernels_(kernels_in_use()),
+      plan_(layers, height, width, kernels_.lanes),
+      threads_(torch::stable::get_num_threads()) {
+  int64_t floats = 0;
+  for (int64_t i = 0; i < plan_.strips(); ++i)
+    floats =
+        std::max(floats, plan_.ring_floats(i) + threads_ * Strip::scratch_size(plan_, kernels_, i));
+  workspace_ = take_workspace(floats);
+}
+
+Stream::~Stream() { return_workspace(std::move(workspace_)); }
+
+Range Stream::run(const std::vector<Pixels>& outside, const float* mean) const {
+  Range all = kNothing;
+  std::mutex mutex;
+  for (int64_t i = 0; i < plan_.strips(); ++i) {
+    const int64_t scratch_size = Strip::scratch_size(plan_, kernels_, i);
+    float* scratch = workspace_.memory.get();
+    const Strip strip(plan_, kernels_, i, outside, mean, scratch + threads_ * scratch_size);
+    Schedule schedule(plan_);
+    torch::stable::parallel_for(0, threads_, 1, [&](int64_t begin, int64_t) {
+      Range range = kNothing;
+      for (Task task = schedule.start(); task.layer >= 0; task = schedule.next(task))
+        strip.run(task, scratch + begin * scratch_size, &range);
+      const std::lock_guard<std::mutex> lock(mutex);
+      join(all, range);
+    });
+  }
+  return all;
+}
+
+}  // namespace espan::cpu
