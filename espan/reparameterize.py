@@ -6,13 +6,16 @@ convolution: padded pixels then pass through a 1x1's bias just as the merged ker
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from espan.errors import EspanError
 from espan.models import Network
+from espan.models.network import ConvFactory, Gate
+from espan_kernels import reference
 
 
 class Kernel(NamedTuple):
@@ -20,6 +23,15 @@ class Kernel(NamedTuple):
 
     weight: Tensor
     bias: Tensor
+
+
+@runtime_checkable
+class Reparameterized(Protocol):
+    """A convolution of several branches; `espan.branches` has them."""
+
+    def merged(self, dtype: torch.dtype | None = None) -> Kernel: ...
+
+    def absorb(self, kernel: Kernel) -> None: ...
 
 
 def compose(first: Kernel, second: Kernel) -> Kernel:
@@ -48,6 +60,12 @@ def add(*kernels: Kernel) -> Kernel:
     return Kernel(torch.stack(weights).sum(0), torch.stack([k.bias for k in kernels]).sum(0))
 
 
+def identity(like: Tensor) -> Kernel:
+    """The 1x1 that passes its input on; weight like `like` (out, in, 1, 1), bias zero (out,)."""
+    eye = torch.eye(*like.shape[:2], dtype=like.dtype, device=like.device)
+    return Kernel(eye[:, :, None, None], like.new_zeros(like.shape[0]))
+
+
 def collapse(network: Network) -> Network:
     """A new plain network equal to `network` with each re-parameterised convolution merged.
 
@@ -57,9 +75,8 @@ def collapse(network: Network) -> Network:
     state: dict[str, Tensor] = {}
     with torch.no_grad():
         for name, module in network.named_modules():
-            merge = getattr(module, "merged", None)
-            if merge is not None:
-                state[f"{name}.weight"], state[f"{name}.bias"] = merge(dtype=torch.float64)
+            if isinstance(module, Reparameterized):
+                state[f"{name}.weight"], state[f"{name}.bias"] = module.merged(torch.float64)
             elif isinstance(module, nn.Conv2d) and f"{name}.weight" in plain.state_dict():
                 state[f"{name}.weight"] = module.weight
                 if module.bias is not None:
@@ -69,3 +86,33 @@ def collapse(network: Network) -> Network:
     plain.load_state_dict(state)
     plain.record = dict(network.record)
     return plain.train(network.training)
+
+
+def expand(network: Network, conv: ConvFactory, *, gate: Gate = reference.gate) -> Network:
+    """A new network in training form whose `collapse` is `network`, bit for bit.
+
+    Args:
+        network: a plain one, as files have it; it is left as it is.
+        conv: makes the convolutions wider than 1x1 (`espan.branches.conv_factory`); each absorbs
+            the kernel that stands in its place.
+        gate: of the new network; training passes the kernel, `espan_kernels.gate`.
+
+    Raises:
+        EspanError: a network that is in training form already.
+    """
+    if any(isinstance(module, Reparameterized) for module in network.modules()):
+        raise EspanError("expand: the network is in training form already; collapse it first")
+    reference_parameter = next(network.parameters())
+    expanded = Network(network.architecture, conv=conv, gate=gate)
+    expanded.to(device=reference_parameter.device, dtype=reference_parameter.dtype)
+    plain = dict(network.named_modules())
+    for name, module in expanded.named_modules():
+        source = plain.get(name)
+        if isinstance(source, nn.Conv2d):
+            assert source.bias is not None
+            if isinstance(module, Reparameterized):
+                module.absorb(Kernel(source.weight, source.bias))
+            else:
+                module.load_state_dict(source.state_dict())
+    expanded.record = dict(network.record)
+    return expanded

@@ -324,7 +324,7 @@ def test_damaged_metadata(tmp_path, make_network):
 
 
 def test_save_refuses_training_form(tmp_path):
-    from espan.grep import GRepConv
+    from espan.branches import GRepConv
 
     network = Network(ESPAN, conv=GRepConv)
     with pytest.raises(CheckpointError, match="collapse it first"):

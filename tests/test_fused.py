@@ -7,11 +7,11 @@ import torch
 
 import espan.fused
 from espan import checkpoints
+from espan.branches import GRepConv
 from espan.engines import Composed, Streamed
 from espan.errors import EspanError
 from espan.folding import fold
 from espan.fused import FusedNetwork
-from espan.grep import GRepConv
 from espan.models import ESPAN, SPAN, Architecture, Network
 from espan_kernels import reference
 from tests.tolerance import FOLDED, WINOGRAD, assert_accurate

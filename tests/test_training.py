@@ -15,8 +15,8 @@ from rich.console import Console
 from torch import Tensor
 
 import espan
+from espan.branches import GRepConv
 from espan.errors import EspanError
-from espan.grep import GRepConv
 from espan.imaging import Image, imresize, write_image
 from espan.models import ESPAN, SPAN_NORMALIZATION, Architecture, Network, Normalization
 from espan.reparameterize import collapse

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from espan.grep import GRepConv
+from espan.branches import GRepConv
 from espan.models import Network
 
 DETAIL = 0.01  # standard deviation that the features give the output at the start, in 0-1

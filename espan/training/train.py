@@ -24,12 +24,12 @@ from torch import Tensor
 import espan_kernels
 from espan import checkpoints
 from espan._version import __version__
+from espan.branches import GRepConv
 from espan.data import Crops, Photograph, Skipped, read_photographs
 from espan.data.photographs import find_photographs
 from espan.errors import EspanError
 from espan.evaluation import psnr
 from espan.fused import default_device
-from espan.grep import GRepConv
 from espan.models import Network, architecture_from_name
 from espan.reparameterize import collapse
 from espan.training.initialise import initialise

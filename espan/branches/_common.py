@@ -1,0 +1,63 @@
+"""What all re-parameterised convolutions share: their checks, and how they run."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from espan.errors import EspanError
+from espan.reparameterize import Kernel, Reparameterized
+
+
+def check_sizes(in_channels: int, out_channels: int, kernel: int) -> None:
+    if min(in_channels, out_channels) < 1:
+        raise EspanError(f"channels must be at least 1, got {in_channels} in, {out_channels} out")
+    if kernel < 1 or kernel % 2 == 0:
+        raise EspanError(f"kernel must be odd and at least 1, got {kernel}")
+
+
+def check_kernel(kernel: Kernel, weight: Tensor) -> None:
+    """Whether `kernel` is of the shape of a convolution whose weight is `weight`."""
+    if kernel.weight.shape != weight.shape or kernel.bias.shape != weight.shape[:1]:
+        raise EspanError(
+            f"expected a kernel of shape {tuple(weight.shape)} and a bias of ({weight.shape[0]},), "
+            f"got {tuple(kernel.weight.shape)} and {tuple(kernel.bias.shape)}"
+        )
+
+
+def kernel_of(conv: nn.Conv2d, dtype: torch.dtype | None) -> Kernel:
+    """A convolution's own kernel in `dtype` (default: its own)."""
+    assert conv.bias is not None
+    return Kernel(conv.weight.to(dtype=dtype), conv.bias.to(dtype=dtype))
+
+
+def set_(conv: nn.Conv2d, kernel: Kernel) -> None:
+    assert conv.bias is not None
+    conv.weight.copy_(kernel.weight)
+    conv.bias.copy_(kernel.bias)
+
+
+def zero_(*convs: nn.Conv2d) -> None:
+    for conv in convs:
+        assert conv.bias is not None
+        conv.weight.zero_()
+        conv.bias.zero_()
+
+
+def multiply_(factor: Tensor | float, *convs: nn.Conv2d) -> None:
+    for conv in convs:
+        assert conv.bias is not None
+        conv.weight.mul_(factor)
+        conv.bias.mul_(factor)
+
+
+def collapsed(conv: Reparameterized, x: Tensor) -> Tensor:
+    """One convolution with the merged kernel.
+
+    The merge stays out of autocast: in bf16 each product of kernels would be rounded, and its many
+    small casts take a seventh of a training step.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        kernel = conv.merged()
+    return F.conv2d(x, *kernel, padding=kernel.weight.shape[-1] // 2)
