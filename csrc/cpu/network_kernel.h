@@ -2,6 +2,7 @@
 #include "activation.h"
 #include "map_row.h"
 #include "product.h"
+#include "to_image.h"
 #include "winograd.h"
 #include "winograd_to_image.h"
 

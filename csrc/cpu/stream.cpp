@@ -4,11 +4,10 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
-#include <mutex>
 #include <utility>
 
-#include "schedule.h"
+#include "image_rows.h"
+#include "run_strips.h"
 
 #define ESPAN_KERNEL "network_kernel.h"
 #include "for_each_isa.h"
@@ -20,32 +19,6 @@ NetworkKernels kernels_in_use() {
   NetworkKernels kernels;
   ESPAN_ON_ISA(network_kernels(&kernels));
   return kernels;
-}
-
-// A value of the image minus the mean, as PyTorch computes it from x / 255.
-struct FromBytes {
-  float table[3][256];
-  explicit FromBytes(const float* mean) {
-    for (int c = 0; c < 3; ++c)
-      for (int v = 0; v < 256; ++v) table[c][v] = static_cast<float>(v) / 255.0f - mean[c];
-  }
-  float operator()(uint8_t v, int c) const { return table[c][v]; }
-};
-
-struct FromFloats {
-  float mean[3];
-  explicit FromFloats(const float* m) : mean{m[0], m[1], m[2]} {}
-  template <class T>
-  float operator()(T v, int c) const {
-    return static_cast<float>(v) - mean[c];
-  }
-};
-
-template <class T, class Convert>
-void read_row(const T* row, const Pixels& s, const Convert& convert, int64_t begin, int64_t end,
-              float* out) {
-  for (int64_t x = begin; x < end; ++x, out += 3)
-    for (int c = 0; c < 3; ++c) out[c] = convert(row[x * s.column + c * s.channel], c);
 }
 
 // Everything that the tasks of one strip of one image share.
@@ -190,40 +163,12 @@ class Strip {
     r.in_pitch = 3 * pixels;
     r.parts = kernel;
     r.depth = 3 * kernel * kernel;
-    const int64_t first = y - radius, count = 3 + kernel;
-    switch (image.type) {
-      case Element::uint8:
-        read_rows<uint8_t>(image, FromBytes(mean_), first, count, left, pixels, scratch);
-        break;
-      case Element::float16:
-        read_rows<Half>(image, FromFloats(mean_), first, count, left, pixels, scratch);
-        break;
-      case Element::bfloat16:
-        read_rows<BFloat16>(image, FromFloats(mean_), first, count, left, pixels, scratch);
-        break;
-      case Element::float32:
-        read_rows<float>(image, FromFloats(mean_), first, count, left, pixels, scratch);
-        break;
-    }
+    read_image_rows(image, mean_, plan_.height(), plan_.width(), y - radius, 3 + kernel, left,
+                    pixels, scratch);
     for (int64_t i = 0; i < 4; ++i) {
       r.in = scratch + i * r.in_pitch;
       r.out = rows.at(y + i, 0, kernels_.lanes);
       kernels_.head(r);
-    }
-  }
-
-  template <class T, class Convert>
-  void read_rows(const Pixels& image, const Convert& convert, int64_t first, int64_t count,
-                 int64_t left, int64_t pixels, float* out) const {
-    const int64_t begin = std::max<int64_t>(left, 0);
-    const int64_t end = std::min(left + pixels, plan_.width());
-    for (int64_t y = first; y < first + count; ++y, out += 3 * pixels) {
-      const bool inside = y >= 0 && y < plan_.height();
-      std::fill(out, out + (inside ? 3 * (begin - left) : 3 * pixels), 0.0f);
-      if (!inside) continue;
-      read_row(static_cast<const T*>(image.at(y, 0)), image, convert, begin, end,
-               out + 3 * (begin - left));
-      std::fill(out + 3 * (end - left), out + 3 * pixels, 0.0f);
     }
   }
 
@@ -300,15 +245,6 @@ class Strip {
   std::vector<Rows> rings_;
 };
 
-constexpr Range kNothing{std::numeric_limits<float>::infinity(),
-                         -std::numeric_limits<float>::infinity(), 0};
-
-void join(Range& all, const Range& part) {
-  all.low = std::min(all.low, part.low);
-  all.high = std::max(all.high, part.high);
-  all.finite += part.finite;
-}
-
 }  // namespace
 
 Stream::Stream(const Layers& layers, int64_t height, int64_t width)
@@ -325,22 +261,14 @@ Stream::Stream(const Layers& layers, int64_t height, int64_t width)
 Stream::~Stream() { return_workspace(std::move(workspace_)); }
 
 Range Stream::run(const std::vector<Pixels>& outside, const float* mean) const {
-  Range all = kNothing;
-  std::mutex mutex;
-  for (int64_t i = 0; i < plan_.strips(); ++i) {
+  return run_strips(plan_, threads_, [&](int64_t i) {
     const int64_t scratch_size = Strip::scratch_size(plan_, kernels_, i);
     float* scratch = workspace_.memory.get();
     const Strip strip(plan_, kernels_, i, outside, mean, scratch + threads_ * scratch_size);
-    Schedule schedule(plan_);
-    torch::stable::parallel_for(0, threads_, 1, [&](int64_t begin, int64_t) {
-      Range range = kNothing;
-      for (Task task = schedule.start(); task.layer >= 0; task = schedule.next(task))
-        strip.run(task, scratch + begin * scratch_size, &range);
-      const std::lock_guard<std::mutex> lock(mutex);
-      join(all, range);
-    });
-  }
-  return all;
+    return [=](int64_t thread, const Task& task, Range* range) {
+      strip.run(task, scratch + thread * scratch_size, range);
+    };
+  });
 }
 
 }  // namespace espan::cpu

@@ -1,0 +1,42 @@
+// Threads and tasks: the strips of an image one after another, each by all threads.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <limits>
+#include <mutex>
+
+#include "schedule.h"
+
+namespace espan::cpu {
+
+constexpr Range kNothing{std::numeric_limits<float>::infinity(),
+                         -std::numeric_limits<float>::infinity(), 0};
+
+inline void join(Range& all, const Range& part) {
+  all.low = std::min(all.low, part.low);
+  all.high = std::max(all.high, part.high);
+  all.finite += part.finite;
+}
+
+// begin_strip(i) prepares the strip i and returns what runs its tasks: run(thread, task, range).
+template <class BeginStrip>
+Range run_strips(const Plan& plan, int64_t threads, const BeginStrip& begin_strip) {
+  Range all = kNothing;
+  std::mutex mutex;
+  for (int64_t i = 0; i < plan.strips(); ++i) {
+    const auto run = begin_strip(i);
+    Schedule schedule(plan);
+    torch::stable::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {
+      Range range = kNothing;
+      for (Task task = schedule.start(); task.layer >= 0; task = schedule.next(task))
+        run(thread, task, &range);
+      const std::lock_guard<std::mutex> lock(mutex);
+      join(all, range);
+    });
+  }
+  return all;
+}
+
+}  // namespace espan::cpu
