@@ -1,0 +1,6 @@
+"""What training minimises: losses between images, and the student's distance from its teacher."""
+
+from espan.losses.distillation import self_distillation
+from espan.losses.loss import Loss, LossWeights
+
+__all__ = ["Loss", "LossWeights", "self_distillation"]

@@ -1,0 +1,33 @@
+"""Orthonormal transforms of whole images, which Tab. 8 compares with the DCT of blocks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from espan_kernels.frequency_loss_reference import reflected
+
+
+def spectrum(d: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, C, H, W // 2 + 1, 2): real and imaginary parts of the Fourier transform.
+
+    Of real images, so the half that the other follows from.
+    """
+    return torch.view_as_real(torch.fft.rfft2(d, norm="ortho"))
+
+
+def haar(d: Tensor) -> Tensor:
+    """(N, C, H, W) -> (4, N, C, ceil(H / 2), ceil(W / 2)): one level of the Haar wavelet.
+
+    The approximation comes first, then the details along y, along x and both.  Wavelet losses in
+    the literature take all bands or the details; all four are what DCT and FFT have, too.  An odd
+    edge is reflected, as for the DCT.
+    """
+    for dim in (2, 3):
+        if d.shape[dim] % 2:
+            index = torch.tensor(reflected(d.shape[dim], 0, 1), device=d.device)
+            d = d.index_select(dim, index)
+    above, below = d[:, :, 0::2], d[:, :, 1::2]
+    rows = torch.stack([above + below, above - below])
+    left, right = rows[..., 0::2], rows[..., 1::2]
+    return torch.cat([left + right, left - right]) / 2
