@@ -53,7 +53,8 @@ def imresize(image: np.ndarray, scale: Fraction | float) -> np.ndarray:
 def _resize_rows(image: np.ndarray, scale: Fraction | float) -> np.ndarray:
     """Resize the first axis of a contiguous array."""
     length = image.shape[0]
-    indices, weights = _taps(length, math.ceil(scale * length), float(scale))
+    positions, weights = taps(range(math.ceil(scale * length)), float(scale))
+    indices = mirrored(positions, length)
     flat = image.reshape(length, -1)
     dtype = image.dtype if image.dtype.kind == "u" else np.dtype(np.float64)
     result = np.empty((len(indices), flat.shape[1]), dtype)
@@ -69,23 +70,28 @@ def _resize_rows(image: np.ndarray, scale: Fraction | float) -> np.ndarray:
     return result.reshape(-1, *image.shape[1:])
 
 
-def _taps(length: int, out_length: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Which input rows make each output row, and their weights: two (out_length, taps) arrays.
+def taps(outputs: range, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Which input rows make each of these output rows, and their weights.
 
-    In floating point and in the order of MATLAB's function `contributions`, so that the weights,
-    and with them the rounding, are the same.
+    Returns two (len(outputs), taps) arrays: positions, which may lie beyond the image (see
+    `mirrored`), and float64 weights.  In floating point and in the order of MATLAB's function
+    `contributions`, so that the weights, and with them the rounding, are the same.
     """
     stretch = min(scale, 1.0)
     width = 4 / stretch
-    centre = np.arange(1, out_length + 1) / scale + 0.5 * (1 - 1 / scale)
+    centre = np.arange(outputs.start + 1, outputs.stop + 1) / scale + 0.5 * (1 - 1 / scale)
     first = np.floor(centre - width / 2)
     positions = first[:, None] + np.arange(math.ceil(width) + 2)
     weights = stretch * _cubic(stretch * (centre[:, None] - positions))
     weights /= weights.sum(axis=1, keepdims=True)
-    indices = np.mod(positions.astype(np.int64) - 1, 2 * length)
-    indices = np.where(indices < length, indices, 2 * length - 1 - indices)
     used = (weights != 0).any(axis=0)
-    return indices[:, used], weights[:, used]
+    return positions.astype(np.int64)[:, used] - 1, weights[:, used]
+
+
+def mirrored(positions: np.ndarray, length: int) -> np.ndarray:
+    """Positions beyond an axis of `length` pixels, mirrored into it with the border repeated."""
+    indices = np.mod(positions, 2 * length)
+    return np.where(indices < length, indices, 2 * length - 1 - indices)
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:

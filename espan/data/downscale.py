@@ -1,0 +1,84 @@
+"""LR crops from HR crops with their context: what MATLAB's imresize makes of the whole image.
+
+`imresize` is exact about its floating point, and so is this: the same weights (those of the whole
+image at this place), the same order of the sums, a product and a sum rounded one after the other,
+uint8 after each pass.  So every LR crop equals, bit for bit, the crop of the LR image.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+
+from espan.imaging.resize import mirrored, taps
+
+
+def reach(scale: int) -> int:
+    """HR pixels that the kernel, 4 * scale wide, takes on each side of those of an LR pixel."""
+    return (3 * scale + 1) // 2
+
+
+def context(hr: np.ndarray, scale: int, top: int, left: int, size: tuple[int, int]) -> np.ndarray:
+    """The HR pixels that the LR pixels top ... top + size[0] - 1 (and so on) are made of.
+
+    hr  (s*H, s*W, 3), any type; its borders are mirrored as imresize does.
+
+    Returns (s*h + 2*reach, s*w + 2*reach, 3): a view, or a copy at a border.
+    """
+    for axis, (start, length) in enumerate(zip((top, left), size, strict=True)):
+        first, end = scale * start - reach(scale), scale * (start + length) + reach(scale)
+        if first >= 0 and end <= hr.shape[axis]:
+            hr = hr[first:end] if axis == 0 else hr[:, first:end]
+        else:
+            hr = hr.take(mirrored(np.arange(first, end), hr.shape[axis]), axis)
+    return hr
+
+
+@functools.lru_cache(4096)
+def weights(scale: int, start: int, length: int) -> np.ndarray:
+    """(length, taps): the weights of HR rows s*i - reach ... for each LR row i.
+
+    fp32 for x2 and x4, whose weights are multiples of 2**-8 and 2**-12: all products with uint8 and
+    all their sums are below 2**10, so 22 bits hold them and nothing is ever rounded.  fp64 for the
+    others.
+    """
+    outputs = range(start, start + length)
+    positions, values = taps(outputs, 1 / scale)
+    column = positions - scale * np.arange(start, start + length)[:, None] + reach(scale)
+    # At x3 the first or last tap may lie one further out, with a weight of zero.
+    inside = (column >= 0) & (column < scale + 2 * reach(scale))
+    assert not values[~inside].any()
+    result = np.zeros((length, scale + 2 * reach(scale)))
+    result[np.nonzero(inside)[0], column[inside]] = values[inside]
+    return result.astype(np.float32 if scale in (2, 4) else np.float64)
+
+
+def downscale(pixels: Any, rows: Any, columns: Any, scale: int) -> Any:
+    """LR (..., h, w, 3) of a context.  NumPy arrays or torch tensors; whole numbers in floats.
+
+    Args:
+        pixels: (..., H, W, 3), from `context`, converted to the type of the weights.
+        rows: (..., h, taps), from `weights`.
+        columns: (..., w, taps).
+        scale: HR pixels per LR pixel.
+    """
+    *batch, height, width, channels = pixels.shape
+    h, w = rows.shape[-2], columns.shape[-2]
+    lines = _pass(pixels.reshape(*batch, height, width * channels), rows, scale)
+    lines = lines.reshape(*batch, h, width, channels).swapaxes(-3, -2)
+    lines = _pass(lines.reshape(*batch, width, h * channels), columns, scale)
+    return lines.reshape(*batch, w, h, channels).swapaxes(-3, -2)
+
+
+def _pass(lines: Any, weights: Any, scale: int) -> Any:
+    """(..., H, n) -> (..., h, n), rounded to whole numbers in 0-255, halves up."""
+    library: Any = np if isinstance(lines, np.ndarray) else torch
+    end = scale * (weights.shape[-2] - 1) + 1
+    total = lines[..., 0:end:scale, :] * weights[..., 0, None]
+    for tap in range(1, weights.shape[-1]):
+        total += lines[..., tap : tap + end : scale, :] * weights[..., tap, None]
+    total += 0.5
+    return library.clip(library.floor(total), 0, 255)
