@@ -130,6 +130,13 @@ def test_upscale_tells_of_an_implausible_output(run, folder, tmp_path, make_netw
         (["convert", "espan_x4", "{out}/w.safetensors", "--normalization", "1,2"], 1, "four numb"),
         (["info", "c32"], 1, "unknown architecture"),
         (["info", "espan", "--size", "9"], 2, "HEIGHTxWIDTH"),
+        (["prepare", "{in}"], 1, "--output must say what pack to write"),
+        (["prepare", "{in}", "-o", "{out}/no/p"], 1, "does not exist"),
+        (["prepare", "{in}", "-o", "{out}/p"], 1, "both sides need 64 (--smallest)"),
+        (["prepare", "{out}", "-o", "{out}/p"], 1, "no images"),
+        (["prepare", "{in}/a.png", "-o", "{out}/p"], 1, "a.png is not a folder"),
+        (["prepare", "--check", "{in}/a.png"], 1, "is not a pack"),
+        (["prepare", "--check", "{in}", "-o", "{out}/p"], 1, "leave out --output"),
         (["frobnicate"], 2, "No such command"),
     ],
 )
@@ -218,6 +225,22 @@ def test_convert(run, testdata, tmp_path):
     norm = checkpoints.load(target).architecture.normalization
     assert norm is not None
     assert (norm.mean, norm.img_range) == ((0.5, 0.5, 0.5), 1.0)
+
+
+def test_prepare(run, folder, tmp_path):
+    pack = tmp_path / "p"
+    command = ("prepare", folder / "in", folder, "-o", pack, "--smallest", "8")
+    result = run(*command)
+    assert f"{pack}  2 images, 0.00 GB, 1 files skipped" in result.stdout
+    assert f"skipped: {folder / 'bad.png'}: begins with" in result.stderr
+    assert "exists; --overwrite replaces it" in run(*command, status=1).stderr
+    run(*command, "--overwrite")
+    assert run("prepare", "--check", pack).stdout == f"{pack} is whole\n"
+    data = bytearray(pack.read_bytes())
+    data[64] ^= 1
+    pack.write_bytes(data)
+    result = run("prepare", "--check", pack, pack, status=1)
+    assert result.stderr.count(f"damaged: {pack}: a.png\n") == 2
 
 
 def test_doctor(run):

@@ -8,42 +8,53 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espan.data.photographs import Photograph
+from espan.data.images import TrainingImage
+from espan.errors import EspanError
 
 
 class Crops:
-    """Crops of photographs, each a pure function of the seed and its index.
+    """Crops of images, each a pure function of the seed and its index.
 
-    Every photograph is equally likely, however large: those of few pixels have the more detail in
+    Every image is equally likely, however large: those of few pixels have the more detail in
     a crop, and training goes twice as fast as with every pixel equally likely (150 photographs of
     2 megapixels, 400 of 0.15: 25.70 dB after 250 steps against 25.71 dB after 500).  Then every
     position in it is, and each of the 8 symmetries of a square.
 
     Args:
-        photographs: of one scale, each with LR sides of `patch` or more.
+        images: of one scale, with LR given for all or for none.
         patch: side of the LR crops.
         seed: 0 or more.
+
+    Raises EspanError if there are no images, or one is smaller than the patch.
     """
 
-    def __init__(self, photographs: Sequence[Photograph], *, patch: int, seed: int) -> None:
-        self.photographs = photographs
+    def __init__(self, images: Sequence[TrainingImage], *, patch: int, seed: int) -> None:
+        if not images:
+            raise EspanError("no images to take crops of")
+        for image in images:
+            if min(image.height, image.width) < patch:
+                raise EspanError(
+                    f"{image.name}: LR has {image.width} x {image.height} pixels, too few for a "
+                    f"patch of {patch}"
+                )
+        self.images = images
         self.patch = patch
         self.seed = seed
-        self.scale = photographs[0].hr.shape[0] // photographs[0].lr.shape[0]
+        self.scale = images[0].scale
+
+    def place(self, index: int) -> tuple[TrainingImage, int, int, int]:
+        """Sample `index` (0 or more) of the run: image, LR row and column, symmetry (`turned`)."""
+        random = np.random.Generator(np.random.Philox(key=[self.seed, index]))
+        image = self.images[int(random.integers(len(self.images)))]
+        y = int(random.integers(image.height - self.patch + 1))
+        x = int(random.integers(image.width - self.patch + 1))
+        return image, y, x, int(random.integers(8))
 
     def sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """LR (p, p, 3) and HR (s*p, s*p, 3), uint8: sample `index` (0 or more) of the run."""
-        random = np.random.Generator(np.random.Philox(key=[self.seed, index]))
-        photograph = self.photographs[int(random.integers(len(self.photographs)))]
-        height, width = photograph.lr.shape[:2]
-        y = int(random.integers(height - self.patch + 1))
-        x = int(random.integers(width - self.patch + 1))
-        symmetry = int(random.integers(8))
-        p, s = self.patch, self.scale
-        return (
-            _turned(photograph.lr[y : y + p, x : x + p], symmetry),
-            _turned(photograph.hr[s * y : s * (y + p), s * x : s * (x + p)], symmetry),
-        )
+        """LR (p, p, 3) and HR (s*p, s*p, 3), uint8: sample `index` of the run."""
+        image, y, x, symmetry = self.place(index)
+        lr, hr = image.crop(y, x, self.patch, self.patch)
+        return turned(lr, symmetry), turned(hr, symmetry)
 
     def batch(self, first: int, count: int) -> tuple[Tensor, Tensor]:
         """Samples first ... first + count - 1: LR (N, 3, p, p) and HR (N, 3, s*p, s*p).
@@ -54,8 +65,8 @@ class Crops:
         return _tensor(np.stack(lr)), _tensor(np.stack(hr))
 
 
-def _turned(crop: np.ndarray, symmetry: int) -> np.ndarray:
-    """Symmetry 0-7 of (p, p, 3): bit 0 mirrors up-down, 1 left-right, 2 the diagonal."""
+def turned(crop: np.ndarray, symmetry: int) -> np.ndarray:
+    """Symmetry 0-7 of (p, p, 3): bit 0 mirrors up-down, 1 left-right, 2 the diagonal; a view."""
     if symmetry & 1:
         crop = crop[::-1]
     if symmetry & 2:
@@ -65,4 +76,5 @@ def _turned(crop: np.ndarray, symmetry: int) -> np.ndarray:
 
 def _tensor(pixels: np.ndarray) -> Tensor:
     """(N, H, W, 3) uint8 -> (N, 3, H, W) fp32 in 0-1."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    # In NumPy, which stays in this thread; torch's threads are those that train.
+    return torch.from_numpy(np.divide(pixels, np.float32(255))).permute(0, 3, 1, 2)

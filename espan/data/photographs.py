@@ -1,31 +1,19 @@
-"""Photographs for training, decoded once: HR, and the LR that MATLAB's imresize makes of it."""
+"""Photograph files: finding them, and decoding them to the 8-bit RGB that training uses."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from espan.errors import EspanError, ImageError
-from espan.imaging import imresize, is_image_path, modcrop, read_image
-
-
-@dataclass(frozen=True, eq=False)
-class Photograph:
-    """A photograph and what it shall be restored from.
-
-    hr  (s*h, s*w, 3) uint8, cropped at the bottom and the right to a multiple of the scale s.
-    lr  (h, w, 3) uint8, made from the whole of hr, so that only its border sees a border.
-    """
-
-    name: str
-    hr: np.ndarray
-    lr: np.ndarray
+from espan.imaging import is_image_path, read_image
 
 
 @dataclass(frozen=True)
@@ -36,75 +24,94 @@ class Skipped:
     reason: str
 
 
-def find_photographs(folders: Sequence[Path]) -> list[Path]:
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """A photograph file: its name, (H, W, 3) uint8 pixels, and their hash (`sha256_of`)."""
+
+    path: Path
+    name: str
+    pixels: np.ndarray
+    sha256: str
+
+
+def find_photographs(folders: Sequence[Path]) -> dict[Path, str]:
     """The image files in the folders and all folders below, sorted within each folder given.
 
-    Raises EspanError for a folder that does not exist, and if there are no image files at all.
+    Returns path -> name: the path below its folder, with "/" between.
+    Raises EspanError for a folder that does not exist or holds no image files.
     """
-    found: list[Path] = []
+    found: dict[Path, str] = {}
     for folder in folders:
         if not folder.is_dir():
             raise EspanError(f"{folder} is not a folder; a folder of photographs is expected")
-        found += sorted(p for p in folder.rglob("*") if p.is_file() and is_image_path(p))
-    if not found:
-        raise EspanError(f"no images in {', '.join(map(str, folders))} or the folders below")
-    return list(dict.fromkeys(found))
+        paths = sorted(p for p in folder.rglob("*") if is_image_path(p) and p.is_file())
+        if not paths:
+            raise EspanError(f"no images in {folder} or the folders below")
+        for path in paths:
+            found.setdefault(path, path.relative_to(folder).as_posix())
+    return found
 
 
-def read_photographs(
-    paths: Sequence[Path],
-    *,
-    scale: int,
-    smallest: int,
-    each: Callable[[], None] = lambda: None,
-) -> tuple[list[Photograph], list[Skipped]]:
-    """Decode photographs and make their LR images, on all cores.
+def decode_photographs(
+    names: Mapping[Path, str], usable: Callable[[str, int, int], str | None]
+) -> Iterator[Decoded | Skipped]:
+    """Decode files on all cores, in their order, so many images ahead as there are cores.
 
-    They stay in memory as uint8, 3.2 bytes per HR pixel at x4: 300 megapixels take 1 GB.  16-bit
-    samples are rounded to 8 bits, gray becomes RGB.
+    16-bit samples are rounded to 8 bits, gray becomes RGB.
 
     Args:
-        paths: image files.
-        scale: HR is this many times LR's size.
-        smallest: LR pixels that both sides must have.
-        each: called after each file.
+        names: path -> name, from `find_photographs`.
+        usable: says of (path, height, width) what is wrong with the size, or None.
 
-    Returns:
-        The photographs in the order of the paths, and the files that are damaged, have an alpha
-        channel or are too small.
-
-    Raises EspanError if none is left.
+    Yields each photograph; for what is damaged, has an alpha channel or is not usable: why.
     """
+    ahead = os.cpu_count() or 1
 
-    def read(path: Path) -> Photograph | Skipped:
+    def read(path: Path) -> Decoded | Skipped:
         try:
-            return _read(path, scale, smallest)
+            pixels = _rgb(path)
         except ImageError as error:
             return Skipped(path, str(error))
+        if reason := usable(str(path), *pixels.shape[:2]):
+            return Skipped(path, reason)
+        return Decoded(path, names[path], pixels, sha256_of(pixels))
 
-    photographs: list[Photograph] = []
-    skipped: list[Skipped] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for result in pool.map(read, paths):
-            (photographs if isinstance(result, Photograph) else skipped).append(result)  # type: ignore[arg-type]
-            each()
-    if not photographs:
-        raise EspanError(f"none of {len(paths)} images can be used: {skipped[0].reason}")
-    return photographs, skipped
+    with ThreadPoolExecutor(ahead) as pool:
+        yield from _in_order(pool, read, names, ahead)
 
 
-def _read(path: Path, scale: int, smallest: int) -> Photograph:
+def sha256_of(pixels: np.ndarray) -> str:
+    """The hash of contiguous pixels, in hexadecimal: 0.7 s for a gigabyte."""
+    return hashlib.sha256(pixels.data).hexdigest()
+
+
+def too_small(path: str, height: int, width: int, smallest: int, why: str) -> str | None:
+    """What is wrong with an image of fewer than `smallest` pixels on a side, or None."""
+    if min(height, width) >= smallest:
+        return None
+    return f"{path}: {width} x {height} pixels are too few; both sides need {smallest} {why}"
+
+
+def _in_order(
+    pool: ThreadPoolExecutor,
+    read: Callable[[Path], Decoded | Skipped],
+    paths: Iterable[Path],
+    ahead: int,
+) -> Iterator[Decoded | Skipped]:
+    """As pool.map, but with at most `ahead` results waiting: they are whole images."""
+    waiting: deque[Future[Decoded | Skipped]] = deque()
+    for path in paths:
+        waiting.append(pool.submit(read, path))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _rgb(path: Path) -> np.ndarray:
     pixels = read_image(path).pixels
-    if min(pixels.shape[:2]) < smallest * scale:
-        raise ImageError(
-            f"{path}: {pixels.shape[1]} x {pixels.shape[0]} pixels are too few; both sides need "
-            f"{smallest * scale} for a patch of {smallest} at x{scale}"
-        )
     if pixels.shape[2] in (2, 4):
         raise ImageError(f"{path}: has an alpha channel; RGB or gray is expected")
     if pixels.dtype == np.uint16:
         pixels = ((pixels + np.uint32(128)) // 257).astype(np.uint8)
-    if pixels.shape[2] == 1:
-        pixels = np.repeat(pixels, 3, axis=2)
-    hr = np.ascontiguousarray(modcrop(pixels, scale))
-    return Photograph(path.name, hr, imresize(hr, Fraction(1, scale)))
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels

@@ -1,0 +1,294 @@
+"""What a network is trained on: images of a folder in memory, or of a pack on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from espan.data.downscale import context, downscale, weights
+from espan.data.pack import Pack
+from espan.data.photographs import (
+    Skipped,
+    decode_photographs,
+    find_photographs,
+    sha256_of,
+    too_small,
+)
+from espan.errors import EspanError
+from espan.imaging import imresize
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingImage:
+    """An HR image and what it shall be restored from.
+
+    Attributes:
+        name: the path below its folder, "/" between.
+        scale: HR is this many times LR's size.
+        hr_size: height and width of HR as it is in the file.
+        sha256: of the HR pixels and, where LR is given, of its pixels.
+        pixels: gives HR, (*hr_size, 3) uint8.
+        given_lr: (height, width, 3) uint8; None: LR is made as MATLAB's imresize does.
+    """
+
+    name: str
+    scale: int
+    hr_size: tuple[int, int]
+    sha256: str
+    pixels: Callable[[], np.ndarray]
+    given_lr: np.ndarray | None = None
+
+    @property
+    def height(self) -> int:
+        """Of LR."""
+        return self.hr_size[0] // self.scale
+
+    @property
+    def width(self) -> int:
+        """Of LR."""
+        return self.hr_size[1] // self.scale
+
+    @property
+    def hr(self) -> np.ndarray:
+        """(s*height, s*width, 3) uint8, cropped at the bottom and the right; a view."""
+        return self.pixels()[: self.scale * self.height, : self.scale * self.width]
+
+    @property
+    def lr(self) -> np.ndarray:
+        """(height, width, 3) uint8, computed anew each time if it is not given."""
+        return (
+            imresize(self.hr, Fraction(1, self.scale)) if self.given_lr is None else self.given_lr
+        )
+
+    def crop(self, y: int, x: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """LR (h, w, 3) at (y, x) and HR (s*h, s*w, 3), uint8; LR is that of the whole image."""
+        s, hr = self.scale, self.hr
+        large = hr[s * y : s * (y + height), s * x : s * (x + width)]
+        if self.given_lr is not None:
+            return self.given_lr[y : y + height, x : x + width], large
+        rows, columns = weights(s, y, height), weights(s, x, width)
+        pixels = context(hr, s, y, x, (height, width)).astype(rows.dtype)
+        return downscale(pixels, rows, columns, s).astype(np.uint8), large
+
+
+def image_in_memory(
+    name: str, hr: np.ndarray, scale: int, *, sha256: str | None = None
+) -> TrainingImage:
+    """A training image of contiguous (H, W, 3) uint8 pixels; `sha256` of them, if it is known."""
+    height, width = hr.shape[:2]
+    digest = sha256_of(hr) if sha256 is None else sha256
+    return TrainingImage(name, scale, (height, width), digest, lambda: hr)
+
+
+def open_images(
+    sources: Sequence[Path],
+    *,
+    scale: int,
+    smallest: int,
+    lr: Path | None = None,
+    each: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[list[TrainingImage], list[Skipped]]:
+    """The images of folders and packs, in the order of the sources.
+
+    Packs stay on disk.  Folders are decoded into memory, 3 bytes for each HR pixel.
+
+    Args:
+        sources: folders, searched with all below, and files that `espan prepare` wrote.
+        scale: HR is this many times LR's size.
+        smallest: LR pixels that both sides must have.
+        lr: a folder with the LR images of the one source: for "a/b.png" its "a/b" or "a/bx4" (the
+            number is the scale) with any ending of an image.
+        each: told (done, total) of the files of each folder.
+
+    Returns:
+        The images, and the files that are damaged, have an alpha channel or are too small.
+
+    Raises:
+        EspanError: a source that is neither, a folder without images, a pack that is damaged or of
+            another version, no usable image at all, more in folders than half of the free memory,
+            LR images that are missing, ambiguous or of another size than HR / scale.
+    """
+    sources = list(dict.fromkeys(sources))
+    if lr is not None and len(sources) != 1:
+        raise EspanError(f"{lr} can hold the LR images of one source, not of {len(sources)}")
+    for source in sources:
+        if not source.exists():
+            raise EspanError(f"{source} does not exist; a folder or a pack is expected")
+    # What can be found wrong at once, before the minutes that decoding takes.
+    packs = {source: Pack(source) for source in sources if not source.is_dir()}
+    found = {source: find_photographs([source]) for source in sources if source not in packs}
+    names = [e.name for p in packs.values() for e in p.entries]
+    names += [name for folder in found.values() for name in folder.values()]
+    pairs = _lr_files(names, lr, scale) if lr is not None else {}
+
+    memory = _Memory(free_memory() // 2)
+    images: list[TrainingImage] = []
+    skipped: list[Skipped] = []
+
+    def usable(path: str, height: int, width: int) -> str | None:
+        why = f"for a patch of {smallest} at x{scale}"
+        return too_small(path, height, width, smallest * scale, why)
+
+    for source in sources:
+        if source in packs:
+            results = _packed(packs[source], scale, usable)
+        else:
+            results = _decoded(found[source], scale, usable, memory, each)
+        for result in results:
+            (images if isinstance(result, TrainingImage) else skipped).append(result)  # type: ignore[arg-type]
+    if lr is not None:
+        images = _with_lr(images, pairs, memory, skipped)
+    if not images:
+        raise EspanError(f"none of {len(skipped)} images can be used: {skipped[0].reason}")
+    return images, skipped
+
+
+def fingerprint(images: Sequence[TrainingImage]) -> str:
+    """A hash of all names and pixels, in their order: whether data are those of an earlier run."""
+    listed = "".join(f"{image.name}\n{image.sha256}\n" for image in images)
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
+def free_memory() -> int:
+    """Bytes that can be taken: what the system calls available, or the limit of a container."""
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with contextlib.suppress(OSError):
+        about = Path("/proc/meminfo").read_text()
+        sizes += [int(line.split()[1]) * 1024 for line in about.splitlines() if "Available" in line]
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(sizes)
+
+
+class _Memory:
+    """Counts what is kept in memory."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.taken = 0
+
+    def take(self, pixels: np.ndarray, done: int, total: int) -> None:
+        """Raise EspanError if, with this file `done` of `total`, it is more than the most."""
+        self.taken += pixels.nbytes
+        if self.taken > self.most:
+            raise EspanError(
+                f"decoded, the images take more than {self.most / 1e9:.1f} GB, half of the free "
+                f"memory: that is reached with file {done} of {total}; `espan prepare DIR -o PACK` "
+                f"makes a pack of them, which is read from disk as it is needed"
+            )
+
+
+def _packed(
+    pack: Pack, scale: int, usable: Callable[[str, int, int], str | None]
+) -> Iterator[TrainingImage | Skipped]:
+    for index, entry in enumerate(pack.entries):
+        if reason := usable(f"{pack.path}: {entry.name}", entry.height, entry.width):
+            yield Skipped(pack.path / entry.name, reason)
+            continue
+        size, pixels = (entry.height, entry.width), functools.partial(pack.pixels, index)
+        yield TrainingImage(entry.name, scale, size, entry.sha256, pixels)
+
+
+def _decoded(
+    names: Mapping[Path, str],
+    scale: int,
+    usable: Callable[[str, int, int], str | None],
+    memory: _Memory,
+    each: Callable[[int, int], None],
+) -> Iterator[TrainingImage | Skipped]:
+    for done, result in enumerate(decode_photographs(names, usable), 1):
+        each(done, len(names))
+        if isinstance(result, Skipped):
+            yield result
+        else:
+            memory.take(result.pixels, done, len(names))
+            yield image_in_memory(result.name, result.pixels, scale, sha256=result.sha256)
+
+
+def _lr_files(names: Sequence[str], folder: Path, scale: int) -> dict[str, Path]:
+    """The LR file of each HR name."""
+    by_stem: dict[str, list[Path]] = {}
+    for path, name in find_photographs([folder]).items():
+        by_stem.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(path)
+    result, wrong = {}, []
+    for name in names:
+        stem = str(PurePosixPath(name).with_suffix(""))
+        candidates = by_stem.get(stem, []) + by_stem.get(f"{stem}x{scale}", [])
+        if len(candidates) == 1:
+            result[name] = candidates[0]
+        else:
+            wrong.append(f"{name} ({len(candidates)} files)")
+    if wrong or len(set(result.values())) < len(names):
+        raise EspanError(
+            f"{folder}: one LR image is expected for each HR image, of the same name or with "
+            f"x{scale} behind it; not so for {_some(wrong or list(names))}"
+        )
+    return result
+
+
+def _with_lr(
+    images: Sequence[TrainingImage],
+    pairs: Mapping[str, Path],
+    memory: _Memory,
+    skipped: list[Skipped],
+) -> list[TrainingImage]:
+    """The images with their LR pixels; what has a damaged LR file is added to `skipped`."""
+    by_path = {pairs[image.name]: image for image in images}
+    decoded = decode_photographs({p: p.name for p in by_path}, lambda path, height, width: None)
+    result: list[TrainingImage] = []
+    wrong: list[str] = []
+    for done, lr in enumerate(decoded, 1):
+        if isinstance(lr, Skipped):
+            skipped.append(lr)
+            continue
+        memory.take(lr.pixels, done, len(by_path))
+        image = by_path[lr.path]
+        (hr_height, hr_width), (height, width) = image.hr_size, lr.pixels.shape[:2]
+        if image.hr_size != (image.scale * height, image.scale * width):
+            wrong.append(f"{image.name} {hr_width}x{hr_height} and {lr.path} {width}x{height}")
+            continue
+        sha256 = f"{image.sha256}+{lr.sha256}"
+        result.append(dataclasses.replace(image, sha256=sha256, given_lr=lr.pixels))
+    if wrong:
+        raise EspanError(
+            f"HR must be exactly {images[0].scale} times its LR image; not so: {_some(wrong)}"
+        )
+    return result
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+Photograph = TrainingImage
+
+
+def read_photographs(
+    names: Mapping[Path, str], *, scale: int, smallest: int, each: Callable[[], None]
+) -> tuple[list[TrainingImage], list[Skipped]]:
+    """For the trainer until it uses `open_images`."""
+    folders_of = {path: path.name for path in names}
+    why = f"for a patch of {smallest} at x{scale}"
+    results = _decoded(
+        folders_of,
+        scale,
+        lambda path, height, width: too_small(path, height, width, smallest * scale, why),
+        _Memory(free_memory() // 2),
+        lambda done, total: each(),
+    )
+    images: list[TrainingImage] = []
+    skipped: list[Skipped] = []
+    for result in results:
+        (images if isinstance(result, TrainingImage) else skipped).append(result)  # type: ignore[arg-type]
+    if not images:
+        raise EspanError(f"none of {len(names)} images can be used: {skipped[0].reason}")
+    return images, skipped

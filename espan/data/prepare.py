@@ -1,0 +1,81 @@
+"""`espan prepare`: folders of photographs into a pack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from espan.data.pack import write_pack
+from espan.data.photographs import (
+    Decoded,
+    Skipped,
+    decode_photographs,
+    find_photographs,
+    too_small,
+)
+from espan.errors import EspanError
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a pack was made of: images packed, those whose pixels another has, bytes of the file."""
+
+    images: int
+    duplicates: int
+    size: int
+    skipped: tuple[Skipped, ...]
+
+
+def prepare(
+    folders: Sequence[Path],
+    output: Path,
+    *,
+    smallest: int,
+    overwrite: bool = False,
+    each: Callable[[int, int, int], None] = lambda done, total, size: None,
+) -> Prepared:
+    """Write the pack of all images in the folders and below, sorted within each folder.
+
+    In memory are as many images as there are cores, and one more.
+
+    Args:
+        folders: folders of photographs.
+        output: the file to write.
+        smallest: pixels that both sides must have.
+        overwrite: replace `output` if it exists.
+        each: told (files done, files, bytes of pixels so far).
+
+    Raises:
+        EspanError: a folder that is none or has no images, no image that can be used, or an output
+            that exists or cannot be written.
+        OSError: the disk is full, for example.  What stood at `output` stays as it was.
+    """
+    if not output.parent.is_dir():
+        raise EspanError(f"{output}: the folder {output.parent} does not exist")
+    if output.is_dir():
+        raise EspanError(f"{output} is a folder; the name of the pack to write is expected")
+    if output.exists() and not overwrite:
+        raise EspanError(f"{output} exists; --overwrite replaces it")
+    names = find_photographs(folders)
+    skipped: list[Skipped] = []
+    hashes: list[str] = []
+
+    def usable(path: str, height: int, width: int) -> str | None:
+        return too_small(path, height, width, smallest, "(--smallest)")
+
+    def images() -> Iterator[Decoded]:
+        size = 0
+        for done, result in enumerate(decode_photographs(names, usable), 1):
+            if isinstance(result, Skipped):
+                skipped.append(result)
+            else:
+                hashes.append(result.sha256)
+                size += result.pixels.nbytes
+                yield result
+            each(done, len(names), size)
+        if not hashes:
+            raise EspanError(f"none of {len(names)} images can be used: {skipped[0].reason}")
+
+    size = write_pack(output, images())
+    return Prepared(len(hashes), len(hashes) - len(set(hashes)), size, tuple(skipped))
