@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import espan_kernels
 from espan import checkpoints
 from espan.engines import Blocks, Composed, Streamed
-from espan.engines.blocks import Spab
+from espan.engines.blocks import OURS, Kernels
 from espan.engines.graphs import Graphed
 from espan.errors import EspanError
 from espan.folding import Folded, fold
@@ -136,7 +136,7 @@ def _engine(folded: Folded, device: torch.device, dtype: torch.dtype, backend: s
     if backend == "cpu" and dtype == torch.float32:
         return Streamed(folded)
     if backend in ("cuda", "triton") and Blocks.can_run(folded.architecture, dtype):
-        return Blocks(folded, device=device, dtype=dtype, spab=_spab(backend))
+        return Blocks(folded, device=device, dtype=dtype, kernels=_kernels(backend))
     return Composed(folded, device=device, dtype=dtype, gate=_gate(backend))
 
 
@@ -162,9 +162,9 @@ def _gate(backend: str) -> Callable[[Tensor, Tensor], Tensor]:
     return espan_kernels.gate
 
 
-def _spab(backend: str) -> Spab:
+def _kernels(backend: str) -> Kernels:
     if backend == "triton":
-        from espan_kernels.triton.spab import spab
+        from espan_kernels.triton import head, spab, tail
 
-        return spab
-    return espan_kernels.spab
+        return Kernels(head.head, spab.spab, tail.tail)
+    return OURS

@@ -159,6 +159,28 @@ def _triton_spab(
     return kernels.spab(x, packed, channels, convs, with_activation)
 
 
+def _triton_head(
+    image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kernel: int
+) -> Tensor:
+    if packed.dtype == torch.float32:
+        from espan_kernels.head import _reference
+
+        return _reference(image, packed, mean, channels, kernel)
+    from espan_kernels.triton import head as kernels
+
+    return kernels.head(image, packed, mean, channels, kernel)
+
+
+def _triton_tail(head: Tensor, *others: Any) -> Tensor:
+    if head.dtype == torch.float32:
+        from espan_kernels.tail import _reference
+
+        return _reference(head, *others)
+    from espan_kernels.triton import tail as kernels
+
+    return kernels.tail(head, *others)
+
+
 _fragment.impl("gate", _reference_gate, "CompositeExplicitAutograd")
 _fragment.impl("gate_backward", _reference_gate_backward, "CompositeExplicitAutograd")
 _fragment.impl("frequency_loss", _reference_frequency_loss, "CompositeExplicitAutograd")
@@ -171,3 +193,5 @@ if not cuda_archs and triton_installed:
     _fragment.impl("frequency_loss", _triton_frequency_loss, "CUDA")
     _fragment.impl("frequency_loss_gradient", _triton_frequency_loss_gradient, "CUDA")
     _fragment.impl("spab", _triton_spab, "CUDA")
+    _fragment.impl("head", _triton_head, "CUDA")
+    _fragment.impl("tail", _triton_tail, "CUDA")

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-import espan_kernels
 from espan.engines import Blocks, Composed, Streamed
 from espan.folding import fold
 from espan.models import ESPAN, SPAN, Architecture
@@ -23,7 +22,7 @@ def engine(name, network):
     folded = fold(network)
     cpu = torch.device("cpu")
     if name == "blocks":
-        return Blocks(folded, device=cpu, dtype=torch.float32, spab=espan_kernels.spab)
+        return Blocks(folded, device=cpu, dtype=torch.float32)
     if name == "composed":
         return Composed(folded, device=cpu, dtype=torch.float32, gate=reference.gate)
     return Streamed(folded)

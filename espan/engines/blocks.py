@@ -1,8 +1,9 @@
-"""Head, blocks and tail, each in one launch of a kernel of ours: for GPUs."""
+"""Head, blocks and tail, each a kernel of ours: for GPUs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,24 +12,35 @@ import espan_kernels
 from espan.folding import Folded
 from espan.models import Architecture
 
-Spab = Callable[[Tensor, Tensor, int, int, bool], tuple[Tensor, Tensor]]
+
+class Kernels(NamedTuple):
+    """What runs the parts: the ops of `espan_kernels`, or those in Triton."""
+
+    head: Callable[[Tensor, Tensor, Tensor | None, int, int], Tensor]
+    spab: Callable[[Tensor, Tensor, int, int, bool], tuple[Tensor, Tensor]]
+    tail: Callable[..., Tensor]
+
+
+OURS = Kernels(espan_kernels.head, espan_kernels.spab, espan_kernels.tail)
 
 
 class Blocks(nn.Module):
-    """16-bit feature maps with fp32 accumulation; the image in any dtype.
-
-    `spab` runs a block: `espan_kernels.spab`, or the one in Triton.
-    """
+    """16-bit feature maps with fp32 accumulation; the image in any dtype."""
 
     mean: Tensor | None
     head: Tensor
     tail: Tensor
 
     def __init__(
-        self, folded: Folded, *, device: torch.device, dtype: torch.dtype, spab: Spab
+        self,
+        folded: Folded,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        kernels: Kernels = OURS,
     ) -> None:
         super().__init__()
-        self.spab = spab
+        self.kernels = kernels
         self.architecture = folded.architecture
         mean = None if folded.mean is None else folded.mean.to(device, torch.float32)
         self.register_buffer("mean", mean)
@@ -61,16 +73,16 @@ class Blocks(nn.Module):
     def forward(self, image: Tensor, flag: Tensor) -> Tensor:
         about = self.architecture
         channels = about.channels
-        head = espan_kernels.head(image, self.head, self.mean, channels, about.head_kernel)
+        head = self.kernels.head(image, self.head, self.mean, channels, about.head_kernel)
         first = last = activation = head
         for i, convs in enumerate(about.convs):
             wanted = about.concat_last == "activation" and i == len(about.convs) - 1
             packed = getattr(self, f"block{i}")
-            last, activation = self.spab(last, packed, channels, convs, wanted)
+            last, activation = self.kernels.spab(last, packed, channels, convs, wanted)
             if i == 0:
                 first = last
         extra = activation if about.concat_last == "activation" else None
         dtype = torch.uint8 if image.dtype == torch.uint8 else head.dtype
-        return espan_kernels.tail(
+        return self.kernels.tail(
             head, first, last, extra, self.tail, channels, about.scale, dtype, flag
         )

@@ -28,6 +28,57 @@ def _column(channel, p: tl.constexpr):
 
 
 @triton.jit
+def _of_column(column):
+    """Where fragments() of _packing.py places a column of 16 rows."""
+    return column // 16 * 256 + column % 8 * 32 + column // 8 % 2 * 4
+
+
+@triton.jit
+def _of_row(k, columns: tl.constexpr):
+    """Where it places row k % 16 of step k // 16, of three taps and that many columns each."""
+    return k // 16 * (3 * 16 * columns) + k % 8 // 2 * 8 + k % 16 // 8 * 2 + k % 2
+
+
+@triton.jit
+def _conv3x3(
+    total,
+    x_ptr,
+    weight_ptr,
+    m,
+    pixels,
+    height,
+    width,
+    column,
+    kept,
+    p: tl.constexpr,
+    packed: tl.constexpr,
+    depth: tl.constexpr,
+):
+    """``total`` and the nine taps' products at the pixels ``m``.
+
+    ``column`` are those wanted of the weights' ``packed`` columns, as far as ``kept``; ``depth`` of
+    the P input channels are multiplied at once.
+    """
+    column_x = m % width
+    row_y = m // width % height
+    k = tl.arange(0, depth)
+    place = _of_row(k, packed)[:, None] + _of_column(column)[None, :]
+    for tap in tl.static_range(9):
+        dy = tap // 3
+        dx = tap % 3
+        y = row_y + (dy - 1)
+        x = column_x + (dx - 1)
+        inside = (m < pixels) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        at = (m + ((dy - 1) * width + (dx - 1))).to(tl.int64) * p
+        for first in tl.static_range(0, p, depth):
+            a = tl.load(x_ptr + at[:, None] + (first + k)[None, :], mask=inside[:, None], other=0.0)
+            step = ((dx * (p // 16) + first // 16) * 3 + dy) * (16 * packed)
+            b = tl.load(weight_ptr + step + place, mask=kept[None, :], other=0.0)
+            total = tl.dot(a, b, total)
+    return total
+
+
+@triton.jit
 def conv_kernel(
     x_ptr,
     weight_ptr,
@@ -48,31 +99,11 @@ def conv_kernel(
     ``columns`` is P or the power of 2 above it; ``depth`` input channels are multiplied at once.
     """
     m = tl.program_id(0) * block + tl.arange(0, block)
-    column_x = m % width
-    row_y = m // width % height
     channel = tl.arange(0, columns)
     column = _column(channel, p)
     kept = channel < p
-
-    # As fragments() of _packing.py places row k % 16 of input block k // 16 in a column.
-    k = tl.arange(0, depth)
-    of_row = k // 16 * (3 * 16 * p) + k % 8 // 2 * 8 + k % 16 // 8 * 2 + k % 2
-    of_column = column // 16 * 256 + column % 8 * 32 + column // 8 % 2 * 4
-    place = of_row[:, None] + of_column[None, :]
-
     total = tl.zeros((block, columns), tl.float32)
-    for tap in tl.static_range(9):
-        dy = tap // 3
-        dx = tap % 3
-        y = row_y + (dy - 1)
-        x = column_x + (dx - 1)
-        inside = (m < pixels) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        at = (m + ((dy - 1) * width + (dx - 1))).to(tl.int64) * p
-        for first in tl.static_range(0, p, depth):
-            a = tl.load(x_ptr + at[:, None] + (first + k)[None, :], mask=inside[:, None], other=0.0)
-            step = ((dx * (p // 16) + first // 16) * 3 + dy) * (16 * p)
-            b = tl.load(weight_ptr + step + place, mask=kept[None, :], other=0.0)
-            total = tl.dot(a, b, total)
+    total = _conv3x3(total, x_ptr, weight_ptr, m, pixels, height, width, column, kept, p, p, depth)
     o = 2.0 * (total + tl.load(bias_ptr + column, mask=kept, other=0.0)[None, :])
 
     at = m[:, None].to(tl.int64) * p + channel[None, :]
@@ -83,6 +114,18 @@ def conv_kernel(
     else:
         result = o * (0.5 + _sigmoid_minus_half(o))
     tl.store(y_ptr + at, result.to(y_ptr.dtype.element_ty), mask=valid)
+
+
+def count_pixels(batch: int, height: int, width: int) -> int:
+    """Pixels of a batch, if one launch can count them."""
+    if (pixels := batch * height * width) > 2**31 - BLOCK:
+        raise RuntimeError(f"{pixels} pixels; one launch takes at most {2**31 - BLOCK}")
+    return pixels
+
+
+def depth_of(p: int) -> int:
+    """Input channels to multiply at once."""
+    return 32 if p % 32 == 0 else 16
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
@@ -99,9 +142,7 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Te
     """
     y = torch.empty_like(x)
     height, width, p = x.shape[1:]
-    pixels = x.shape[0] * height * width
-    if pixels > 2**31 - BLOCK:
-        raise RuntimeError(f"x has {pixels} pixels; one launch takes at most {2**31 - BLOCK}")
+    pixels = count_pixels(x.shape[0], height, width)
     with torch.cuda.device_of(x):
         _launchable(conv_kernel)[(triton.cdiv(pixels, BLOCK),)](
             x,
@@ -114,7 +155,7 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Te
             width,
             p=p,
             columns=triton.next_power_of_2(p),
-            depth=32 if p % 32 == 0 else 16,
+            depth=depth_of(p),
             gated=residual is not None,
             block=BLOCK,
         )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from espan_kernels import backends
+from tests.kernels.ahead_of_time import compile_for
 from tests.kernels.spab_cases import check
 
 HERE = Path(__file__).parent
@@ -50,41 +51,22 @@ def test_compiles_ahead_of_time(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """To tensor-core instructions, without local memory."""
+    """To tensor-core instructions, without spills."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    from espan_kernels.triton.conv import BLOCK, conv_kernel
+    from espan_kernels.triton.conv import BLOCK, conv_kernel, depth_of
 
-    types = {"bias_ptr": "*fp32"}
     constants = {
         "p": p,
         "columns": triton.next_power_of_2(p),
-        "depth": 32 if p % 32 == 0 else 16,
+        "depth": depth_of(p),
         "gated": gated,
         "block": BLOCK,
     }
     if not gated:
         constants["residual_ptr"] = None
-    signature = {
-        name: "constexpr"
-        if name in constants
-        else types.get(name, f"*{dtype}" if name.endswith("_ptr") else "i32")
-        for name in conv_kernel.arg_names
-    }
-    aligned = {
-        (i,): [["tt.divisibility", 16]]
-        for i, name in enumerate(conv_kernel.arg_names)
-        if signature[name].startswith("*")
-    }
-    source = ASTSource(fn=conv_kernel, signature=signature, constexprs=constants, attrs=aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-    assert compiled.asm["cubin"]
-    kind = "tcgen05.mma" if capability == 100 else "mma.sync" if capability == 80 else "mma"
-    assert kind in compiled.asm["ptx"]
-    assert ".local" not in compiled.asm["ptx"]
+    compile_for(conv_kernel, dtype, constants, capability, bias_ptr="*fp32")
 
 
 @pytest.mark.gpu

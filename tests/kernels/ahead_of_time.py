@@ -1,0 +1,51 @@
+"""Compiling the convolutions in Triton for GPUs that need not be there."""
+
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def compile_for(
+    kernel: Any, dtype: str, constants: dict[str, Any], capability: int, **types: str
+) -> None:
+    """A kernel comes to machine code on tensor cores, and keeps all it has in registers.
+
+    Pointers are to ``dtype`` but for those in ``types``; what is None in ``constants`` is left out.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature = {
+        name: "constexpr"
+        if name in constants
+        else types.get(name, f"*{dtype}" if name.endswith("_ptr") else "i32")
+        for name in kernel.arg_names
+    }
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(kernel.arg_names)
+        if signature[name].startswith("*")
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    usage = _usage(compiled.asm["cubin"])
+    assert "STACK:0 " in usage, usage
+    assert "LOCAL:0 " in usage, usage
+    ptx: str = compiled.asm["ptx"]
+    kind = "tcgen05.mma" if capability == 100 else "mma.sync" if capability == 80 else "mma"
+    assert kind in ptx
+
+
+def _usage(cubin: bytes) -> str:
+    """Registers, stack and shared memory, by the disassembler that Triton brings."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run(
+            [tool, "-res-usage", file.name], check=True, capture_output=True, text=True
+        ).stdout

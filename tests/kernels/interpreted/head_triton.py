@@ -1,0 +1,105 @@
+"""The head's Triton kernel on the CPU, in Triton's interpreter.
+
+Not collected by itself: TRITON_INTERPRET must be set before Triton is imported, so
+test_head_triton.py runs this file in a process of its own.  The interpreter has no bfloat16.
+"""
+
+import pytest
+import torch
+
+import espan_kernels.triton.head  # noqa: F401  (defines torch.ops.espan_triton)
+from espan_kernels import _library, pack_head
+from espan_kernels.triton.conv import BLOCK
+from tests.kernels.head_cases import LAYOUTS, MEAN, check, image_of
+
+head = torch.ops.espan_triton.head
+F16 = torch.float16
+TYPES = (torch.uint8, F16, torch.float32)
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7, 9, 11])
+@pytest.mark.parametrize("channels", [1, 26, 28, 32, 48, 52, 64])
+def test_channels_and_kernels(channels: int, kernel: int) -> None:
+    image = image_of((2, 3, 5), TYPES[kernel % 3], LAYOUTS[kernel // 2 % 3])
+    check(head, channels, kernel, F16, image)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout: str, dtype: torch.dtype) -> None:
+    for with_mean in (False, True):
+        check(head, 28, 9, F16, image_of((2, 6, 7), dtype, layout), with_mean=with_mean)
+
+
+def test_sizes() -> None:
+    """One pixel, one row, one column, below, at and across a program's share of the pixels."""
+    for shape in ((1, 1, 1), (1, 1, 7), (2, 9, 1), (1, 1, BLOCK), (2, 8, 8), (1, 9, 15)):
+        check(head, 32, 9, F16, image_of(shape, torch.uint8, "interleaved"))
+
+
+def test_expanded_gray() -> None:
+    image = image_of((1, 6, 5), torch.float32, "planar")[:, :1].expand(-1, 3, -1, -1)
+    check(head, 32, 3, F16, image)
+
+
+def test_reach_of_a_pixel() -> None:
+    """One that is not a number spoils the features that its taps reach, and no others."""
+    image = torch.zeros(1, 3, 9, 11)
+    image[0, 0, 4, 5] = float("nan")
+    packed = pack_head(torch.ones(16, 3, 5, 5), torch.ones(16), F16)
+    spoilt = head(image, packed, None, 16, 5).isnan().all(dim=3)[0]
+    expected = torch.zeros(9, 11, dtype=torch.bool)
+    expected[2:7, 3:8] = True
+    assert torch.equal(spoilt, expected)
+
+
+def test_nothing_outside_is_read_or_written() -> None:
+    """The kernel itself, on the middle of buffers of NaN."""
+    from espan_kernels import _packing
+    from espan_kernels.triton.head import head_kernel
+
+    image = image_of((1, 5, 6), F16, "strided")  # NaN lies about it
+    p, kernel = 32, 9
+    packed = pack_head(torch.randn(28, 3, 9, 9) / 9, torch.randn(28), F16)
+    expected = head(image, packed, MEAN, 28, kernel)
+    weight, bias = _packing.split(packed, packed.numel() - 2 * p)
+    margin = 8 * p
+
+    def within_nan(t: torch.Tensor) -> torch.Tensor:
+        whole = torch.full((t.numel() + 2 * margin,), float("nan"), dtype=t.dtype)
+        whole[margin:-margin] = t.flatten()
+        return whole[margin:-margin]
+
+    y = torch.full((expected.numel() + 2 * margin,), float("nan"), dtype=F16)
+    head_kernel[(1,)](
+        image,
+        within_nan(weight),
+        within_nan(bias),
+        within_nan(MEAN),
+        y[margin:],
+        30,
+        5,
+        6,
+        *image.stride(),
+        kernel=kernel,
+        p=p,
+        columns=p,
+        block=BLOCK,
+    )
+    assert torch.equal(y[margin:-margin].view(expected.shape), expected)
+    assert y.isnan().sum() == 2 * margin
+
+
+def test_bad_inputs() -> None:
+    image = torch.rand(1, 3, 4, 5)
+    packed = pack_head(torch.randn(20, 3, 3, 3), torch.randn(20), torch.float32)
+    with pytest.raises(RuntimeError, match="packed has dtype float32; it must be float16 or"):
+        head(image, packed, None, 20, 3)
+    with pytest.raises(RuntimeError, match=r"image has shape \[1, 2, 4, 5\]"):
+        head(image[:, :2], packed.half(), None, 20, 3)
+
+
+def test_what_stands_in_for_missing_cuda_kernels() -> None:
+    """Triton, or for float32 the reference."""
+    for dtype in (F16, torch.float32):
+        check(_library._triton_head, 26, 3, dtype, image_of((1, 4, 5), torch.uint8, "planar"))

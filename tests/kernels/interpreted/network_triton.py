@@ -1,0 +1,67 @@
+"""A whole network by the kernels in Triton, in Triton's interpreter.
+
+Not collected by itself: TRITON_INTERPRET must be set before Triton is imported, so
+test_network_triton.py runs this file in a process of its own.
+"""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from espan import fused
+from espan.engines import Blocks
+from espan.folding import fold
+from espan.models import ESPAN, SPAN, Architecture, Network
+from tests.tolerance import FOLDED, assert_accurate
+
+MEMBERS = {
+    "espan": ESPAN,
+    "span": SPAN,
+    "c26x3": Architecture(26, (3, 2), scale=3, head_kernel=5, concat_last="activation"),
+}
+
+
+def network_of(member: str) -> Network:
+    torch.manual_seed(0)
+    return Network(MEMBERS[member]).eval().requires_grad_(False)
+
+
+def engine_of(network: Network) -> Blocks:
+    """As it would be on a GPU with the backend triton."""
+    engine = fused._engine(fold(network), torch.device("cpu"), torch.float16, "triton")
+    assert isinstance(engine, Blocks)
+    return engine
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_equals_the_plain_network(member: str) -> None:
+    engine = engine_of(network_of(member))
+    x = torch.rand(1, 3, 9, 13)
+    flag = torch.zeros(1, dtype=torch.int32)
+    plain = network_of(member).half()(x.half())
+    exact = network_of(member).double()(x.double())
+    assert_accurate(engine(x.half(), flag), plain, exact, factor=FOLDED)
+    assert flag.item() == (not -1 <= exact.min() <= exact.max() <= 2)
+
+
+def test_bytes_to_bytes_by_these_kernels_alone() -> None:
+    """Between the image and the result there is no other op."""
+    network = network_of("espan")
+    for parameter in network.tail.upsample.parameters():
+        parameter.mul_(0.1)  # well within the range
+    engine = engine_of(network)
+    image = torch.randint(0, 256, (1, 3, 7, 8), dtype=torch.uint8)
+    flag = torch.zeros(1, dtype=torch.int32)
+    called: set[str] = set()
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            called.add(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with Record():
+        result = engine(image, flag)
+    exact = 255 * network.double()(image.double() / 255).clamp(0, 1)
+    assert result.dtype == torch.uint8
+    assert (result - exact).abs().max() < 0.5 + 255 * 2**-9
+    assert called == {f"espan_triton.{op}.default" for op in ("head", "spab", "tail")}

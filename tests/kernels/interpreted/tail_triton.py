@@ -1,0 +1,110 @@
+"""The tail's Triton kernels on the CPU, in Triton's interpreter.
+
+Not collected by itself: TRITON_INTERPRET must be set before Triton is imported, so
+test_tail_triton.py runs this file in a process of its own.  The interpreter has no bfloat16.
+"""
+
+import pytest
+import torch
+
+import espan_kernels.triton.tail  # noqa: F401  (defines torch.ops.espan_triton)
+from espan_kernels import _library, pack_tail
+from espan_kernels.triton.conv import BLOCK
+from tests.kernels.tail_cases import check
+from tests.kernels.test_tail import example
+
+tail = torch.ops.espan_triton.tail
+F16 = torch.float16
+TYPES = (torch.uint8, F16, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("channels", "scale"),
+    [
+        (28, 1),
+        (28, 2),
+        (28, 3),
+        (28, 4),
+        (1, 4),
+        (16, 3),
+        (26, 2),
+        (32, 4),
+        (48, 3),
+        (52, 2),
+        (64, 4),
+    ],
+)
+def test_channels_and_scales(channels: int, scale: int) -> None:
+    for sides, dtype in ((2, torch.uint8), (3, F16)):
+        check(tail, channels, scale, sides, F16, dtype, (2, 3, 5))
+
+
+def test_sizes() -> None:
+    """One pixel, one row, one column, below, at and across a program's share of the pixels."""
+    sizes = ((1, 1, 1), (1, 1, 7), (2, 9, 1), (1, 1, BLOCK), (2, 8, 8), (1, 9, 15))
+    for i, shape in enumerate(sizes):
+        check(tail, 28, 2 + i % 3, 2 + i % 2, F16, TYPES[i % 3], shape)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("gain", [1.0, 100.0])
+def test_what_is_out_of_range(gain: float, dtype: torch.dtype) -> None:
+    check(tail, 32, 4, 2, F16, dtype, (1, 5, 7), gain=gain)
+
+
+@pytest.mark.parametrize("value", [2.5, -1.5, float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_one_value_sets_the_flag(dtype: torch.dtype, value: float) -> None:
+    """And it stays set; bytes of what is not a number are 0, of infinity 0 or 255."""
+    maps = [torch.zeros(1, 3, 5, 16, dtype=F16) for _ in range(3)]
+    zero = [torch.zeros(s) for s in ((16, 16, 3, 3), (16, 32, 1, 1), (16,), (12, 16, 3, 3))]
+    bias = torch.full((12,), 1.9)
+    flag = torch.zeros(1, dtype=torch.int32)
+    tail(*maps, None, pack_tail(*zero, bias, F16), 16, 2, dtype, flag)
+    assert flag.item() == 0
+    bias[7] = value  # green, lower right
+    image = tail(*maps, None, pack_tail(*zero, bias, F16), 16, 2, dtype, flag)
+    assert flag.item() == 1
+    expected = torch.full((1, 3, 6, 10), 1.9)
+    expected[:, 1, 1::2, 1::2] = value
+    if dtype == torch.uint8:
+        expected = 255 * expected.nan_to_num(0).clamp(0, 1)
+    torch.testing.assert_close(image, expected.to(dtype), equal_nan=True)
+    tail(*maps, None, pack_tail(*zero, torch.zeros(12), F16), 16, 2, dtype, flag)
+    assert flag.item() == 1
+    tail(*maps, None, pack_tail(*zero, bias, F16), 16, 2, dtype, None)
+
+
+def test_bytes_are_rounded() -> None:
+    maps = [torch.zeros(1, 2, 3, 16, dtype=F16) for _ in range(3)]
+    zero = [torch.zeros(s) for s in ((16, 16, 3, 3), (16, 32, 1, 1), (16,), (12, 16, 3, 3))]
+    bias = torch.linspace(-0.1, 1.1, 12)
+    image = tail(*maps, None, pack_tail(*zero, bias, F16), 16, 2, torch.uint8, None)
+    expected = (255 * bias.clamp(0, 1)).round().view(3, 2, 2).repeat(1, 2, 3)
+    assert torch.equal(image[0], expected.to(torch.uint8))
+
+
+def test_pixels_that_are_not_there_set_no_flag() -> None:
+    """Where there are none, the sum is the bias: here 2.5, of which the products take 1."""
+    maps = [torch.zeros(1, 1, 1, 16, dtype=F16) for _ in range(3)]
+    up = torch.full((12, 16, 3, 3), -1 / 16)
+    weights = (torch.zeros(16, 16, 3, 3), torch.zeros(16, 32, 1, 1), torch.ones(16), up)
+    packed = pack_tail(*weights, torch.full((12,), 2.5), F16)
+    flag = torch.zeros(1, dtype=torch.int32)
+    assert (tail(*maps, None, packed, 16, 2, F16, flag) == 1.5).all()
+    assert flag.item() == 0
+
+
+def test_bad_inputs() -> None:
+    with pytest.raises(RuntimeError, match="last has dtype float32; it must be float16 or"):
+        tail(*example(torch.float32, 2))
+    arguments = list(example(F16, 3))
+    arguments[7] = torch.float64
+    with pytest.raises(RuntimeError, match=r"dtype is .*float64; it must be uint8"):
+        tail(*arguments)
+
+
+def test_what_stands_in_for_missing_cuda_kernels() -> None:
+    """Triton, or for float32 the reference."""
+    for dtype in (F16, torch.float32):
+        check(_library._triton_tail, 26, 3, 3, dtype, torch.uint8, (1, 4, 5))

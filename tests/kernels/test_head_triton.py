@@ -1,0 +1,87 @@
+"""The head in Triton: in the interpreter, and compiled for GPUs that need not be there."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from espan_kernels import backends
+from tests.kernels.ahead_of_time import compile_for
+from tests.kernels.head_cases import LAYOUTS, check, image_of
+
+HERE = Path(__file__).parent
+TRITON = backends.available()["triton"]
+TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+
+
+def test_in_the_interpreter() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", HERE / "interpreted" / "head_triton.py"],
+        cwd=HERE.parents[1],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("dtype", "image", "p", "kernel", "with_mean", "capability"),
+    [
+        ("fp16", "u8", 32, 9, False, 80),
+        ("bf16", "bf16", 48, 3, True, 80),
+        ("fp16", "u8", 32, 9, True, 90),
+        ("fp16", "fp32", 16, 11, False, 90),
+        ("bf16", "fp16", 64, 1, False, 100),
+    ],
+)
+def test_compiles_ahead_of_time(
+    dtype: str,
+    image: str,
+    p: int,
+    kernel: int,
+    with_mean: bool,
+    capability: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To tensor-core instructions, without spills."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    import triton
+
+    from espan_kernels.triton.conv import BLOCK
+    from espan_kernels.triton.head import head_kernel
+
+    constants: dict[str, Any] = {
+        "kernel": kernel,
+        "p": p,
+        "columns": triton.next_power_of_2(p),
+        "block": BLOCK,
+    }
+    if not with_mean:
+        constants["mean_ptr"] = None
+    types = {"image_ptr": f"*{image}", "bias_ptr": "*fp32", "mean_ptr": "*fp32"}
+    compile_for(head_kernel, dtype, constants, capability, **types)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not TRITON.available, reason=TRITON.reason)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kernel", [1, 3, 9, 11])
+@pytest.mark.parametrize("channels", [1, 26, 32, 48, 64])
+def test_values_on_a_gpu(channels: int, kernel: int, dtype: torch.dtype) -> None:
+    import espan_kernels.triton.head  # noqa: F401
+
+    run = torch.ops.espan_triton.head
+    for i, shape in enumerate(((1, 1, 1), (2, 1, 7), (1, 17, 29), (2, 70, 120))):
+        image = image_of(shape, TYPES[i], LAYOUTS[i % 3])
+        check(run, channels, kernel, dtype, image, with_mean=i % 2 == 1, device="cuda")

@@ -1,0 +1,90 @@
+"""The tail in Triton: in the interpreter, and compiled for GPUs that need not be there."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from espan_kernels import backends
+from tests.kernels.ahead_of_time import compile_for
+from tests.kernels.tail_cases import check
+
+HERE = Path(__file__).parent
+TRITON = backends.available()["triton"]
+TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+
+
+def test_in_the_interpreter() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", HERE / "interpreted" / "tail_triton.py"],
+        cwd=HERE.parents[1],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("dtype", "image", "p", "scale", "sides", "capability"),
+    [
+        ("fp16", "u8", 32, 4, 2, 80),
+        ("bf16", "bf16", 48, 3, 3, 80),
+        ("fp16", "u8", 32, 4, 2, 90),
+        ("fp16", "fp16", 32, 4, 2, 90),
+        ("fp16", "fp32", 16, 2, 3, 90),
+        ("bf16", "fp16", 64, 4, 2, 100),
+    ],
+)
+def test_compiles_ahead_of_time(
+    dtype: str,
+    image: str,
+    p: int,
+    scale: int,
+    sides: int,
+    capability: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To tensor-core instructions, without spills."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    import triton
+
+    from espan_kernels.triton.conv import BLOCK, depth_of
+    from espan_kernels.triton.tail import UPSAMPLE_BLOCK, columns_of, concat_kernel, upsample_kernel
+
+    sizes: dict[str, Any] = {"p": p, "depth": depth_of(p)}
+    constants = sizes | {"columns": triton.next_power_of_2(p), "block": BLOCK}
+    if sides == 2:
+        constants["activation_ptr"] = None
+    compile_for(concat_kernel, dtype, constants, capability, bias_ptr="*fp32")
+    constants = sizes | {
+        "columns": columns_of(scale),
+        "scale": scale,
+        "block": UPSAMPLE_BLOCK,
+    }
+    types = {"image_ptr": f"*{image}", "bias_ptr": "*fp32", "flag_ptr": "*i32"}
+    compile_for(upsample_kernel, dtype, constants, capability, **types)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not TRITON.available, reason=TRITON.reason)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+@pytest.mark.parametrize("channels", [1, 26, 32, 48, 64])
+def test_values_on_a_gpu(channels: int, scale: int, dtype: torch.dtype) -> None:
+    import espan_kernels.triton.tail  # noqa: F401
+
+    run = torch.ops.espan_triton.tail
+    for i, shape in enumerate(((1, 1, 1), (2, 1, 7), (1, 17, 29), (2, 70, 120))):
+        gain = (1.0, 100.0)[i // 2 % 2]
+        check(run, channels, scale, 2 + i % 2, dtype, TYPES[i], shape, device="cuda", gain=gain)
