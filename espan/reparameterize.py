@@ -33,6 +33,10 @@ class Reparameterized(Protocol):
 
     def absorb(self, kernel: Kernel) -> None: ...
 
+    def add_(self, kernel: Kernel) -> None: ...
+
+    def scale_(self, factor: Tensor | float) -> None: ...
+
 
 def compose(first: Kernel, second: Kernel) -> Kernel:
     """The one convolution equal to `first` and then `second`; one of them must be 1x1.

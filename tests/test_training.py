@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 import espan
-from espan.branches import GRepConv
+from espan.branches import GRepConv, Kind, conv_factory
 from espan.errors import EspanError
 from espan.imaging import Image, imresize, write_image
 from espan.models import ESPAN, SPAN_NORMALIZATION, Architecture, Network, Normalization
@@ -167,17 +167,32 @@ def test_a_network_starts_near_bilinear_upsampling(norm: Normalization, scale: i
         torch.testing.assert_close(network(images)[inner], expected[inner], rtol=0, atol=1e-5)
 
 
-def test_at_the_start_signals_reach_the_last_block() -> None:
+@pytest.mark.parametrize("kind", ["grep", "plain", "edbb"])
+def test_at_the_start_every_block_lives_and_matters(kind: Kind) -> None:
+    """Each block passes on signals of half a unit or more; the features come through the last."""
+    torch.manual_seed(0)
+    network = Network(ESPAN, conv=conv_factory(kind))
     images = F.interpolate(torch.rand(4, 3, 6, 6), scale_factor=4, mode="bilinear")
-    sizes = []
-    for start in (lambda network, _: network, initialise):
-        network = grep_network(architecture=ESPAN)
-        start(network, images)
-        network.blocks[-1].register_forward_hook(lambda _m, _i, o: sizes.append(o[0].std().item()))
-        with torch.no_grad():
-            network(images)
-    assert sizes[0] < 0.05  # by PyTorch's own start
-    assert 0.2 < sizes[1] < 2
+    initialise(network, images)
+    sizes: list[float] = []
+    for block in network.blocks:
+        block.register_forward_hook(
+            lambda _m, _i, o: sizes.append(o[0].std(dim=(2, 3)).mean().item())
+        )
+    inputs: list[Tensor] = []
+    network.tail.register_forward_pre_hook(lambda _m, i: inputs.extend(i))
+    with torch.no_grad():
+        network(images)
+        assert len(sizes) == 6
+        assert min(sizes) > 0.5
+        assert max(sizes) < 1.5
+        head, last, first, _ = inputs
+        colour = torch.cat([head[:, :3], torch.zeros_like(head[:, 3:])], dim=1)
+        nothing = torch.zeros_like(head)
+        everything = network.tail(head, last, first, last)
+        without_last = network.tail(head, nothing, first, nothing)
+        torch.testing.assert_close(without_last, network.tail(colour, nothing, nothing, nothing))
+    assert (everything - without_last).std() > 0.003
 
 
 def test_gradients_are_of_one_step_alone() -> None:
