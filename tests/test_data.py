@@ -195,10 +195,22 @@ def test_lr_crops_are_crops_of_the_lr_image(scale: int) -> None:
 def test_sums_at_x2_and_x4_are_exact_in_fp32(scale: int, unit: int) -> None:
     """Whole multiples of 1 / unit, and 24 bits hold the largest sum: no order rounds anything."""
     for start in (0, 1, 1000, 4095):
+        assert weights(scale, start, 3).dtype == np.float32
         values = weights(scale, start, 3).astype(np.float64) * unit
         np.testing.assert_array_equal(values, np.round(values))
         assert (values.sum(axis=1) == unit).all()
         assert np.abs(values).sum(axis=1).max() * 255 + unit / 2 < 2**24
+
+
+def test_sums_at_x3_are_never_near_a_half() -> None:
+    """Multiples of 1/81 are 1/162 from it; what fp32 makes of the weights and sums is much less."""
+    exact = np.array([-1, -2, 0, 9, 21, 27, 21, 9, 0, -2, -1])
+    for start in (0, 1, 1000, 4095):
+        values = weights(3, start, 3).astype(np.float64)
+        assert values.shape[1] == 13
+        np.testing.assert_allclose(81 * values, np.tile([0, *exact, 0], (3, 1)), atol=1e-5)
+    most, roundings = np.abs(exact).sum() / 81 * 255, 1 + 13 + 1  # weight, products and sums
+    assert roundings * 2**-24 * most < 0.0004 < 1 / 162
 
 
 def test_a_sample_depends_on_seed_and_index_alone() -> None:
