@@ -5,8 +5,8 @@ round the same way.
 
 - x2 and x4: the weights are multiples of 2**-8 and 2**-12.  22 bits hold every product with uint8
   and every sum, so that fp32 rounds nothing in whatever order.
-- x3: the weights are multiples of 1/81, and no such sum is nearer than 1/162 to a half; fp32 errs by
-  0.0004 at most, in whatever order.
+- x3: the weights are multiples of 1/81, and no such sum is nearer than 1/162 to a half; fp32 errs
+  by 0.0004 at most, in whatever order.
 - others: fp64, with the weights of `imresize` at this place and its order of products and sums.
 """
 

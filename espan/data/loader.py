@@ -34,7 +34,7 @@ def batches(
     (t + 1) * batch - 1 of the run, and each of `world` processes an equal part of them in turn:
     what a step is made of depends on nothing else.
 
-    Workers are threads, each of which makes a whole step, up to `workers` steps ahead.  NumPy and
+    Workers are threads, each of which makes a whole step, up to 2 * workers steps ahead.  NumPy and
     the hashes let go of the interpreter while they copy and compute, and threads share the images,
     the map of a pack and what of it has been checked.  On a device other than the CPU they only cut
     out pixels; the rest is done there.
@@ -58,10 +58,16 @@ def batches(
     first = first_step * batch + rank * share
     firsts = range(first, first + steps * batch, batch)
 
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+
     def make(first: int) -> tuple[Tensor, Tensor] | Cuttings:
         if device.type == "cpu":
             return crops.batch(first, share)
-        return cut(crops, first, share, pin=device.type == "cuda")
+        if device.type != "cuda":
+            return cut(crops, first, share, pin=False)
+        with torch.cuda.device(device):  # or a thread's pinned memory would belong to the first GPU
+            return cut(crops, first, share, pin=True)
 
     def ready(made: tuple[Tensor, Tensor] | Cuttings) -> tuple[Tensor, Tensor]:
         return finish(made.to(device)) if isinstance(made, Cuttings) else made
@@ -70,7 +76,7 @@ def batches(
 
 
 def _ahead(make: Callable[[int], T], firsts: Sequence[int], workers: int) -> Iterator[T]:
-    """As map(make, firsts), by so many threads, which keep as many results ready."""
+    """As map(make, firsts), by so many threads, with twice as many results ahead."""
     if workers == 0:
         yield from map(make, firsts)
         return
@@ -79,7 +85,7 @@ def _ahead(make: Callable[[int], T], firsts: Sequence[int], workers: int) -> Ite
     try:
         for first in firsts:
             waiting.append(pool.submit(make, first))
-            if len(waiting) > workers:
+            if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

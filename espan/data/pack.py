@@ -46,6 +46,8 @@ class Entry:
 class Pack:
     """A pack that is open.  Its pixels are read from disk when they are used, not before.
 
+    It must not be cut short while it is in use: the system ends a process that reads what is gone.
+
     Raises EspanError if the file is no pack, of a newer version, cut short, or its index damaged.
     What the index promises of the pixels is checked when each image is first used, since a hash of
     everything takes 0.7 s for a gigabyte.
