@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from espan.data import Crops, batches, fingerprint, open_images
+from espan.data import Crops, batches, fingerprint, open_images, photographs
 from espan.data.pack import MAGIC, Pack
 from espan.data.prepare import prepare
 from espan.errors import EspanError
@@ -22,6 +22,7 @@ from espan.imaging import Image, write_image
 
 ROOT = Path(__file__).parents[1]
 HEADER = 64
+ODD = os.fsdecode("ä 中".encode() + b"\xff.png")  # no UTF-8, as Linux allows
 
 
 def noise(height: int, width: int, seed: int) -> np.ndarray:
@@ -35,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
     (path / "d").mkdir(parents=True)
     write_image(path / "b.png", Image(noise(67, 50, 1)))
     write_image(path / "a.bmp", Image(noise(40, 64, 2)))
-    write_image(path / "d" / "ä 中.png", Image(noise(67, 50, 1)))
+    write_image(path / "d" / ODD, Image(noise(67, 50, 1)))
     write_image(path / "tiny.png", Image(noise(31, 64, 3)))
     write_image(path / "alpha.png", Image(np.zeros((64, 64, 4), np.uint8)))
     (path / "broken.png").write_bytes((path / "b.png").read_bytes()[:2000])
@@ -57,7 +58,7 @@ def test_what_goes_in_comes_out(folder: Path) -> None:
     assert "64 x 31 pixels are too few; both sides need 32" in result.skipped[2].reason
     assert told[-1] == (6, 6, 3 * (2 * 67 * 50 + 40 * 64))
     opened = Pack(path)
-    assert [e.name for e in opened.entries] == ["a.bmp", "b.png", "d/ä 中.png"]
+    assert [e.name for e in opened.entries] == ["a.bmp", "b.png", f"d/{ODD}"]
     for index, expected in enumerate((noise(40, 64, 2), noise(67, 50, 1), noise(67, 50, 1))):
         np.testing.assert_array_equal(opened.pixels(index), expected)
     assert not opened.pixels(0).flags.writeable
@@ -77,13 +78,13 @@ def test_a_pack_trains_as_its_folder_does_at_any_scale(folder: Path, pack: Path)
 
 def test_images_too_small_for_the_patch_are_skipped(pack: Path) -> None:
     images, skipped = open_images([pack], scale=4, smallest=12)
-    assert [i.name for i in images] == ["b.png", "d/ä 中.png"]
+    assert [i.name for i in images] == ["b.png", f"d/{ODD}"]
     assert "a.bmp: 64 x 40 pixels are too few; both sides need 48" in skipped[0].reason
 
 
 def test_packs_and_folders_together(folder: Path, pack: Path) -> None:
     images, _ = open_images([pack, folder / "d", pack], scale=4, smallest=8)
-    assert [i.name for i in images] == ["a.bmp", "b.png", "d/ä 中.png", "ä 中.png"]
+    assert [i.name for i in images] == ["a.bmp", "b.png", f"d/{ODD}", ODD]
 
 
 def test_the_bytes_are_those_that_the_format_says(pack: Path) -> None:
@@ -176,7 +177,7 @@ def test_a_pack_made_anew_while_it_is_in_use(folder: Path, pack: Path) -> None:
     images, _ = open_images([pack], scale=4, smallest=8)
     (folder / "a.bmp").unlink()
     prepare([folder], pack, smallest=32, overwrite=True)
-    assert [e.name for e in Pack(pack).entries] == ["b.png", "d/ä 中.png"]
+    assert [e.name for e in Pack(pack).entries] == ["b.png", f"d/{ODD}"]
     np.testing.assert_array_equal(images[0].hr, noise(40, 64, 2))
 
 
@@ -260,6 +261,22 @@ prepare([Path(sys.argv[1])], Path(sys.argv[2]), smallest=32, overwrite=True, eac
         process.communicate()
     assert pack.read_bytes() == before
     assert not pack.with_name("new").exists()
+
+
+def test_few_images_are_decoded_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = {tmp_path / f"{i}.bmp": f"{i}.bmp" for i in range(40)}
+    read: list[Path] = []
+
+    def read_image(path: Path) -> Image:
+        read.append(path)
+        return Image(noise(8, 8, 0))
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(photographs, "read_image", read_image)
+    decoded = photographs.decode_photographs(paths, lambda path, height, width: None)
+    assert [next(decoded).path for _ in range(5)] == list(paths)[:5]
+    del decoded  # waits for what has begun
+    assert len(read) == 5 + 3
 
 
 def test_memory_does_not_grow_with_the_folder(tmp_path: Path) -> None:

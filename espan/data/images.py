@@ -155,7 +155,7 @@ def open_images(
 def fingerprint(images: Sequence[TrainingImage]) -> str:
     """A hash of all names and pixels, in their order: whether data are those of an earlier run."""
     listed = "".join(f"{image.name}\n{image.sha256}\n" for image in images)
-    return hashlib.sha256(listed.encode()).hexdigest()
+    return hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()
 
 
 def free_memory() -> int:

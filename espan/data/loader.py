@@ -80,14 +80,11 @@ def _ahead(make: Callable[[int], T], firsts: Sequence[int], workers: int) -> Ite
     if workers == 0:
         yield from map(make, firsts)
         return
-    pool = ThreadPoolExecutor(workers, "crops")
     waiting: deque[Future[T]] = deque()
-    try:
+    with ThreadPoolExecutor(workers, "crops") as pool:
         for first in firsts:
             waiting.append(pool.submit(make, first))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

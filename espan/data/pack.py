@@ -3,7 +3,7 @@
     header   64 bytes, little-endian: magic (8), version (u32), zero (u32), bytes of pixels (u64),
              bytes of the index (u64), SHA-256 of the index (32)
     pixels   uint8 RGB, row by row, one image after the other without gaps
-    index    JSON: [name, height, width, SHA-256 of its pixels] of each image, in their order
+    index    JSON, ASCII: [name, height, width, SHA-256 of its pixels] of each image, in order
 
 Nothing in it depends on where or when it was made.
 """
@@ -132,7 +132,7 @@ def write_pack(path: Path, images: Iterable[Decoded]) -> int:
                 file.write(image.pixels.data)
                 index.append([image.name, *image.pixels.shape[:2], image.sha256])
                 size += image.pixels.nbytes
-            data = json.dumps(index, ensure_ascii=False, separators=(",", ":")).encode()
+            data = json.dumps(index, separators=(",", ":")).encode()
             file.write(data)
             file.seek(0)
             digest = hashlib.sha256(data).digest()
