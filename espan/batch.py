@@ -1,18 +1,25 @@
-"""Upscaling files and folders: what becomes of which file, and one file after another."""
+"""Upscaling files and folders: what becomes of which file, and all of them one after another.
+
+While the network runs, the next file is decoded and the last result is encoded.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from espan.errors import EspanError, ImageError
-from espan.imaging import check_output, is_image_path, read_image, write_image
+from espan.imaging import Image, check_output, is_image_path, read_image, write_image
 from espan.upscaling import Upscaler
 
 
@@ -26,7 +33,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: `error` is None if it went well; times in seconds."""
+    """What became of a job: `error` is None if it went well; its own work took `seconds`."""
 
     job: Job
     error: str | None = None
@@ -80,37 +87,6 @@ def plan(
     return jobs
 
 
-def run(job: Job, upscaler: Upscaler, *, overwrite: bool) -> Outcome:
-    """Do one job.  A bad image or a failed write is told in the outcome, not raised."""
-    if job.target.exists() and not overwrite:
-        return Outcome(job, skipped=True)
-    started = time.perf_counter()
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            image = read_image(job.source)
-            height, width, channels = image.pixels.shape
-            size = (upscaler.scale * width, upscaler.scale * height)
-            check_output(job.target, *size, channels)
-            pixels = upscaler(torch.from_numpy(image.pixels)).numpy()
-            job.target.parent.mkdir(parents=True, exist_ok=True)
-            # More pixels per inch, so that a print keeps its size.
-            x, y = image.dpi or (0, 0)
-            dpi = (upscaler.scale * x, upscaler.scale * y) if image.dpi else None
-            write_image(job.target, replace(image, pixels=pixels, dpi=dpi))
-    except (EspanError, OSError) as error:
-        return Outcome(job, error=_message(error))
-    except (MemoryError, torch.OutOfMemoryError):
-        return Outcome(job, error=f"{job.source}: not enough memory; try a smaller --tile")
-    return Outcome(
-        job,
-        width=size[0],
-        height=size[1],
-        seconds=time.perf_counter() - started,
-        notes=tuple(dict.fromkeys(str(w.message) for w in caught)),
-    )
-
-
 def run_all(
     jobs: list[Job],
     upscaler: Upscaler,
@@ -118,12 +94,134 @@ def run_all(
     overwrite: bool,
     done: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
-    """Do all jobs, going on after a bad one; `done` is told of each."""
-    outcomes = []
-    for job in jobs:
-        outcomes.append(run(job, upscaler, overwrite=overwrite))
+    """Do all jobs; a bad image or a failed write is told in its outcome, and the rest goes on.
+
+    The network runs in this thread; one image is decoded ahead and one encoded behind it, each in
+    a thread of its own.  `done` is told of each job, in their order.  When this is left by an
+    exception, a Ctrl-C for instance, the result that is being encoded is still written.
+    """
+    outcomes: list[Outcome] = []
+
+    def finish(work: Future[_Work]) -> None:
+        outcomes.append(work.result().outcome())
         done(outcomes[-1])
+
+    with _notes_by_thread(), ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+
+        def read(i: int) -> Future[_Work] | None:
+            if i == len(jobs):
+                return None
+            return reader.submit(_Work(jobs[i], upscaler.scale).read, overwrite)
+
+        reading = read(0)
+        writing: Future[_Work] | None = None
+        for i in range(len(jobs)):
+            assert reading is not None
+            work = reading.result()
+            reading = read(i + 1)
+            work.upscale(upscaler)
+            if writing is not None:
+                finish(writing)
+            writing = writer.submit(work.write)
+        if writing is not None:
+            finish(writing)
     return outcomes
+
+
+@dataclass
+class _Work:
+    """A job on its way, with what the last step made of its image.
+
+    Steps do nothing after one that failed, or where there is nothing to do.
+    """
+
+    job: Job
+    scale: int
+    image: Image | None = None
+    size: tuple[int, int] = (0, 0)
+    error: str | None = None
+    skipped: bool = False
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    def read(self, overwrite: bool) -> _Work:
+        if self.job.target.exists() and not overwrite:
+            self.skipped = True
+            return self
+        with self._step():
+            image = read_image(self.job.source)
+            height, width, channels = image.pixels.shape
+            self.size = (self.scale * width, self.scale * height)
+            check_output(self.job.target, *self.size, channels)
+            self.image = image
+        return self
+
+    def upscale(self, upscaler: Upscaler) -> None:
+        if self.image is None:
+            return
+        image, self.image = self.image, None
+        with self._step():
+            pixels = upscaler(torch.from_numpy(image.pixels)).numpy()
+            # More pixels per inch, so that a print keeps its size.
+            x, y = image.dpi or (0, 0)
+            dpi = (self.scale * x, self.scale * y) if image.dpi else None
+            self.image = replace(image, pixels=pixels, dpi=dpi)
+
+    def write(self) -> _Work:
+        if self.image is None:
+            return self
+        with self._step():
+            self.job.target.parent.mkdir(parents=True, exist_ok=True)
+            write_image(self.job.target, self.image)
+        self.image = None
+        return self
+
+    def outcome(self) -> Outcome:
+        if self.error is not None or self.skipped:
+            return Outcome(self.job, error=self.error, skipped=self.skipped)
+        notes = tuple(dict.fromkeys(self.notes))
+        return Outcome(
+            self.job, width=self.size[0], height=self.size[1], seconds=self.seconds, notes=notes
+        )
+
+    @contextlib.contextmanager
+    def _step(self) -> Iterator[None]:
+        """Take the time, the warnings, and the errors that a user can mend."""
+        started = time.perf_counter()
+        _told.notes = self.notes
+        try:
+            yield
+        except (EspanError, OSError) as error:
+            self.error = _message(error)
+        except (MemoryError, torch.OutOfMemoryError):
+            self.error = f"{self.job.source}: not enough memory; try a smaller --tile"
+        finally:
+            _told.notes = None
+            self.seconds += time.perf_counter() - started
+
+
+_told = threading.local()
+
+
+@contextlib.contextmanager
+def _notes_by_thread() -> Iterator[None]:
+    """Give every warning to the work of the thread that warns.
+
+    One `catch_warnings` around all threads, since it is not made to be entered by several.
+    """
+    with warnings.catch_warnings():
+        otherwise = warnings.showwarning
+
+        def note(message: Warning | str, *about: Any, **more: Any) -> None:
+            notes = getattr(_told, "notes", None)
+            if notes is None:
+                otherwise(message, *about, **more)
+            else:
+                notes.append(str(message))
+
+        warnings.simplefilter("always")
+        warnings.showwarning = note
+        yield
 
 
 def share_of_rank(jobs: list[Job]) -> list[Job]:

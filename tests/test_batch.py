@@ -1,9 +1,13 @@
 """Which file becomes which, and going on after a bad one."""
 
+import threading
+import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from espan import batch
 from espan.errors import EspanError
@@ -144,6 +148,149 @@ def test_failed_write_is_told_and_leaves_nothing(tmp_path, upscaler, monkeypatch
     outcome = batch.run_all(jobs, upscaler, overwrite=False)[0]
     assert "No space left on device" in (outcome.error or "")
     assert not list((tmp_path / "out").iterdir())
+
+
+class Observed:
+    """Stands in for an upscaler, and for reading and writing, and tells what happened when."""
+
+    scale = 2
+
+    def __init__(self, monkeypatch, network=lambda i: None, write=lambda i: None):
+        self.network, self.write = network, write
+        self.happened: list[str] = []
+        self.changed = threading.Condition()
+        monkeypatch.setattr(batch, "read_image", self.read_image)
+        monkeypatch.setattr(batch, "write_image", self.write_image)
+        self.calls = 0
+
+    def tell(self, what):
+        with self.changed:
+            self.happened.append(what)
+            self.changed.notify_all()
+
+    def wait_for(self, what):
+        with self.changed:
+            assert self.changed.wait_for(lambda: what in self.happened, 20), f"{what} never came"
+
+    def read_image(self, path):
+        self.tell(f"read {path.stem}")
+        return read_image(path)
+
+    def __call__(self, pixels):
+        i, self.calls = self.calls, self.calls + 1
+        self.tell(f"network {i}")
+        self.network(i)
+        return torch.zeros(6, 8, 3, dtype=torch.uint8)
+
+    def write_image(self, path, image):
+        self.tell(f"write {path.stem}")
+        self.write(int(path.stem))
+        write_image(path, image)
+        self.tell(f"written {path.stem}")
+
+
+def numbered(folder: Path, count: int) -> list[batch.Job]:
+    make(*(folder / f"in/{i}.png" for i in range(count)))
+    return batch.plan([folder / "in"], folder / "out")
+
+
+def test_reading_and_writing_overlap_with_the_network(tmp_path, monkeypatch):
+    """The network waits for the next image, a write for the next image's network."""
+
+    def network(i):
+        if i < 3:
+            observed.wait_for(f"read {i + 1}")
+        if i > 0:
+            observed.wait_for(f"write {i - 1}")
+            assert f"written {i - 1}" not in observed.happened
+        observed.tell(f"through {i}")
+
+    def write(i):
+        if i < 3:
+            observed.wait_for(f"through {i + 1}")
+
+    observed = Observed(monkeypatch, network, write)
+    told: list[str] = []
+    jobs = numbered(tmp_path, 4)
+    outcomes = batch.run_all(
+        jobs, observed, overwrite=False, done=lambda o: told.append(o.job.source.stem)
+    )
+    assert [o.error for o in outcomes] == [None] * 4
+    assert told == ["0", "1", "2", "3"]
+
+
+def test_one_image_ahead_and_one_behind(tmp_path, monkeypatch):
+    """No image is read before the last but one is through, nor written beside another."""
+
+    def network(i):
+        if i < 4:
+            observed.wait_for(f"read {i + 1}")
+        time.sleep(0.05)  # for what should not come
+        observed.tell(f"through {i}")
+
+    observed = Observed(monkeypatch, network, lambda i: time.sleep(0.12))
+    batch.run_all(numbered(tmp_path, 5), observed, overwrite=False)
+    order = observed.happened.index
+    for i in range(2, 5):
+        assert order(f"through {i - 2}") < order(f"read {i}")
+        assert order(f"written {i - 2}") < order(f"write {i - 1}")
+
+
+def test_a_failed_write_does_not_stop_the_network(tmp_path, monkeypatch):
+    def write(i):
+        if i == 1:
+            observed.wait_for("network 2")
+            raise OSError(28, "No space left on device", "1.png")
+
+    observed = Observed(monkeypatch, write=write)
+    told: list[str] = []
+    jobs = numbered(tmp_path, 4)
+    outcomes = batch.run_all(
+        jobs, observed, overwrite=False, done=lambda o: told.append(o.error or "")
+    )
+    assert told == ["", "1.png: No space left on device", "", ""]
+    assert [o.width for o in outcomes] == [8, 0, 8, 8]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0.png", "2.png", "3.png"]
+
+
+def test_an_interrupt_leaves_whole_results(tmp_path, monkeypatch):
+    """Ctrl-C while the second image is in the network: the first, being written, is kept."""
+
+    def network(i):
+        if i == 1:
+            observed.wait_for("write 0")
+            observed.tell("interrupted")
+            raise KeyboardInterrupt
+
+    observed = Observed(monkeypatch, network, lambda i: observed.wait_for("interrupted"))
+    jobs = numbered(tmp_path, 4)
+    with pytest.raises(KeyboardInterrupt):
+        batch.run_all(jobs, observed, overwrite=False)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["0.png"]
+    assert read_image(tmp_path / "out/0.png").pixels.shape == (6, 8, 3)
+    outcomes = batch.run_all(jobs, Observed(monkeypatch), overwrite=False)
+    assert [o.skipped for o in outcomes] == [True, False, False, False]
+
+
+def test_notes_belong_to_their_image(tmp_path, monkeypatch):
+    """Though three threads may warn at once; other warnings go where they would go."""
+
+    def network(i):
+        warnings.warn(f"network of {i}", stacklevel=1)
+
+    def write(i):
+        if i < 2:
+            observed.wait_for(f"network {i + 1}")
+        warnings.warn(f"write of {i}", stacklevel=1)
+
+    observed = Observed(monkeypatch, network, write)
+    jobs = numbered(tmp_path, 3)
+    with pytest.warns(UserWarning, match="elsewhere") as others:
+        outcomes = batch.run_all(
+            jobs, observed, overwrite=False, done=lambda o: warnings.warn("elsewhere", stacklevel=1)
+        )
+    assert [o.notes for o in outcomes] == [(f"network of {i}", f"write of {i}") for i in range(3)]
+    assert {str(w.message) for w in others} == {"elsewhere"}
 
 
 def test_ranks_share_the_files(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -59,6 +60,7 @@ def command(
         tile=options.parse_tile(tile),
     )
     console = Console(stderr=True, soft_wrap=True, highlight=False)
+    started = time.perf_counter()
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -87,7 +89,7 @@ def command(
         if len(written) == 1:
             print(f"{written[0].job.target}  {written[0].width}x{written[0].height}", end="  ")
         print(
-            f"{len(written)} upscaled in {sum(o.seconds for o in written):.2f} s "
+            f"{len(written)} upscaled in {time.perf_counter() - started:.2f} s "
             f"({upscaler.backend} on {upscaler.device})"
             + (f", {len(skipped)} exist already (--overwrite replaces them)" if skipped else "")
         )
