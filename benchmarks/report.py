@@ -1,4 +1,4 @@
-"""Writes the README's speed table from the committed results.
+"""Writes the speed tables of the README and of docs/training.md from the committed results.
 
 Usage: python benchmarks/report.py
 """
@@ -11,6 +11,9 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results" / "cpu_peers.json"
 BEGIN, END = "<!-- cpu_peers: made by benchmarks/report.py -->", "<!-- end of cpu_peers -->"
+TRAINING = ROOT / "docs" / "training.md"
+TRAINING_RESULTS = ROOT / "benchmarks" / "results" / "training.json"
+TRAINING_BEGIN, TRAINING_END = BEGIN.replace("cpu_peers", "training"), "<!-- end of training -->"
 
 
 def table(results: dict[str, Any]) -> str:
@@ -44,5 +47,34 @@ def updated(readme: str, results: dict[str, Any]) -> str:
     return f"{before}{BEGIN}\n{table(results)}\n{END}{after}"
 
 
+def training_table(results: dict[str, Any]) -> str:
+    """Median milliseconds of each way to do a thing, ours first, and how many times ours it is."""
+    machine = results["machine_info"]
+    lines = ["| what | way | median ms | times the first |", "|---|---|---|---|"]
+    first: dict[str, float] = {}
+    for benchmark in results["benchmarks"]:
+        group, way = benchmark["group"], ", ".join(map(str, benchmark["params"].values()))
+        median = 1e3 * benchmark["stats"]["median"]
+        ratio = f"{median / first.setdefault(group, median):.2f}"
+        if (waiting := benchmark["extra_info"].get("waiting")) is not None:
+            way = f"{way} workers, {waiting:.1%} of it waiting for data"
+        lines.append(f"| {group} | {way} | {median:.0f} | {ratio} |")
+    lines.append("")
+    lines.append(
+        f"{machine['gpu'] or machine['processor']}, {machine['threads']} threads, load "
+        f"{machine['load_when_done']}; torch {machine['torch']}; espan at {machine['espan']}."
+    )
+    return "\n".join(lines)
+
+
+def training_updated(text: str, results: dict[str, Any]) -> str:
+    """The text of docs/training.md with the table between its marks replaced."""
+    before, rest = text.split(TRAINING_BEGIN)
+    _, after = rest.split(TRAINING_END)
+    return f"{before}{TRAINING_BEGIN}\n{training_table(results)}\n{TRAINING_END}{after}"
+
+
 if __name__ == "__main__":
+    training = json.loads(TRAINING_RESULTS.read_text())
+    TRAINING.write_text(training_updated(TRAINING.read_text("utf-8"), training), "utf-8")
     README.write_text(updated(README.read_text("utf-8"), json.loads(RESULTS.read_text())), "utf-8")
