@@ -253,8 +253,8 @@ def each(done, total, size):
         time.sleep(60)
 prepare([Path(sys.argv[1])], Path(sys.argv[2]), smallest=32, overwrite=True, each=each)
 """
-    for target in (pack, pack.with_name("new")):
-        process = child(code, folder, target)
+    running = [child(code, folder, target) for target in (pack, pack.with_name("new"))]
+    for process in running:
         assert process.stdout is not None
         assert process.stdout.readline() == "midway\n"
         process.send_signal(signal.SIGKILL)

@@ -37,7 +37,7 @@ def prepare(
 ) -> Prepared:
     """Write the pack of all images in the folders and below, sorted within each folder.
 
-    In memory are as many images as there are cores, and one more.
+    In memory are as many images as there are cores, 16 at most, and one more.
 
     Args:
         folders: folders of photographs.

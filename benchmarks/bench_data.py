@@ -1,0 +1,72 @@
+"""Times what training waits for: a batch of crops, and what of it is left to the host of a GPU.
+
+    pytest benchmarks/bench_data.py
+
+16 crops with an LR side of 48 (x4), of 200 images of 640 x 480 in a pack, LR made of the crops;
+beside it with LR made beforehand and kept in memory.  Everything is verified before it is timed.
+"""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from espan.data import Crops, TrainingImage, open_images
+from espan.data.on_device import cut, finish
+from espan.data.pack import Pack, write_pack
+from espan.data.photographs import Decoded, sha256_of
+
+BATCH, PATCH, IMAGES = 16, 48, 200
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "pack"
+    random = np.random.default_rng(0)
+
+    def images() -> list[Decoded]:
+        sides = (480, 640, 3)
+        drawn = (random.integers(0, 256, sides, dtype=np.uint8) for _ in range(IMAGES))
+        return [Decoded(path, f"{i}", p, sha256_of(p)) for i, p in enumerate(drawn)]
+
+    write_pack(path, images())
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(pack: Path) -> list[TrainingImage]:
+    """Each has been used, so that its pages are in memory and its hash is checked."""
+    found, _ = open_images([pack], scale=4, smallest=PATCH)
+    return [dataclasses.replace(i, given_lr=i.lr) for i in found]
+
+
+def per_sample(benchmark: BenchmarkFixture) -> None:
+    benchmark.extra_info["samples per second"] = round(BATCH / benchmark.stats.stats.median)
+
+
+@pytest.mark.parametrize("lr", ["made of the crop", "given"])
+def test_batch(benchmark: BenchmarkFixture, images: list[TrainingImage], lr: str) -> None:
+    given = Crops(images, patch=PATCH, seed=0)
+    made = Crops([dataclasses.replace(i, given_lr=None) for i in images], patch=PATCH, seed=0)
+    assert torch.equal(made.batch(0, 64)[0], given.batch(0, 64)[0])
+    crops, first = given if lr == "given" else made, itertools.count(0, BATCH)
+    benchmark(lambda: crops.batch(next(first), BATCH))
+    per_sample(benchmark)
+
+
+def test_cut(benchmark: BenchmarkFixture, images: list[TrainingImage]) -> None:
+    crops = Crops([dataclasses.replace(i, given_lr=None) for i in images], patch=PATCH, seed=0)
+    assert torch.equal(finish(cut(crops, 0, 64, pin=False))[0], crops.batch(0, 64)[0])
+    first = itertools.count(0, BATCH)
+    benchmark(lambda: cut(crops, next(first), BATCH, pin=False))
+    per_sample(benchmark)
+
+
+def test_check(benchmark: BenchmarkFixture, pack: Path) -> None:
+    assert Pack(pack).damaged() == []
+    benchmark(lambda: Pack(pack).damaged())
+    benchmark.extra_info["GB/s"] = pack.stat().st_size / benchmark.stats.stats.median / 1e9
