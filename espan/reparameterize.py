@@ -82,20 +82,27 @@ def collapse(network: Network) -> Network:
     Merged in fp64 and rounded once to the dtype of the parameters.  The input is left as it is.
     """
     plain = Network(network.architecture)
-    state: dict[str, Tensor] = {}
-    with torch.no_grad():
-        for name, module in network.named_modules():
-            if isinstance(module, Reparameterized):
-                state[f"{name}.weight"], state[f"{name}.bias"] = module.merged(torch.float64)
-            elif isinstance(module, nn.Conv2d) and f"{name}.weight" in plain.state_dict():
-                state[f"{name}.weight"] = module.weight
-                if module.bias is not None:
-                    state[f"{name}.bias"] = module.bias
-    reference = next(network.parameters())
-    plain.to(device=reference.device, dtype=reference.dtype)
-    plain.load_state_dict(state)
+    parameter = next(network.parameters())
+    plain.to(device=parameter.device, dtype=parameter.dtype)
+    plain.load_state_dict(merged_state(network))
     plain.record = dict(network.record)
     return plain.train(network.training)
+
+
+@torch.no_grad()
+def merged_state(module: nn.Module) -> dict[str, Tensor]:
+    """The weights of a module's convolutions by name, re-parameterised ones merged in fp64."""
+    state: dict[str, Tensor] = {}
+    inside: tuple[str, ...] = ()  # names of what a merged convolution is made of start so
+    for name, part in module.named_modules():
+        if isinstance(part, Reparameterized):
+            state[f"{name}.weight"], state[f"{name}.bias"] = part.merged(torch.float64)
+            inside += (f"{name}.",)
+        elif isinstance(part, nn.Conv2d) and not name.startswith(inside):
+            state[f"{name}.weight"] = part.weight
+            if part.bias is not None:
+                state[f"{name}.bias"] = part.bias
+    return state
 
 
 def expand(network: Network, conv: ConvFactory, *, gate: Gate = reference.gate) -> Network:
@@ -112,9 +119,9 @@ def expand(network: Network, conv: ConvFactory, *, gate: Gate = reference.gate) 
     """
     if any(isinstance(module, Reparameterized) for module in network.modules()):
         raise EspanError("expand: the network is in training form already; collapse it first")
-    reference_parameter = next(network.parameters())
+    parameter = next(network.parameters())
     expanded = Network(network.architecture, conv=conv, gate=gate)
-    expanded.to(device=reference_parameter.device, dtype=reference_parameter.dtype)
+    expanded.to(device=parameter.device, dtype=parameter.dtype)
     plain = dict(network.named_modules())
     for name, module in expanded.named_modules():
         source = plain.get(name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -112,11 +114,13 @@ class GRepConv(nn.Module):
 
 def _sum(pairs: list[tuple[Kernel, Kernel]]) -> Kernel:
     """The kernel of sequences of one kind: side by side, they are one with a wide middle."""
+    # The biases' gradients must not be views of one tensor, as those of a stack are: what changes
+    # gradients in place (clipping, accumulation) would change each of them several times.
     first, second = zip(*pairs, strict=True)
     return compose(
         Kernel(torch.cat([k.weight for k in first]), torch.cat([k.bias for k in first])),
         Kernel(
             torch.cat([k.weight for k in second], dim=1),
-            torch.stack([k.bias for k in second]).sum(0),
+            reduce(torch.add, (k.bias for k in second)),
         ),
     )

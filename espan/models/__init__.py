@@ -11,7 +11,7 @@ from espan.models.architecture import (
     architecture_from_name,
 )
 from espan.models.complexity import Complexity, complexity
-from espan.models.network import SPAB, Network, Tail, plain_conv
+from espan.models.network import SPAB, ConvFactory, Gate, Network, Tail, plain_conv
 
 __all__ = [
     "ESPAN",
@@ -22,6 +22,8 @@ __all__ = [
     "SPAN_NORMALIZATION",
     "Architecture",
     "Complexity",
+    "ConvFactory",
+    "Gate",
     "Network",
     "Normalization",
     "Tail",

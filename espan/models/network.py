@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -96,11 +96,19 @@ class Network(nn.Module):
         return self.architecture.scale
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.outputs(x, {len(self.blocks): self.tail})[0]
+
+    def outputs(self, x: Tensor, tails: Mapping[int, Tail]) -> list[Tensor]:
+        """What each tail makes of the features after so many blocks, its key, in one pass."""
         if self.img_range is not None:
             x = (x - self.mean) * self.img_range
-        head = self.head(x)
-        last, activation = self.blocks[0](head)
-        first = last
-        for block in self.blocks[1:]:
+        head = first = last = self.head(x)
+        results = []
+        for depth, block in enumerate(self.blocks, 1):
             last, activation = block(last)
-        return self.tail(head, last, first, activation if self.concat_activation else last)
+            if depth == 1:
+                first = last
+            if depth in tails:
+                extra = activation if self.concat_activation else last
+                results.append(tails[depth](head, last, first, extra))
+        return results
