@@ -2,24 +2,20 @@
 
 from espan.data.crops import Crops
 from espan.data.images import (
-    Photograph,
     TrainingImage,
     fingerprint,
     image_in_memory,
     open_images,
-    read_photographs,
 )
 from espan.data.loader import batches
 from espan.data.photographs import Skipped
 
 __all__ = [
     "Crops",
-    "Photograph",
     "Skipped",
     "TrainingImage",
     "batches",
     "fingerprint",
     "image_in_memory",
     "open_images",
-    "read_photographs",
 ]

@@ -267,28 +267,3 @@ def _with_lr(
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-Photograph = TrainingImage
-
-
-def read_photographs(
-    names: Mapping[Path, str], *, scale: int, smallest: int, each: Callable[[], None]
-) -> tuple[list[TrainingImage], list[Skipped]]:
-    """For the trainer until it uses `open_images`."""
-    folders_of = {path: path.name for path in names}
-    why = f"for a patch of {smallest} at x{scale}"
-    results = _decoded(
-        folders_of,
-        scale,
-        lambda path, height, width: too_small(path, height, width, smallest * scale, why),
-        _Memory(free_memory() // 2),
-        lambda done, total: each(),
-    )
-    images: list[TrainingImage] = []
-    skipped: list[Skipped] = []
-    for result in results:
-        (images if isinstance(result, TrainingImage) else skipped).append(result)  # type: ignore[arg-type]
-    if not images:
-        raise EspanError(f"none of {len(names)} images can be used: {skipped[0].reason}")
-    return images, skipped

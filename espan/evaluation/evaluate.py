@@ -70,8 +70,8 @@ def evaluate(
     """
     scale = upscaler.scale
     for pair in pairs:
-        hr = modcrop(_rgb(pair.hr), scale)
-        lr = imresize(hr, Fraction(1, scale)) if pair.lr is None else _rgb(pair.lr)
+        hr = modcrop(read_rgb(pair.hr), scale)
+        lr = imresize(hr, Fraction(1, scale)) if pair.lr is None else read_rgb(pair.lr)
         expected = (hr.shape[0] // scale, hr.shape[1] // scale)
         if lr.shape[:2] != expected:
             raise ImageError(
@@ -81,14 +81,22 @@ def evaluate(
         sr = upscaler(torch.from_numpy(lr)).numpy()
         if save is not None:
             write_image(save / f"{pair.hr.stem}.png", Image(sr))
-        yield Score(
-            name=pair.hr.stem,
-            psnr=psnr(sr, hr, border=scale, y_channel=y_channel),
-            ssim=ssim(sr, hr, border=scale, y_channel=y_channel),
-        )
+        yield score(pair.hr.stem, sr, hr, border=scale, y_channel=y_channel)
 
 
-def _rgb(path: Path) -> np.ndarray:
+def score(
+    name: str, sr: np.ndarray, hr: np.ndarray, *, border: int, y_channel: bool = False
+) -> Score:
+    """Compare a result with HR, both (H, W, 3) uint8, without `border` pixels at each side."""
+    return Score(
+        name=name,
+        psnr=psnr(sr, hr, border=border, y_channel=y_channel),
+        ssim=ssim(sr, hr, border=border, y_channel=y_channel),
+    )
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8; gray becomes RGB."""
     pixels = read_image(path).pixels
     if pixels.dtype != np.uint8:
         raise ImageError(f"{path} has 16 bits per channel; the protocol compares 8-bit images")
