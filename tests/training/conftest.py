@@ -1,0 +1,65 @@
+"""Made-up photographs and tiny experiments."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from espan.imaging import Image, imresize, write_image
+from espan.training.experiment import Experiment, from_data
+
+TINY = {
+    "validate_every": 4,
+    "network": {"architecture": "c8d2k3x2"},
+    "stage": [
+        {
+            "name": "one",
+            "hr_patch": 24,
+            "batch": 4,
+            "lr": 1e-3,
+            "decay": "cosine",
+            "iterations": 8,
+        }
+    ],
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_a_fresh_process():
+    """One thread: bits do not depend on the machine.  Accelerate keeps its state in the process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five made-up photographs of 80 x 64: smooth noise with edges."""
+    folder = tmp_path_factory.mktemp("photos")
+    for seed in range(5):
+        small = np.random.default_rng(seed).random((8, 10, 3)) * 1.6 - 0.3
+        pixels = (imresize(small, 8).clip(0, 1) * 255).astype(np.uint8)
+        write_image(folder / f"{seed}.png", Image(pixels))
+    return folder
+
+
+@pytest.fixture
+def tiny() -> Callable[..., Experiment]:
+    """An experiment of one short stage; keyword arguments change the stage, `top` the rest."""
+
+    def make(*stages: dict[str, Any], top: dict[str, Any] | None = None) -> Experiment:
+        data = copy.deepcopy(TINY) | (top or {})
+        if stages:
+            data["stage"] = [TINY["stage"][0] | stage for stage in stages]
+        return from_data(data, "tiny")
+
+    return make

@@ -1,0 +1,480 @@
+"""Whole runs: what they write, and that they can be stopped at any moment and gone on with."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import espan
+from espan.checkpoints import save
+from espan.data.prepare import prepare
+from espan.errors import EspanError
+from espan.imaging import Image, imresize, read_image, write_image
+from espan.models import Network, architecture_from_name
+from espan.training import steps as steps_module
+from espan.training.experiment import Experiment, read
+from espan.training.log import read_metrics
+from espan.training.run import Setup
+from espan.training.state import load_state
+from espan.training.train import resume, train
+
+ALL_STAGES = (
+    {"change": {"teacher": 1}, "iterations": 6},
+    {
+        "name": "two",
+        "change": {"keep": "teacher", "scale": 4},
+        "loss": {"pixel": "l2", "hf": 1.0, "dct": 0.001},
+        "iterations": 6,
+        "repeats": 2,
+    },
+    {"name": "three", "change": {"remove_convs": 1}, "iterations": 6},
+)
+
+
+def quiet() -> Console:
+    return Console(quiet=True)
+
+
+def told() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+@pytest.fixture
+def setup(photos: Path) -> Setup:
+    return Setup(data=(photos,), hold_out=("1.png", "3.png"), cpu=True, about="made up")
+
+
+def state_of(run: Path) -> dict:
+    found = load_state(run / "states", print)
+    assert found is not None
+    return found
+
+
+def same(one: object, other: object) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def test_a_run_learns_and_writes_what_it_says(tiny, setup: Setup, tmp_path: Path) -> None:
+    experiment = tiny({"iterations": 40}, top={"validate_every": 20})
+    console = told()
+    best = train(tmp_path / "run", experiment, setup, console=console)
+    run = tmp_path / "run"
+    assert best == run / "best.safetensors"
+    assert sorted(p.name for p in run.iterdir()) == [
+        "best.safetensors", "crops.png", "curves.png", "experiment.json", "last.safetensors",
+        "metrics.jsonl", "setup.json", "stages", "states", "tensorboard",
+    ]  # fmt: skip
+    metrics = read_metrics(run)
+    assert [m["step"] for m in metrics] == [0, 20, 40]
+    assert metrics[2]["loss"] < 0.8 * metrics[1]["loss"]
+    assert 0 <= metrics[2]["waiting for data"] < 1
+    assert {"psnr network", "ssim network", "lr", "gradient norm"} <= metrics[2].keys()
+
+    network = espan.load(best)
+    assert network.architecture == architecture_from_name("c8d2k3x2")
+    record = network.record
+    assert record["images"] == 3
+    assert record["pixels"] == 3 * 64 * 80
+    assert record["held_out"] == ["1.png", "3.png"]
+    assert record["about"] == "made up"
+    assert record["precision"] == "no"
+    assert record["psnr network"] == max(m["psnr network"] for m in metrics)
+    assert record["experiment"]["stage"][0]["iterations"] == 40
+    assert "/" not in json.dumps({k: v for k, v in record.items() if k != "made by"})
+    last = espan.load(run / "last.safetensors").state_dict()
+    stage = espan.load(run / "stages" / "01-one.safetensors").state_dict()
+    assert same(last, stage)
+    assert read_image(run / "crops.png").pixels.shape == (2 * 100 * 3, 3 * 100 * 3, 3)
+    assert read_image(run / "curves.png").pixels.std() > 1
+    assert "step 40/40" in console.file.getvalue()
+
+
+def test_training_runs_on_the_kernels(tiny, setup: Setup, tmp_path: Path) -> None:
+    """Gate and loss, forward and backward; measurements and pictures by the fused network."""
+    called: dict[str, int] = {}
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            name = str(function).removesuffix(".default")
+            called[name] = called.get(name, 0) + 1
+            return function(*args, **(kwargs or {}))
+
+    experiment = tiny({"loss": {"pixel": "l2", "hf": 1.0, "dct": 0.001}, "iterations": 3})
+    with Count():
+        train(tmp_path / "run", experiment, setup, console=quiet())
+    assert called["espan.gate_backward"] == 2 * 3  # blocks times steps
+    assert called["espan.gate"] >= 2 * 3
+    assert called["espan.frequency_loss"] == 3
+    assert called["espan.frequency_loss_gradient"] == 3
+    # Two samples, measured at the start and the end, and drawn.
+    assert called["espan.network"] == 2 * 3
+    assert "aten.sigmoid" not in called
+
+
+def test_the_stages_follow_each_other(tiny, setup: Setup, tmp_path: Path) -> None:
+    console = told()
+    run = tmp_path / "run"
+    train(run, tiny(*ALL_STAGES), setup, console=console)
+    text = console.file.getvalue()
+    assert "one: x2, 8 channels, blocks of 3-3, teacher of 3 more; fresh weights" in text
+    assert "two 1/2: x4, 8 channels, blocks of 3-3-3; added tail.upsample; dropped student" in text
+    assert "two 2/2: x4, 8 channels, blocks of 3-3-3; nothing added, nothing dropped" in text
+    assert "three: x4, 8 channels, blocks of 3-3-2; dropped blocks.2.convs.2" in text
+    results = {p.name: espan.load(p).architecture for p in (run / "stages").iterdir()}
+    assert {name: (a.scale, a.convs) for name, a in results.items()} == {
+        "01-one-student.safetensors": (2, (3, 3)),
+        "01-one-teacher.safetensors": (2, (3, 3, 3)),
+        "02-two-1-2.safetensors": (4, (3, 3, 3)),
+        "03-two-2-2.safetensors": (4, (3, 3, 3)),
+        "04-three.safetensors": (4, (3, 3, 2)),
+    }
+    assert espan.load(run / "best.safetensors").architecture.convs == (3, 3, 2)
+    by_step = {(m["stage"], m["step"]): m for m in read_metrics(run)}
+    # A repeat goes on from the average that the first run ended with, measured at the same step.
+    end, start = (by_step[name, 12]["psnr network"] for name in ("two 1/2", "two 2/2"))
+    assert start == end
+
+
+def test_the_average_is_what_counts(tiny, setup: Setup, tmp_path: Path, monkeypatch) -> None:
+    def to_zero(average: nn.Module, *_: object, **__: object) -> None:
+        for mean in average.parameters():
+            mean.detach().zero_()
+
+    monkeypatch.setattr(steps_module, "update_average", to_zero)
+    train(tmp_path / "run", tiny({"iterations": 1}), setup, console=quiet())
+    last = espan.load(tmp_path / "run" / "last.safetensors")
+    assert not any(v.any() for v in last.state_dict().values())
+    best = espan.load(tmp_path / "run" / "best.safetensors")  # that of step 0
+    assert all(v.any() for n, v in best.state_dict().items() if n.endswith("weight"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resuming_is_exact(tiny, setup: Setup, tmp_path: Path, monkeypatch, precision) -> None:
+    """A run that is interrupted after each of many steps ends like one that never was."""
+    experiment, setup = tiny(*ALL_STAGES), replace(setup, precision=precision)
+    train(tmp_path / "whole", experiment, setup, console=quiet())
+
+    count = iter(range(10**6))
+    monkeypatch.setattr(steps_module, "_asked_to_stop", lambda _: next(count) % 5 == 4)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", experiment, setup, console=quiet())
+    for _ in range(20):
+        try:
+            resume(tmp_path / "cut", console=quiet())
+            break
+        except KeyboardInterrupt:
+            continue
+    whole, cut = (state_of(tmp_path / name) for name in ("whole", "cut"))
+    assert same(whole, cut)
+    for name in ("best", "last", "stages/03-two-2-2"):
+        states = [espan.load(tmp_path / f / f"{name}.safetensors") for f in ("whole", "cut")]
+        assert same(*(s.state_dict() for s in states)), name
+    timed = ("steps per second", "waiting for data", "loss")  # the loss is a mean since the start
+    metrics = [
+        [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(tmp_path / f)]
+        for f in ("whole", "cut")
+    ]
+    assert metrics[0] == metrics[1]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from espan.training import state, steps
+from espan.training.train import resume
+where, count = sys.argv[2], int(sys.argv[3])
+def kill(calls=iter(range(10**6))):
+    if next(calls) == count:
+        os.kill(os.getpid(), signal.SIGKILL)
+if where == "step":
+    inner = steps.update_average
+    steps.update_average = lambda *a, **k: (kill(), inner(*a, **k))
+elif where == "save":
+    inner = os.fsync  # the save is written, but not yet in place
+    os.fsync = lambda f: (kill(), inner(f))
+elif where == "prune":
+    inner = Path.unlink
+    Path.unlink = lambda p, *a, **k: (p.suffix == ".state" and kill(), inner(p, *a, **k))
+resume(Path(sys.argv[1]))
+"""
+
+
+def test_killed_at_any_moment(tiny, setup: Setup, tmp_path: Path, monkeypatch) -> None:
+    """By SIGKILL between steps, during a save, and while an old save is removed."""
+    experiment = tiny(*ALL_STAGES)
+    train(tmp_path / "whole", experiment, setup, console=quiet())
+    monkeypatch.setattr(steps_module, "_asked_to_stop", lambda _: True)
+    run = tmp_path / "killed"
+    with pytest.raises(KeyboardInterrupt):
+        train(run, experiment, setup, console=quiet())
+    monkeypatch.undo()
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    for where, count in (("step", 3), ("save", 6), ("prune", 0), ("save", 2)):
+        ended = subprocess.run(
+            [sys.executable, str(script), str(run), where, str(count)],
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1')  # a line that was cut off
+    resume(run, console=quiet())
+    assert same(state_of(tmp_path / "whole"), state_of(run))
+    assert not list((run / "states").glob("*.part"))
+    steps = [m["step"] for m in read_metrics(run)]
+    assert steps == [m["step"] for m in read_metrics(tmp_path / "whole")]
+
+
+def test_ctrl_c_saves_and_stops(tiny, setup: Setup, tmp_path: Path, monkeypatch) -> None:
+    inner = steps_module.update_average
+
+    def interrupted(*args, **kwargs) -> None:
+        inner(*args, **kwargs)
+        if kwargs.get("decay") and args[2] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(steps_module, "update_average", interrupted)
+    console = told()
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", tiny(), setup, console=console)
+    assert "stopped after step 3 of one; go on with --resume" in console.file.getvalue()
+    assert state_of(tmp_path / "run")["step"] == 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_that_is_over_is_not_run_again(tiny, setup: Setup, tmp_path: Path) -> None:
+    train(tmp_path / "run", tiny(), setup, console=quiet())
+    before = (tmp_path / "run" / "best.safetensors").read_bytes()
+    resume(tmp_path / "run", console=quiet())
+    assert (tmp_path / "run" / "best.safetensors").read_bytes() == before
+
+
+def test_other_images_are_not_gone_on_with(tiny, setup, photos, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for path in photos.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    train(tmp_path / "run", tiny(), replace(setup, data=(folder,)), console=quiet())
+    write_image(folder / "2.png", Image(np.zeros((64, 80, 3), np.uint8)))
+    with pytest.raises(EspanError, match="the images are not those that the run began with"):
+        resume(tmp_path / "run", console=quiet())
+
+
+def test_parts_of_a_step_add_up(tiny, setup: Setup, tmp_path: Path) -> None:
+    """In fp64, four crops at once and two times two give the same weights."""
+    experiment = tiny({"change": {"teacher": 1}, "loss": {"pixel": "l2", "hf": 1.0, "dct": 0.001}})
+    for parts in (1, 2):
+        configured = replace(setup, precision="fp64", accumulate=parts)
+        train(tmp_path / str(parts), experiment, configured, console=quiet())
+    one, two = (state_of(tmp_path / str(parts))["network"] for parts in (1, 2))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-9, atol=1e-12)
+
+
+def test_two_processes_train_as_one(setup: Setup, tmp_path: Path) -> None:
+    """By torchrun with gloo, in fp64: the weights after ten steps of the same global batch."""
+    text = """
+validate_every = 10
+[network]
+architecture = "c8d2k3x2"
+[[stage]]
+name = "one"
+change = { teacher = 1 }
+loss = { pixel = "l2", hf = 1.0, dct = 0.001 }
+hr_patch = 24
+batch = 4
+lr = 1e-3
+decay = "cosine"
+iterations = 10
+"""
+    (tmp_path / "ten.toml").write_text(text)
+    train(
+        tmp_path / "one", read(str(tmp_path / "ten.toml")), replace(setup, precision="fp64"),
+        console=quiet(),
+    )  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "espan", "train", str(tmp_path / "ten.toml"), str(setup.data[0])]
+    command += ["-o", str(tmp_path / "two"), "--precision", "fp64", "--cpu"]
+    command += ["--hold-out", "1.png", "--hold-out", "3.png"]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("images to train on") == 1  # told once
+    one, two = (state_of(tmp_path / name) for name in ("one", "two"))
+    for kind in ("network", "average"):
+        for name, value in one[kind].items():
+            assert value.dtype == torch.float64
+            torch.testing.assert_close(two[kind][name], value, rtol=1e-9, atol=1e-12)
+    # Each process measures its part of the samples.
+    metrics = [read_metrics(tmp_path / name)[-1] for name in ("one", "two")]
+    assert metrics[0]["psnr teacher"] == pytest.approx(metrics[1]["psnr teacher"], abs=1e-3)
+
+
+@pytest.mark.parametrize("conv", ["plain", "grep", "repvgg", "edbb", "rrrb", "repmbconv"])
+def test_fine_tuning_starts_from_the_weights(tiny, setup, photos, tmp_path, conv: str) -> None:
+    torch.manual_seed(3)
+    start = Network(architecture_from_name("c8d2k3x2")).requires_grad_(False)
+    for parameter in start.parameters():
+        parameter.mul_(1.5)
+    save(start, tmp_path / "start.safetensors", record={})
+    experiment = tiny({"lr": 1e-9, "iterations": 1}, top={"network": {"conv": conv}})
+    begun = replace(setup, weights=str(tmp_path / "start.safetensors"))
+    train(tmp_path / "run", experiment, begun, console=quiet())
+    first = espan.load(tmp_path / "run" / "best.safetensors").state_dict()
+    for name, value in start.state_dict().items():
+        torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-6)
+    if conv in ("plain", "grep"):
+        console = told()
+        train(tmp_path / "again", experiment, begun, console=console)
+        assert "nothing added, nothing dropped" in console.file.getvalue()
+        resume(tmp_path / "again", console=quiet())  # without the weights' file
+        assert espan.load(tmp_path / "again" / "best.safetensors").record["from"] == (
+            "start.safetensors"
+        )
+
+
+def test_steps_that_are_not_finite(tiny, setup: Setup, tmp_path: Path, monkeypatch) -> None:
+    """Skipped and counted; twenty in a row end the run, with the last good state kept."""
+    inner, calls = steps_module.Objective.__call__, iter(range(10**6))
+    bad = {3, 4, 9}
+
+    def objective(self, output, hr):
+        loss = inner(self, output, hr)
+        return loss * math.nan if next(calls) in bad else loss
+
+    monkeypatch.setattr(steps_module.Objective, "__call__", objective)
+    train(tmp_path / "run", tiny({"iterations": 12}), setup, console=quiet())
+    state = state_of(tmp_path / "run")
+    assert state["skipped"] == 3
+    assert state["optimizer"]["state"][0]["step"] == 9
+    assert all(v.isfinite().all() for v in state["network"].values())
+
+    bad = set(range(10**6))
+    calls = iter(range(10**6))
+    with pytest.raises(EspanError, match="not finite for 20 steps up to step 20; a learning rate"):
+        train(tmp_path / "bad", tiny({"iterations": 40}), setup, console=quiet())
+    assert all(v.isfinite().all() for v in state_of(tmp_path / "bad")["network"].values())
+
+
+def test_a_folder_to_measure_on(tiny, setup, photos: Path, tmp_path: Path) -> None:
+    lr = tmp_path / "lr"
+    lr.mkdir()
+    for path in photos.iterdir():
+        pixels = read_image(path).pixels
+        write_image(lr / path.name, Image(imresize(pixels, 0.5)))
+    given = replace(setup, hold_out=(), validate=photos, validate_lr=lr)
+    made = replace(setup, hold_out=(), validate=photos)
+    for name, configured in (("given", given), ("made", made)):
+        train(tmp_path / name, tiny(), configured, console=quiet())
+    metrics = [read_metrics(tmp_path / name)[-1] for name in ("given", "made")]
+    assert metrics[0]["psnr network"] == metrics[1]["psnr network"]
+    assert espan.load(tmp_path / "made" / "best.safetensors").record["images"] == 5
+    write_image(lr / "2.png", Image(np.zeros((31, 40, 3), np.uint8)))
+    with pytest.raises(EspanError, match=r"LR image of 2 is 40x31; at x2 40x32 is expected"):
+        train(tmp_path / "no", tiny(), given, console=quiet())
+
+
+def test_drawn_by_the_seed(tiny, setup: Setup, tmp_path: Path) -> None:
+    drawn = []
+    for seed in range(5):
+        experiment = tiny({"iterations": 1}, top={"seed": seed})
+        best = train(tmp_path / str(seed), experiment, replace(setup, hold_out=()), console=quiet())
+        drawn.append(tuple(espan.load(best).record["held_out"]))
+    assert {len(names) for names in drawn} == {1}
+    assert len(set(drawn)) > 1
+
+
+def test_bad_input_is_told_before_training(tiny, setup, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(steps_module, "batches", None)  # would fail if it were reached
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "something").touch()
+    run, normal = tmp_path / "run", tiny()
+    cases: list[tuple[Path, Experiment, dict, str]] = [
+        (full, normal, {}, "full is not empty; .* --resume"),
+        (tmp_path / "no" / "run", normal, {}, "the folder .*no does not exist"),
+        (run, normal, {"data": (tmp_path / "empty",)}, "no images in"),
+        (run, normal, {"data": (tmp_path / "none",)}, "none does not exist"),
+        (run, tiny({"hr_patch": 66}), {}, "too few"),
+        (run, tiny({"batch": 3}), {"accumulate": 2}, "batch 3 cannot be divided among 2"),
+        (run, tiny({"change": {"remove_blocks": 2}}), {}, "remove_blocks = 2"),
+        (run, normal, {"hold_out": ("1.png", "nine.png")}, "not among the images: nine.png"),
+        (run, normal, {"hold_out": tuple(f"{i}.png" for i in range(5))}, "none is left to train"),
+        (run, normal, {"hold_out": (), "validate": tmp_path / "empty"}, "holds no images"),
+        (run, normal, {"weights": "missing.pth"}, "missing.pth"),
+        (run, normal, {"weights": "espan_x4"}, "another architecture"),
+        (run, normal, {"precision": "fp16"}, "fp16"),
+        (run, tiny({}, {"change": {"scale": 4}}), {"data_lr": setup.data[0]}, "LR images are of"),
+    ]
+    for folder, experiment, changes, message in cases:
+        with pytest.raises(EspanError, match=message):
+            train(folder, experiment, replace(setup, **changes), console=quiet())
+        assert not run.exists(), message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": ()}, "no data"),
+        ({"precision": "int8"}, "unknown precision 'int8'; known are fp32"),
+        ({"accumulate": 0}, "accumulate must be 1 or more"),
+        ({"workers": -1}, "workers 0 or more"),
+        ({"validate_lr": Path("lr")}, "validate_lr goes with validate"),
+        ({"validate": Path("hr")}, "either a folder to validate on or names"),
+    ],
+)
+def test_setups_that_cannot_be(setup: Setup, change: dict, message: str) -> None:
+    with pytest.raises(EspanError, match=message):
+        replace(setup, **change)
+
+
+def test_folders_that_are_no_runs(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(EspanError, match="is not the folder of a run"):
+            resume(folder, console=quiet())
+    (tmp_path / "experiment.json").write_text("{")
+    (tmp_path / "setup.json").write_text("{}")
+    with pytest.raises(EspanError, match="damaged"):
+        resume(tmp_path, console=quiet())
+
+
+def test_a_pack_that_changes_on_disk_loses_nothing(tiny, setup, photos, tmp_path, monkeypatch):
+    pack = tmp_path / "photos.pack"
+    prepare([photos], pack, smallest=8)
+    inner = steps_module.update_average
+
+    def changing(*args, **kwargs) -> None:
+        inner(*args, **kwargs)
+        if args[2] == 3:
+            pack.write_bytes(pack.read_bytes()[:-1] + b" ")
+
+    monkeypatch.setattr(steps_module, "update_average", changing)
+    with pytest.raises(EspanError, match=r"photos\.pack"):
+        train(tmp_path / "run", tiny(), replace(setup, data=(pack,)), console=quiet())
+    assert state_of(tmp_path / "run")["step"] == 3
