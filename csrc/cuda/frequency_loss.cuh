@@ -16,7 +16,19 @@
 
 namespace espan::cuda {
 
-// 71 KB of shared memory let a data-centre card from sm_90 on hold three blocks at a time, sm_80
+// The accesses to shared memory of which the emulator counts the bank conflicts.
+#ifndef ESPAN_EMULATOR
+template <class V>
+__device__ __forceinline__ V load_shared(const void* from) {
+  return *static_cast<const V*>(from);
+}
+template <class V>
+__device__ __forceinline__ void store_shared(void* to, V v) {
+  *static_cast<V*>(to) = v;
+}
+#endif
+
+// 67 KB of shared memory let a data-centre card from sm_90 on hold three blocks at a time, sm_80
 // two and the others one: registers are limited only where a third block needs it.
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
 #define ESPAN_LOSS_RESIDENT 2
@@ -29,20 +41,19 @@ constexpr int kLossRows = kLossRowBlocks * kBlock, kLossColumns = kLossColumnBlo
 
 // Loads of 16 bytes begin 8 pixels before the tile in the 16-bit types.
 constexpr int kLossBefore = 8;
-// Four floats of padding after every 32 let the 8 lanes that read 16 bytes together, 32 bytes
-// apart, find 8 different groups of banks.
-constexpr int kLossWide = kLossColumns + 2 * kLossBefore,
-              kLossPitch = kLossWide + kLossWide / 32 * 4;
+constexpr int kLossWide = kLossColumns + 2 * kLossBefore;
 
 struct LossShared {
-  float d[kLossRows + 2 * kHalo][kLossPitch];
+  float d[kLossRows + 2 * kHalo][kLossWide];
   uint16_t signs[kLossRows + 2 * kBlurRadius][kLossWide];  // bfloat16: 0, 1, 2, 4, exactly
   float below[kBlock - 1][kLossColumns], beside[kLossRows][kBlock];  // gradients of padding
   float sums[3][kLossThreads];
 
+  // In every other 32 floats the fours change places in pairs, so that the 8 lanes that read 16
+  // bytes together, 32 bytes apart, find 8 different groups of banks wherever they begin.
   __device__ __forceinline__ static int column(int c) {
     const int u = c + kLossBefore;
-    return u + (u >> 5) * 4;
+    return u ^ (u >> 3 & 4);
   }
   __device__ __forceinline__ float* d_row(int row) { return d[row + kHalo]; }
   __device__ __forceinline__ uint16_t* sign_row(int row) {
@@ -129,20 +140,21 @@ __device__ __forceinline__ void load_difference(const LossArguments<T>& p, const
     const T* sr = p.sr + plane + static_cast<int64_t>(y) * t.width;
     const T* hr = p.hr + plane + static_cast<int64_t>(y) * t.width;
     const int x = t.x + c;
-    float* to = s.d_row(row) + LossShared::column(c);
+    float* to = s.d_row(row);
     if (p.aligned && x >= 0 && x + P::kSize <= t.width) {
       const P a = *reinterpret_cast<const P*>(sr + x), b = *reinterpret_cast<const P*>(hr + x);
 #pragma unroll
       for (int k = 0; k < P::kSize; k += 4)
-        *reinterpret_cast<float4*>(to + k) = make_float4(
-            widen(b.lane[k]) - widen(a.lane[k]), widen(b.lane[k + 1]) - widen(a.lane[k + 1]),
-            widen(b.lane[k + 2]) - widen(a.lane[k + 2]),
-            widen(b.lane[k + 3]) - widen(a.lane[k + 3]));
+        store_shared(to + LossShared::column(c + k),
+                     make_float4(widen(b.lane[k]) - widen(a.lane[k]),
+                                 widen(b.lane[k + 1]) - widen(a.lane[k + 1]),
+                                 widen(b.lane[k + 2]) - widen(a.lane[k + 2]),
+                                 widen(b.lane[k + 3]) - widen(a.lane[k + 3])));
     } else {
 #pragma unroll
       for (int k = 0; k < P::kSize; ++k) {
         const int from = reflected(x + k, t.width);
-        to[k] = widen(hr[from]) - widen(sr[from]);
+        to[LossShared::column(c + k)] = widen(hr[from]) - widen(sr[from]);
       }
     }
   }
@@ -153,7 +165,7 @@ __device__ __forceinline__ void blurred_row(const float* row, const int (&at)[4]
   float v[16];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const float4 four = *reinterpret_cast<const float4*>(row + at[i]);
+    const float4 four = load_shared<float4>(row + at[i]);
     v[4 * i] = four.x, v[4 * i + 1] = four.y, v[4 * i + 2] = four.z, v[4 * i + 3] = four.w;
   }
 #pragma unroll
@@ -163,7 +175,7 @@ __device__ __forceinline__ void blurred_row(const float* row, const int (&at)[4]
 __device__ __forceinline__ void own_row(const float* row, const int (&at)[4], float (&out)[8]) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const float4 four = *reinterpret_cast<const float4*>(row + at[1 + i]);
+    const float4 four = load_shared<float4>(row + at[1 + i]);
     out[4 * i] = four.x, out[4 * i + 1] = four.y, out[4 * i + 2] = four.z, out[4 * i + 3] = four.w;
   }
 }
@@ -219,7 +231,7 @@ __device__ __forceinline__ float high_frequencies(const LossTile& t, const LossB
     for (int i = 0; i < 4; ++i) signs[i] = __floats2bfloat162_rn(high[2 * i], high[2 * i + 1]);
     uint4 bits;
     memcpy(&bits, signs, sizeof bits);
-    *reinterpret_cast<uint4*>(s.sign_row(row) + b.column) = bits;
+    store_shared(s.sign_row(row) + b.column, bits);
   }
   return sum;
 }
@@ -349,10 +361,10 @@ __device__ __forceinline__ void high_gradient(const LossTile& t, const LossBlock
 #pragma unroll
   for (int r = 0; r < 12; ++r) {
     const uint16_t* row = s.sign_row(b.row + r - 2) + b.column;
-    const uint4 middle = *reinterpret_cast<const uint4*>(row);
+    const uint4 middle = load_shared<uint4>(row);
     const uint32_t words[6] = {
-        *reinterpret_cast<const uint32_t*>(row - 2), middle.x, middle.y, middle.z, middle.w,
-        *reinterpret_cast<const uint32_t*>(row + 8)};
+        load_shared<uint32_t>(row - 2), middle.x, middle.y, middle.z, middle.w,
+        load_shared<uint32_t>(row + 8)};
     float v[12];
 #pragma unroll
     for (int i = 0; i < 6; ++i) {

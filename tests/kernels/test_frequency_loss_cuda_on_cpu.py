@@ -131,6 +131,43 @@ def test_order_of_warps_does_not_change_the_result(kernels: ctypes.CDLL) -> None
         assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
+def wavefronts(kernels: ctypes.CDLL, kind: str) -> tuple[int, int]:
+    """Of the last run: the fewest possible, and those needed."""
+    fewest, needed = ctypes.c_uint64(), ctypes.c_uint64()
+    kernels.loss_wavefronts(kind.encode(), ctypes.byref(fewest), ctypes.byref(needed))
+    return fewest.value, needed.value
+
+
+# Of a whole tile: the fewest wavefronts possible, and the conflicts on top of them.
+ACCESSES = {
+    "ld.shared difference": (1536, 0),
+    "st.shared signs": (128, 0),
+    "ld.shared signs": (192, 0),
+    # 4 bytes of every 16 beside a thread's own: 8 banks have them all.
+    "ld.shared signs beside": (96, 288),
+}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "of_stores"), [(torch.float32, 0), (torch.float16, 72), (torch.bfloat16, 72)]
+)
+def test_bank_conflicts(kernels: ctypes.CDLL, dtype: torch.dtype, of_stores: int) -> None:
+    sr, hr = cases.inputs(1, 1, 64, 128, dtype=dtype)
+    emulated(kernels, order=0)(sr, hr, torch.ones(()), *cases.OPTIONS[0].values())
+    expected = ACCESSES | {"st.shared difference": (324, of_stores)}
+    for kind, (fewest, conflicts) in expected.items():
+        assert wavefronts(kernels, kind) == (fewest, fewest + conflicts), kind
+
+
+def test_without_the_swizzle_there_are_more(tmp_path: Path) -> None:
+    right = "return u ^ (u >> 3 & 4);"
+    kernels = build(tmp_path, header().replace(right, "return u;"))
+    sr, hr = cases.inputs(1, 1, 64, 128)
+    emulated(kernels, order=0)(sr, hr, torch.ones(()), *cases.OPTIONS[0].values())
+    fewest, _ = ACCESSES["ld.shared difference"]
+    assert wavefronts(kernels, "ld.shared difference") == (fewest, 2 * fewest)
+
+
 PLANTED = {
     "no barrier after the load": (
         "  load_difference(p, t, plane, s);\n  __syncthreads();",
@@ -145,11 +182,17 @@ PLANTED = {
 }
 
 
-@pytest.mark.parametrize("bug", PLANTED)
-def test_a_planted_bug_shows(bug: str, tmp_path: Path) -> None:
+def header() -> str:
+    """The kernels' source, as it can be compiled from another folder."""
     source = (ROOT / "csrc/cuda/frequency_loss.cuh").read_text()
     for name in ("../frequency_loss.h", "pack.cuh"):
         source = source.replace(f'"{name}"', f'"cuda/{name}"')
+    return source
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_a_planted_bug_shows(bug: str, tmp_path: Path) -> None:
+    source = header()
     right, wrong = PLANTED[bug]
     assert right in source
     kernels = build(tmp_path, source.replace(right, wrong))
