@@ -35,22 +35,28 @@ def crops(photographs: Path, folder: Path, count: int, kind: str) -> list[batch.
     return batch.plan([folder], folder.parent / f"{folder.name} upscaled", format="png")
 
 
-def milliseconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def milliseconds(run: Callable[[], object]) -> tuple[float, float]:
+    """By the clock, and processor time of all threads."""
+    start, used = time.perf_counter(), time.process_time()
     run()
-    return 1e3 * (time.perf_counter() - start)
+    return 1e3 * (time.perf_counter() - start), 1e3 * (time.process_time() - used)
 
 
-def steps(job: batch.Job, upscaler: Upscaler) -> dict[str, float]:
+def steps(job: batch.Job, upscaler: Upscaler) -> dict[str, tuple[float, float]]:
     """Milliseconds of each step of one image."""
     network = upscaler._network(None)
     times = {"decode": milliseconds(lambda: read_image(job.source))}
-    image = read_image(job.source)
-    pixels = torch.from_numpy(image.pixels)
-    x = pixels.permute(2, 0, 1)[None].to(network.device)
+    pixels = torch.from_numpy(read_image(job.source).pixels)
+
+    # As Upscaler does it, the network apart from what is around it.
+    def before() -> torch.Tensor:
+        return pixels.permute(2, 0, 1)[None].to(network.device)
+
+    times["layout before"] = milliseconds(before)
+    x = before()
     times["network"] = milliseconds(lambda: (network(x), network.check()))
-    # Conversion, copies and checks: what the whole step takes beyond the network.
-    times["layout"] = milliseconds(lambda: upscaler(pixels)) - times["network"]
+    y = network(x)
+    times["layout after"] = milliseconds(lambda: y[0].permute(1, 2, 0).contiguous().cpu())
     result = Image(upscaler(pixels).numpy())
     job.target.parent.mkdir(exist_ok=True)
     times["encode and write"] = milliseconds(lambda: write_image(job.target, result))
@@ -58,7 +64,7 @@ def steps(job: batch.Job, upscaler: Upscaler) -> dict[str, float]:
 
 
 def upscale(jobs: list[batch.Job], upscaler: Upscaler) -> float:
-    return milliseconds(lambda: batch.run_all(jobs, upscaler, overwrite=True))
+    return milliseconds(lambda: batch.run_all(jobs, upscaler, overwrite=True))[0]
 
 
 def main() -> None:
@@ -75,18 +81,24 @@ def main() -> None:
             jobs = crops(options.photographs, Path(folder) / kind, options.count, kind)
             upscaler(torch.from_numpy(read_image(jobs[0].source).pixels))
             each = [steps(job, upscaler) for _ in range(options.rounds) for job in jobs]
-            medians = {step: statistics.median(t[step] for t in each) for step in each[0]}
+            medians = {
+                step: [statistics.median(t[step][i] for t in each) for i in (0, 1)]
+                for step in each[0]
+            }
             singly, together = [], []
             for _ in range(options.rounds):
                 singly.append(sum(upscale([job], upscaler) for job in jobs))
                 together.append(upscale(jobs, upscaler))
-            print(
-                f"{len(jobs)} {kind} of {WIDTH}x{HEIGHT}, {upscaler.backend}, median ms per image"
-            )
-            for step, time_of_step in medians.items():
-                print(f"  {step:20s} {time_of_step:7.2f}")
-            beside = (medians["decode"] + medians["layout"]) / medians["network"]
-            print(f"  decode and layout are {beside:.1%} of the network")
+            print(f"{len(jobs)} {kind} of {WIDTH}x{HEIGHT}, {upscaler.backend}")
+            print("  median ms per image    clock  processor")
+            for step, (clock, processor) in medians.items():
+                print(f"  {step:20s} {clock:7.2f}  {processor:9.2f}")
+            for i, of in enumerate(("the clock", "processor time, the network's shared out")):
+                beside = sum(
+                    t[i] for step, t in medians.items() if step[:6] in ("decode", "layout")
+                )
+                share = beside / medians["network"][i] * (options.threads if i else 1)
+                print(f"  decode and layout are {share:.1%} of the network by {of}")
             for name, times in (("one by one", singly), ("as one batch", together)):
                 print(f"  {name:20s} {statistics.median(times) / len(jobs):7.2f}")
 

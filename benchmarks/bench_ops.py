@@ -1,12 +1,14 @@
-"""Times each op against PyTorch: eager, and compiled.
+"""Times the gate against PyTorch: eager, and compiled.
 
     pytest benchmarks/bench_ops.py
 
 Every result is verified before it is timed.  An op that does little arithmetic cannot be faster
 than memory: extra_info has the bytes that it must move per second and their share of what a copy of
-as many bytes reaches on the same machine (`share_of_copy`).
+as many bytes reaches on the same machine (`share_of_copy`).  Those times are warm;
+`cold_ms` is after a buffer larger than every cache was written.
 """
 
+import statistics
 import time
 from collections.abc import Callable
 from functools import cache
@@ -56,6 +58,20 @@ def copy_bandwidth(device: str, size: int) -> float:
     return 8 * source.numel() / best
 
 
+def cold(run: Callable[[], object], device: str, rounds: int = 5) -> float:
+    """Median milliseconds after 256 MB were written, more than the caches of a CPU or GPU hold."""
+    buffer = torch.empty(2**26, device=device)
+    times = []
+    for _ in range(rounds):
+        buffer.zero_()
+        finished(device)
+        start = time.perf_counter()
+        run()
+        finished(device)
+        times.append(1e3 * (time.perf_counter() - start))
+    return round(statistics.median(times), 4)
+
+
 def measure(
     benchmark: BenchmarkFixture,
     run: Callable[[], object],
@@ -73,6 +89,7 @@ def measure(
     rate = size / benchmark.stats.stats.median
     benchmark.extra_info["GB_per_s"] = round(rate / 1e9, 2)
     benchmark.extra_info["share_of_copy"] = round(rate / copy_bandwidth(device, size), 3)
+    benchmark.extra_info["cold_ms"] = cold(run, device)
     benchmark.extra_info["backend"] = backends.choose(device)
 
 

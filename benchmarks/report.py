@@ -1,4 +1,4 @@
-"""Writes the speed tables of the README and of docs/training.md from the committed results.
+"""Writes the speed tables of the README and the docs from the committed results.
 
 Usage: python benchmarks/report.py
 """
@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
-RESULTS = ROOT / "benchmarks" / "results" / "cpu_peers.json"
-BEGIN, END = "<!-- cpu_peers: made by benchmarks/report.py -->", "<!-- end of cpu_peers -->"
-TRAINING = ROOT / "docs" / "training.md"
-TRAINING_RESULTS = ROOT / "benchmarks" / "results" / "training.json"
-TRAINING_BEGIN, TRAINING_END = BEGIN.replace("cpu_peers", "training"), "<!-- end of training -->"
+DOCUMENTS = [ROOT / name for name in ("README.md", "docs/performance.md", "docs/training.md")]
+# How many times as fast as the best other of each precision espan should be.
+TARGETS = {"fp32": 3.0, "bf16": 1.5}
 
 
-def table(results: dict[str, Any]) -> str:
+def peers(results: dict[str, Any]) -> str:
     """Median milliseconds of each way to run each case, and how many times ours that is."""
     cases = results["cases"]
     machine = results["machine"]
@@ -40,14 +37,31 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def updated(readme: str, results: dict[str, Any]) -> str:
-    """The README's text with the table between its marks replaced."""
-    before, rest = readme.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table(results)}\n{END}{after}"
+def targets(results: dict[str, Any]) -> str:
+    """The fastest of ours against the fastest other: fp32 against fp32, any against bf16."""
+    lines = ["| case | against | espan | times as fast | target | |", "|---|---|---|---|---|---|"]
+    for case in results["cases"]:
+        medians = {name: time["median_ms"] for name, time in case["times"].items()}
+        ours = {name for name in medians if name.startswith("espan")}
+        for precision, target in TARGETS.items():
+            allowed = [n for n in ours if precision != "fp32" or n.endswith("fp32")]
+            mine = min(allowed, key=lambda n: medians[n])
+            others = [n for n in medians.keys() - ours if n.endswith(precision)]
+            best = min(others, key=lambda n: medians[n])
+            ratio = medians[best] / medians[mine]
+            cells = [
+                case["case"],
+                f"{best}, {medians[best]:.0f} ms",
+                f"{mine}, {medians[mine]:.0f} ms",
+                f"{ratio:.2f}",
+                f"{target:g}",
+                "met" if ratio >= target else "not met",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def training_table(results: dict[str, Any]) -> str:
+def training(results: dict[str, Any]) -> str:
     """Median milliseconds of each way to do a thing, ours first, and how many times ours it is."""
     machine = results["machine_info"]
     lines = ["| what | way | median ms | times the first |", "|---|---|---|---|"]
@@ -67,14 +81,32 @@ def training_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def training_updated(text: str, results: dict[str, Any]) -> str:
-    """The text of docs/training.md with the table between its marks replaced."""
-    before, rest = text.split(TRAINING_BEGIN)
-    _, after = rest.split(TRAINING_END)
-    return f"{before}{TRAINING_BEGIN}\n{training_table(results)}\n{TRAINING_END}{after}"
+# The file of results and the function of each table.
+TABLES = {
+    "cpu_peers": ("cpu_peers", peers),
+    "cpu_targets": ("cpu_peers", targets),
+    "training": ("training", training),
+}
+
+
+def load() -> dict[str, Any]:
+    """The committed results, by the names of their files."""
+    folder = ROOT / "benchmarks" / "results"
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name, _ in TABLES.values()}
+
+
+def updated(text: str, results: dict[str, Any]) -> str:
+    """A document's text with the tables between its marks replaced."""
+    for name, (source, table) in TABLES.items():
+        begin, end = f"<!-- {name}: made by benchmarks/report.py -->", f"<!-- end of {name} -->"
+        if begin in text:
+            before, rest = text.split(begin)
+            _, after = rest.split(end)
+            text = f"{before}{begin}\n{table(results[source])}\n{end}{after}"
+    return text
 
 
 if __name__ == "__main__":
-    training = json.loads(TRAINING_RESULTS.read_text())
-    TRAINING.write_text(training_updated(TRAINING.read_text("utf-8"), training), "utf-8")
-    README.write_text(updated(README.read_text("utf-8"), json.loads(RESULTS.read_text())), "utf-8")
+    measured = load()
+    for document in DOCUMENTS:
+        document.write_text(updated(document.read_text("utf-8"), measured), "utf-8")

@@ -1,7 +1,6 @@
-"""The speed tables in the docs are what the committed results say."""
+"""The speed tables in the documents are what the committed results say."""
 
 import importlib.util
-import json
 from pathlib import Path
 
 import pytest
@@ -19,17 +18,30 @@ def report():
     return report
 
 
-def test_readme_is_up_to_date(report):
-    readme = report.README.read_text("utf-8")
-    results = json.loads(report.RESULTS.read_text())
-    assert report.updated(readme, results) == readme, "run python benchmarks/report.py"
-    results["cases"][0]["times"]["espan fp32"]["median_ms"] += 100
-    assert report.updated(readme, results) != readme
+@pytest.mark.parametrize("name", ["README.md", "docs/performance.md", "docs/training.md"])
+def test_documents_are_up_to_date(name, report):
+    assert ROOT / name in report.DOCUMENTS
+    text = (ROOT / name).read_text("utf-8")
+    results = report.load()
+    assert report.updated(text, results) == text, "run python benchmarks/report.py"
+    results["cpu_peers"]["cases"][0]["times"]["espan fp32"]["median_ms"] += 100
+    results["training"]["benchmarks"][0]["stats"]["median"] += 1
+    assert report.updated(text, results) != text
 
 
-def test_training_page_is_up_to_date(report):
-    page = report.TRAINING.read_text("utf-8")
-    results = json.loads(report.TRAINING_RESULTS.read_text())
-    assert report.training_updated(page, results) == page, "run python benchmarks/report.py"
-    results["benchmarks"][0]["stats"]["median"] += 1
-    assert report.training_updated(page, results) != page
+def test_targets(report):
+    """Ours in fp32 against the best other in fp32, the fastest of ours against the best bf16."""
+
+    def of(**times):
+        named = {name.replace("_", " "): {"median_ms": time} for name, time in times.items()}
+        return report.targets({"cases": [{"case": "c", "times": named}]}).splitlines()[2:]
+
+    others = {"a_fp32": 90, "b_fp32": 120, "a_bf16": 50, "b_bf16": 40}
+    assert of(espan_fp32=30, **others) == [
+        "| c | a fp32, 90 ms | espan fp32, 30 ms | 3.00 | 3 | met |",
+        "| c | b bf16, 40 ms | espan fp32, 30 ms | 1.33 | 1.5 | not met |",
+    ]
+    assert of(espan_fp32=40, espan_bf16=20, **others) == [
+        "| c | a fp32, 90 ms | espan fp32, 40 ms | 2.25 | 3 | not met |",
+        "| c | b bf16, 40 ms | espan bf16, 20 ms | 2.00 | 1.5 | met |",
+    ]

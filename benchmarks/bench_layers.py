@@ -1,0 +1,163 @@
+"""Times the parts of a network, ESPAN's head, block and tail, against PyTorch.
+
+    pytest benchmarks/bench_layers.py
+
+Verified, then timed warm and cold (`cold_ms`: after a buffer larger than every cache was written).
+On a CPU the parts alone are PyTorch's convolutions; what runs a network there is in bench_model.py.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+
+from benchmarks.bench_model import DEVICE, DIV2K, GPU, SIZES, clock, product_rate
+from benchmarks.bench_ops import cold
+from espan_kernels import head, pack_head, pack_spab, pack_tail, reference, spab, tail
+
+C, HEAD, SCALE = 32, 9, 4
+# Multiply-adds a pixel.
+MACS = {
+    "head": 3 * HEAD * HEAD * C,
+    "spab": 3 * 9 * C * C,
+    "tail": C * (9 * C + 2 * C + 9 * 3 * SCALE * SCALE),
+}
+F32, F16 = torch.float32, torch.float16
+PYTORCH = ["eager fp32"] + ["eager fp16", "graphed fp16", "compiled fp16"] * GPU
+RIVALS = PYTORCH + (["espan", "triton"] if GPU else ["compiled fp32", "espan"])
+
+Run = Callable[[], Tensor]
+
+
+@cache
+def weights_of(part: str) -> list[Tensor]:
+    """Of about unit gain, in the order in which the packing functions take them."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        fan_in = torch.Size(shape[1:]).numel() if len(shape) > 1 else 25
+        return torch.randn(shape, generator=generator) / fan_in**0.5
+
+    if part == "head":
+        return [random(C, 3, HEAD, HEAD), random(C)]
+    if part == "spab":
+        return [random(C, C, 3, 3) for _ in range(3)] + [random(C) for _ in range(3)]
+    rows = 3 * SCALE * SCALE
+    shapes = ((C, C, 3, 3), (C, 2 * C, 1, 1), (C,), (rows, C, 3, 3), (rows,))
+    return [random(*shape) for shape in shapes]
+
+
+def meaning(part: str, weights: list[Tensor], maps: list[Tensor]) -> Tensor:
+    """What the part is in PyTorch."""
+    if part == "head":
+        return reference.head(maps[0], weights[0], weights[1], None)
+    if part == "spab":
+        return reference.spab(maps[0], weights[:3], weights[3:])[0]
+    return reference.tail(maps[0], maps[1:], *weights, SCALE)
+
+
+def inputs(part: str, size: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    channels, count = {"head": (3, 1), "spab": (C, 1), "tail": (C, 3)}[part]
+    return [
+        torch.rand(1, channels, *size, generator=generator)
+        .to(DEVICE, dtype)
+        .contiguous(memory_format=torch.channels_last)
+        for _ in range(count)
+    ]
+
+
+def pytorch(name: str, part: str, size: tuple[int, int]) -> Run:
+    how, precision = name.split()
+    dtype = {"fp32": F32, "fp16": F16}[precision]
+    maps = inputs(part, size, dtype)
+    weights = [w.to(DEVICE, dtype) for w in weights_of(part)]
+    weights = [
+        w.contiguous(memory_format=torch.channels_last) if w.ndim == 4 else w for w in weights
+    ]
+    if how == "compiled":
+        torch._dynamo.reset()
+        mode = "max-autotune" if GPU else "default"
+        compiled = torch.compile(meaning, mode=mode, dynamic=False)
+        return lambda: compiled(part, weights, maps)
+    if how == "eager":
+        return lambda: meaning(part, weights, maps)
+    for _ in range(3):
+        meaning(part, weights, maps)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = meaning(part, weights, maps)
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay
+
+
+def ours(name: str, part: str, size: tuple[int, int]) -> Run:
+    """Our op, its result as (N, C, H, W)."""
+    dtype = F16 if GPU else F32
+    maps = [m.permute(0, 2, 3, 1) for m in inputs(part, size, dtype)]  # P = C
+    weights = weights_of(part)
+    ops = {"head": head, "spab": spab, "tail": tail}
+    if name == "triton":
+        from espan_kernels.triton import head as h
+        from espan_kernels.triton import spab as s
+        from espan_kernels.triton import tail as t
+
+        ops = {"head": h.head, "spab": s.spab, "tail": t.tail}
+    op = ops[part]
+    if part == "head":
+        packed = pack_head(*weights, dtype, DEVICE)
+        image = maps[0].permute(0, 3, 1, 2)
+        return lambda: op(image, packed, None, C, HEAD).permute(0, 3, 1, 2)
+    if part == "spab":
+        packed = pack_spab(weights[:3], weights[3:], dtype, DEVICE)
+        return lambda: op(maps[0], packed, C, 3, False)[0].permute(0, 3, 1, 2)
+    packed = pack_tail(*weights, dtype, DEVICE)
+    last, first, second = maps
+    return lambda: op(first, second, last, None, packed, C, SCALE, dtype, None)
+
+
+def verify(part: str, run: Callable[..., Run], name: str) -> None:
+    size = (21, 34)
+    exact = meaning(
+        part,
+        [w.double() for w in weights_of(part)],
+        [m.double().cpu() for m in inputs(part, size, F16 if GPU else F32)],
+    )
+    error = (run(name, part, size)().cpu() - exact).abs().max() / exact.abs().max()
+    assert error < 4e-3, f"off by {error:.2g} of the largest value"
+
+
+@pytest.mark.benchmark(timer=clock)
+@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[1]}x{s[0]}")
+@pytest.mark.parametrize("part", MACS)
+def test_part(benchmark: BenchmarkFixture, part: str, size: tuple[int, int], name: str) -> None:
+    if size not in ((256, 256), DIV2K) and (not GPU or name.startswith("compiled")):
+        pytest.skip("on the CPU, and where compiling is slow, 256x256 and 510x339 are enough")
+    make = pytorch if name in PYTORCH or name.startswith("compiled") else ours
+    benchmark.group = f"{part} {DEVICE} {size[1]}x{size[0]}"
+    with torch.inference_mode():
+        verify(part, make, name)
+        run = make(name, part, size)
+        for _ in range(3):
+            run()
+        start = clock()
+        run()
+        once = clock() - start
+        iterations = max(1, min(50, int(0.01 / once))) if GPU else 1
+        rounds = max(5, min(20, int(0.5 / (once * iterations))))
+        benchmark.pedantic(run, iterations=iterations, rounds=rounds, warmup_rounds=1)
+        dtype = F32 if name.endswith("fp32") or not GPU else F16
+        floor = MACS[part] * size[0] * size[1] / product_rate(dtype)
+        benchmark.extra_info |= {"arithmetic": str(dtype), "floor_ms": round(1e3 * floor, 4)}
+        if not benchmark.disabled:
+            median = benchmark.stats.stats.median
+            benchmark.extra_info["times_the_floor"] = round(median / floor, 2)
+            benchmark.extra_info["cold_ms"] = cold(run, DEVICE)
