@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
 # What matters most comes first.
-BENCHMARKS = ("bench_model", "bench_frequency_loss", "bench_layers", "bench_ops")
+BENCHMARKS = ("bench_model", "bench_frequency_loss", "bench_layers", "bench_ops", "bench_training")
 TEST_LIMIT, BENCHMARK_LIMIT, SANITIZER_LIMIT = 150, 240, 60  # seconds
 
 
