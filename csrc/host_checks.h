@@ -26,8 +26,8 @@ template <class... Parts>
   throw std::runtime_error(message.str());
 }
 
-inline std::string dtype_name(const Tensor& t) {
-  switch (t.scalar_type()) {
+inline std::string dtype_name(ScalarType dtype) {
+  switch (dtype) {
     case ScalarType::Float:
       return "float32";
     case ScalarType::Half:
@@ -37,9 +37,11 @@ inline std::string dtype_name(const Tensor& t) {
     case ScalarType::Double:
       return "float64";
     default:
-      return torch::headeronly::toString(t.scalar_type());
+      return torch::headeronly::toString(dtype);
   }
 }
+
+inline std::string dtype_name(const Tensor& t) { return dtype_name(t.scalar_type()); }
 
 inline std::string shape_name(const Tensor& t) {
   std::ostringstream text;

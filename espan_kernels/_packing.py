@@ -1,8 +1,10 @@
 """Weights in the order in which the kernels read them.
 
-A packed tensor is flat, of the dtype of the feature maps: convolution weights as `mma.m16n8k16`
-wants them in its registers, then biases in float32, seen as that dtype.  A warp reads a step's
-weights with one 16-byte load per lane and pair of output tiles, so nothing is shuffled on the GPU.
+A packed tensor is flat, of the dtype of the feature maps.  It has one of two forms: "cpu", the
+float32 values of `_streamed.py` seen as that dtype; or "cuda", convolution weights as
+`mma.m16n8k16` wants them in its registers, then biases in float32, seen as that dtype.  A warp
+reads a step's weights with one 16-byte load per lane and pair of output tiles, so nothing is
+shuffled on the GPU.  The reference reads both.
 
 Feature maps have P channels: C rounded up to a multiple of 16; what is beyond C has zero weights
 and stays zero.
@@ -13,6 +15,8 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from espan_kernels import _streamed
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_CHANNELS = 64
@@ -105,19 +109,45 @@ def split(packed: Tensor, weights: int) -> tuple[Tensor, Tensor]:
     return packed[:weights], packed[weights:].view(torch.float32)
 
 
-def packed_size(weights: int, biases: int, dtype: torch.dtype) -> int:
-    """Elements of a packed tensor."""
-    return weights + biases * 4 // dtype.itemsize
+def choose_form(op: str, form: str | None, device: torch.device | str) -> str:
+    """``form``, or the one that the kernels for ``device`` read."""
+    if form not in (None, "cpu", "cuda"):
+        raise RuntimeError(f"{op}: form is {form!r}; it must be 'cpu' or 'cuda', or left out")
+    return form or ("cpu" if torch.device(device).type == "cpu" else "cuda")
 
 
-def check_packed(op: str, packed: Tensor, dtype: torch.dtype, size: int) -> None:
+def form_of(
+    op: str,
+    packed: Tensor,
+    dtype: torch.dtype,
+    cuda: tuple[int, int],
+    cpu: Sequence[tuple[int, int]],
+) -> str:
+    """The form of ``packed``, which must be of ``dtype``.
+
+    ``cuda``: weights and biases in that form; ``cpu``: the shapes of the layers in the other.
+    """
     if packed.dtype != dtype:
         found, wanted = (str(d).removeprefix("torch.") for d in (packed.dtype, dtype))
         raise RuntimeError(f"{op}: packed has dtype {found}; it must be {wanted}")
-    if packed.ndim != 1 or packed.shape[0] != size:
+    sizes = {
+        "cpu": _streamed.size(cpu) * 4 // dtype.itemsize,
+        "cuda": cuda[0] + cuda[1] * 4 // dtype.itemsize,
+    }
+    for form, size in sizes.items():
+        if packed.ndim == 1 and packed.shape[0] == size:
+            return form
+    wanted_size = sizes["cpu" if packed.device.type == "cpu" else "cuda"]
+    raise RuntimeError(
+        f"{op}: packed has shape {list(packed.shape)}; for these channels and this kernel it "
+        f"must have the shape [{wanted_size}]"
+    )
+
+
+def check_form(op: str, form: str, device: str) -> None:
+    if form != device:
         raise RuntimeError(
-            f"{op}: packed has shape {list(packed.shape)}; for these channels and this kernel it "
-            f"must have the shape [{size}]"
+            f"{op}: packed has the form of another device; pack the weights for device '{device}'"
         )
 
 

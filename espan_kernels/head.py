@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from espan_kernels import _features, _library, _packing, reference
+from espan_kernels import _features, _library, _packing, _streamed, reference
 from espan_kernels._packing import padded
 
 OP = "espan::head"
@@ -19,7 +19,8 @@ def head(image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kern
     Args:
         image: (N, 3, H, W) of any strides; uint8, which stands for 0-1, float16, bfloat16 or
             float32.
-        packed: from :func:`pack_head`; its dtype is that of the result.
+        packed: from :func:`pack_head`, for the device of ``image``; its dtype is that of the
+            result.
         mean: (3,) float32, subtracted from the image before the zero padding; or None.
         channels: C, up to 64.
         kernel: odd, up to 11.
@@ -34,14 +35,24 @@ def head(image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kern
 
 
 def pack_head(
-    weight: Tensor, bias: Tensor, dtype: torch.dtype, device: torch.device | str = "cpu"
+    weight: Tensor,
+    bias: Tensor,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    *,
+    form: str | None = None,
 ) -> Tensor:
-    """Pack a (C, 3, k, k) weight and a (C,) bias for :func:`head`."""
+    """Pack a (C, 3, k, k) weight and a (C,) bias for :func:`head`.
+
+    Args and result: as of :func:`espan_kernels.pack_spab`.
+    """
     channels, kernel = weight.shape[0], weight.shape[-1]
     _check(channels, kernel)
     _packing.check_dtype("pack_head", dtype)
     _packing.check_weight("pack_head", "weight", weight, (channels, 3, kernel, kernel))
     _packing.check_weight("pack_head", "bias", bias, (channels,))
+    if _packing.choose_form("pack_head", form, device) == "cpu":
+        return _streamed.join([], [(_streamed.head(weight), bias)]).view(dtype).to(device)
     p = padded(channels)
     padded_bias = _packing.pad(bias.detach().double().cpu(), p)[_packing.output_order(p)]
     return _packing.join([_pack(weight.detach().double().cpu())], [padded_bias], dtype).to(device)
@@ -74,11 +85,19 @@ def _weight_count(channels: int, kernel: int) -> int:
 
 def unpack(packed: Tensor, channels: int, kernel: int) -> tuple[Tensor, Tensor]:
     """The weight (C, 3, k, k) and bias (C,) that are in ``packed``."""
+    if _form(packed, packed.dtype, channels, kernel) == "cpu":
+        ((rows, bias),) = _streamed.split(packed, [(3 * kernel * kernel, channels)])
+        return _streamed.from_head(rows, kernel).to(packed.dtype), bias.to(packed.dtype)
     p = padded(channels)
     flat, bias = _packing.split(packed, _weight_count(channels, kernel))
     order = _packing.inverse(_pack_numbers, channels, kernel).to(packed.device)
     weight = flat[order].view(channels, 3, kernel, kernel)
     return weight, _packing.natural(bias, p)[:channels].to(packed.dtype)
+
+
+def _form(packed: Tensor, dtype: torch.dtype, channels: int, kernel: int) -> str:
+    cuda = _weight_count(channels, kernel), padded(channels)
+    return _packing.form_of(OP, packed, dtype, cuda, [(3 * kernel * kernel, channels)])
 
 
 def _check(channels: int, kernel: int) -> None:
@@ -102,8 +121,7 @@ def _check_inputs(
         )
     _features.check_device(OP, "packed", packed, "image", image)
     _packing.check_dtype(OP, packed.dtype)
-    size = _packing.packed_size(_weight_count(channels, kernel), padded(channels), packed.dtype)
-    _packing.check_packed(OP, packed, packed.dtype, size)
+    _form(packed, packed.dtype, channels, kernel)
     if mean is not None:
         _features.check_device(OP, "mean", mean, "image", image)
         if mean.dtype != torch.float32 or mean.shape != (3,) or not mean.is_contiguous():

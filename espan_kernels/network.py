@@ -7,19 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from espan_kernels import _library
-
-# Winograd's G for F(4x4, 3x3) with the points 0, 1, -1, 2, -2 and infinity: kernel -> 6 values.
-_G = [
-    [1 / 4, 0, 0],
-    [-1 / 6, -1 / 6, -1 / 6],
-    [-1 / 6, 1 / 6, -1 / 6],
-    [1 / 24, 1 / 12, 1 / 6],
-    [1 / 24, -1 / 12, 1 / 6],
-    [0, 0, 1],
-]
-# Rows of packed weights are padded to whole vectors of the widest instruction set.
-_LANES = 16
+from espan_kernels import _library, _streamed
 
 Kernel = tuple[Tensor, Tensor]
 
@@ -108,7 +96,7 @@ def pack_network(
             f"pack_network: got {len(blocks)} blocks and {len(concat_side)} weights for the "
             "concat; there must be a block at least, and 2 or 3 weights"
         )
-    parts = [_pad(torch.tensor([list(mean)], dtype=torch.float64))]
+    layers: list[tuple[Tensor, Tensor | None]] = []
 
     def side(i: int) -> None:
         if concat_side[i].shape != square[:2]:
@@ -116,41 +104,22 @@ def pack_network(
                 f"pack_network: concat_side[{i}] has shape {list(concat_side[i].shape)}; "
                 f"it must be {list(square[:2])}"
             )
-        parts.append(_pad(concat_side[i].double().T))
-        parts.append(_pad(torch.zeros(1, channels, dtype=torch.float64)))
+        layers.append((concat_side[i].double().cpu().T, None))
 
-    def conv(name: str, kernel: Kernel) -> None:
-        _check(name, kernel, square)
-        parts.extend(_winograd(kernel))
-
-    taps = head[0].double().permute(2, 3, 1, 0).reshape(-1, channels)
-    parts += [_pad(taps), _pad(head[1].double()[None])]
+    layers.append((_streamed.head(head[0]), head[1]))
     side(0)
     for i, block in enumerate(blocks):
         for j, kernel in enumerate(block):
-            conv(f"blocks[{i}][{j}]", kernel)
+            _check(f"blocks[{i}][{j}]", kernel, square)
+            layers.append((_streamed.winograd(kernel[0]), kernel[1]))
         if i == 0:
             side(1)
     if len(concat_side) == 3:
         side(2)
-    conv("concat_last", concat_last)
-    # From (colour, dy, dx) to (dy, dx, colour), the order of pixels in a row of an image.
-    order = torch.arange(3 * scale * scale).view(3, -1).T.flatten()
-    # What pads a row repeats its first output, so that the range of all is the range of the image.
-    order = torch.cat([order, order[:1].expand(-len(order) % _LANES)])
-    parts += _winograd((upsample[0][order], upsample[1][order]))
-    return torch.cat([part.flatten() for part in parts]).float()
-
-
-def _winograd(kernel: Kernel) -> list[Tensor]:
-    """(36, inputs, outputs) transformed weights and the bias."""
-    g = torch.tensor(_G, dtype=torch.float64)
-    weight = torch.einsum("pi,qj,ocij->pqco", g, g, kernel[0].double().cpu())
-    return [_pad(weight.flatten(0, 1)), _pad(kernel[1].double().cpu()[None])]
-
-
-def _pad(weight: Tensor) -> Tensor:
-    return torch.nn.functional.pad(weight.cpu(), (0, -weight.shape[-1] % _LANES))
+    layers.append((_streamed.winograd(concat_last[0]), concat_last[1]))
+    order = _streamed.upsample_order(scale)
+    layers.append((_streamed.winograd(upsample[0][order]), upsample[1][order]))
+    return _streamed.join(mean, layers)
 
 
 def _check(name: str, kernel: Kernel, shape: tuple[int, ...]) -> None:

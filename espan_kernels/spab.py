@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from espan_kernels import _features, _library, _packing, reference
+from espan_kernels import _features, _library, _packing, _streamed, reference
 from espan_kernels._packing import padded
 
 OP = "espan::spab"
@@ -20,8 +20,8 @@ def spab(
 
     Args:
         x: (N, H, W, P) contiguous, P = ``padded(channels)``; what is beyond ``channels`` is zero.
-            float16 or bfloat16 on CUDA; also float32 elsewhere.
-        packed: from :func:`pack_spab`, of the dtype and device of ``x``.
+            float16 or bfloat16 on CUDA; also float32 elsewhere.  The CPU computes in float32.
+        packed: from :func:`pack_spab`, of the dtype and for the device of ``x``.
         channels: C, up to 64.
         convs: 2 or 3.
         with_activation: also return the block's first activation, which SPAN's concat takes.
@@ -40,10 +40,19 @@ def pack_spab(
     biases: Sequence[Tensor],
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
+    *,
+    form: str | None = None,
 ) -> Tensor:
     """Pack two or three (C, C, 3, 3) weights and (C,) biases for :func:`spab`.
 
-    All are stored halved (exact but for subnormals): SiLU and gate are functions of ``tanh(o/2)``.
+    Args:
+        weights, biases: in any floating-point dtype.
+        dtype: that of the feature maps.
+        device: where the block will run.
+        form: whose kernels read the result, "cpu" or "cuda"; by default those of ``device``.
+
+    Returns:
+        One row of ``dtype`` on ``device``.
     """
     convs, channels = len(weights), weights[0].shape[0]
     _check(channels, convs)
@@ -51,6 +60,10 @@ def pack_spab(
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         _packing.check_weight("pack_spab", f"weights[{i}]", weight, (channels, channels, 3, 3))
         _packing.check_weight("pack_spab", f"biases[{i}]", bias, (channels,))
+    if _packing.choose_form("pack_spab", form, device) == "cpu":
+        layers = [(_streamed.winograd(w), b) for w, b in zip(weights, biases, strict=True)]
+        return _streamed.join([], layers).view(dtype).to(device)
+    # All are stored halved (exact but for subnormals): SiLU and gate are functions of tanh(o/2).
     stacked = torch.stack([w.detach().double().cpu() for w in weights])
     p = padded(channels)
     bias = _packing.pad(torch.stack([b.detach().double().cpu() for b in biases]), convs, p)
@@ -72,12 +85,26 @@ def _pack_numbers(channels: int, convs: int) -> Tensor:
 
 def unpack(packed: Tensor, channels: int, convs: int) -> tuple[Tensor, Tensor]:
     """The weights (convs, C, C, 3, 3) and biases (convs, C) that are in ``packed``."""
+    if _form(packed, packed.dtype, channels, convs) == "cpu":
+        layers = _streamed.split(packed, _layers(channels, convs))
+        stacked = torch.stack([_streamed.from_winograd(rows) for rows, _ in layers])
+        return stacked.to(packed.dtype), torch.stack([b for _, b in layers]).to(packed.dtype)
     p = padded(channels)
     flat, bias = _packing.split(packed, convs * p * p * 9)
     order = _packing.inverse(_pack_numbers, channels, convs).to(packed.device)
     weights = flat[order].view(convs, channels, channels, 3, 3)
     biases = _packing.natural(bias.view(convs, p).T, p)[:channels].T
     return weights * 2, (biases * 2).to(packed.dtype)
+
+
+def _layers(channels: int, convs: int) -> list[tuple[int, int]]:
+    return [(36 * channels, channels)] * convs
+
+
+def _form(packed: Tensor, dtype: torch.dtype, channels: int, convs: int) -> str:
+    p = padded(channels)
+    cuda = convs * p * p * 9, convs * p
+    return _packing.form_of(OP, packed, dtype, cuda, _layers(channels, convs))
 
 
 def _check(channels: int, convs: int) -> None:
@@ -88,11 +115,9 @@ def _check(channels: int, convs: int) -> None:
 
 def _check_inputs(x: Tensor, packed: Tensor, channels: int, convs: int) -> None:
     _check(channels, convs)
-    p = padded(channels)
-    _features.check(OP, "x", x, p)
+    _features.check(OP, "x", x, padded(channels))
     _features.check_device(OP, "packed", packed, "x", x)
-    size = _packing.packed_size(convs * p * p * 9, convs * p, x.dtype)
-    _packing.check_packed(OP, packed, x.dtype, size)
+    _form(packed, x.dtype, channels, convs)
 
 
 def _reference(

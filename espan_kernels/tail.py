@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from espan_kernels import _features, _library, _packing, reference
+from espan_kernels import _features, _library, _packing, _streamed, reference
 from espan_kernels._packing import padded
 
 OP = "espan::tail"
@@ -27,7 +27,7 @@ def tail(
 
     Args:
         head, first, last, activation: feature maps (N, H, W, P) contiguous, of one dtype and shape.
-        packed: from :func:`pack_tail`, of their dtype and device.
+        packed: from :func:`pack_tail`, of their dtype and for their device.
         channels: C, up to 64.
         scale: s, 1 to 4.
         dtype: of the image: uint8 (clamped to 0-1, rounded), float16, bfloat16 or float32 (not
@@ -53,8 +53,13 @@ def pack_tail(
     up_bias: Tensor,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
+    *,
+    form: str | None = None,
 ) -> Tensor:
-    """Pack the weights of :func:`espan_kernels.reference.tail` for :func:`tail`."""
+    """Pack the weights of :func:`espan_kernels.reference.tail` for :func:`tail`.
+
+    Args and result: as of :func:`espan_kernels.pack_spab`.
+    """
     channels, sides = bias.shape[0], side_weight.shape[1] // bias.shape[0]
     scale = round((up_bias.shape[0] / 3) ** 0.5)
     _check(channels, scale, sides)
@@ -67,6 +72,14 @@ def pack_tail(
     }
     for name, (weight, shape) in shapes.items():
         _packing.check_weight("pack_tail", name, weight, shape)
+    if _packing.choose_form("pack_tail", form, device) == "cpu":
+        order = _streamed.upsample_order(scale)
+        layers: list[tuple[Tensor, Tensor | None]] = [
+            (_streamed.head(side), None) for side in side_weight.split(channels, dim=1)
+        ]
+        layers.append((_streamed.winograd(last_weight), bias))
+        layers.append((_streamed.winograd(up_weight[order]), up_bias[order]))
+        return _streamed.join([], layers).view(dtype).to(device)
     wide = [t.detach().double().cpu() for t in (last_weight, side_weight, up_weight)]
     p = padded(channels)
     biases = [
@@ -135,6 +148,8 @@ def unpack(
     packed: Tensor, channels: int, scale: int, sides: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """last_weight, side_weight, bias, up_weight and up_bias as they are in ``packed``."""
+    if _form(packed, packed.dtype, channels, scale, sides) == "cpu":
+        return _unpack_streamed(packed, channels, scale, sides)
     p = padded(channels)
     flat, biases = _packing.split(packed, _counts(channels, scale, sides)[0])
     order = _packing.inverse(_pack_numbers, channels, scale, sides).to(packed.device)
@@ -144,6 +159,34 @@ def unpack(
     bias = _packing.natural(biases[:p], p)[:channels]
     up_bias = biases[p:][_packing.inverse(_bias_numbers, scale).to(packed.device)]
     return last, side, bias.to(packed.dtype), up, up_bias.to(packed.dtype)
+
+
+def _unpack_streamed(
+    packed: Tensor, channels: int, scale: int, sides: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *side_layers, (last, bias), (up, up_bias) = _streamed.split(
+        packed, _layers(channels, scale, sides)
+    )
+    side = torch.cat([_streamed.from_head(rows, 1) for rows, _ in side_layers], dim=1)
+    back = _streamed.upsample_order(scale)[: 3 * scale * scale].argsort().to(packed.device)
+    parts = (
+        _streamed.from_winograd(last),
+        side,
+        bias,
+        _streamed.from_winograd(up)[back],
+        up_bias[back],
+    )
+    return tuple(part.to(packed.dtype) for part in parts)  # type: ignore[return-value]
+
+
+def _layers(channels: int, scale: int, sides: int) -> list[tuple[int, int]]:
+    wide = [(36 * channels, channels), (36 * channels, 3 * scale * scale)]
+    return [(channels, channels)] * sides + wide
+
+
+def _form(packed: Tensor, dtype: torch.dtype, channels: int, scale: int, sides: int) -> str:
+    cuda = _counts(channels, scale, sides)
+    return _packing.form_of(OP, packed, dtype, cuda, _layers(channels, scale, sides))
 
 
 def _check(channels: int, scale: int, sides: int) -> None:
@@ -173,8 +216,7 @@ def _check_inputs(
         if t is not None:
             _features.check_like(OP, name, t, "last", last)
     _features.check_device(OP, "packed", packed, "last", last)
-    size = _packing.packed_size(*_counts(channels, scale, sides), last.dtype)
-    _packing.check_packed(OP, packed, last.dtype, size)
+    _form(packed, last.dtype, channels, scale, sides)
     if dtype not in IMAGE_DTYPES:
         raise RuntimeError(f"{OP}: dtype is {dtype}; it must be uint8, float16, bfloat16, float32")
     if flag is not None:

@@ -8,14 +8,14 @@ inline VecU first_lanes(int64_t n) {
   return mask;
 }
 
+// What pads the channels stays in its lanes: products take one channel after the other.
 template <class T>
 inline void load_map(const MapRow& m) {
   const T* map = static_cast<const T*>(m.map);
   for (int64_t channel = 0; channel < m.channels; channel += kLanes) {
-    const VecU mask = first_lanes(m.channels - channel);
     float* row = m.row + channel / kLanes * m.plane;
     for (int64_t x = 0; x < m.pixels; ++x)
-      store(row + x * kLanes, from_bits(bits(load(map + x * m.pitch + channel)) & mask));
+      store(row + x * kLanes, load(map + x * m.pitch + channel));
   }
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../host_checks.h"
+#include "pixels.h"
 #include "stream.h"
 
 namespace espan::cpu {
@@ -68,7 +69,6 @@ std::tuple<Tensor, Tensor> network(const Tensor& image, const Tensor& packed, in
   check(image, packed, d);
   const int64_t n = image.size(0), height = image.size(2), width = image.size(3);
   const bool bytes = image.scalar_type() == ScalarType::Byte;
-  const Element type = bytes ? Element::uint8 : Element::float32;
   // Bytes leave as images are stored, pixel by pixel; floats as tensors are, plane by plane.
   const auto layout = bytes ? torch::headeronly::MemoryFormat::ChannelsLast
                             : torch::headeronly::MemoryFormat::Contiguous;
@@ -81,15 +81,11 @@ std::tuple<Tensor, Tensor> network(const Tensor& image, const Tensor& packed, in
   const Layers layers = network_layers(d, mean + kMean);
   const Stream stream(layers, height, width);
   float* range = ranges.mutable_data_ptr<float>();
-  Pixels source{image.data_ptr(), image.stride(2), image.stride(3), image.stride(1), type};
-  Pixels target{out.data_ptr(), out.stride(2), out.stride(3), out.stride(1), type};
   for (int64_t i = 0; i < n; ++i, range += 3) {
-    const Range r = stream.run({source, target}, mean);
+    const Range r = stream.run({image_at(image, i), image_at(out, i)}, mean);
     range[0] = r.low;
     range[1] = r.high;
     range[2] = r.finite == 0 ? 0 : 1;
-    source = source.moved(image.stride(0));
-    target = target.moved(out.stride(0));
   }
   return {out, ranges};
 }

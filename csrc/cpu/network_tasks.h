@@ -74,7 +74,7 @@ struct MapRow {
   void* map;
   Element type;      // not uint8
   int64_t pitch;     // elements from pixel to pixel: the channels rounded up to a multiple of 16
-  int64_t channels;  // what is beyond them is not read, and zeros are written there
+  int64_t channels;  // what pads them does not count, and is written as zeros
   float* row;
   int64_t plane;
   int64_t pixels;

@@ -2,6 +2,9 @@
 //
 //   out[t][n] = init[t][n] + sum over k of in[t][k] * weights[k][n]
 //
+// The sums start with `init`, or it is added at the end (kInitLast): so long sums are made of
+// several, whose roundings are those of short ones.
+//
 // `t` counts pixels or Winograd tiles, kStep floats apart; `k` runs through parts of the input.
 // Every sum is a chain of one multiply-add after another in the order of k, whatever else is
 // computed beside it: the result does not depend on how rows are cut.
@@ -24,14 +27,15 @@ struct Product {
   int64_t out_plane;
 };
 
-template <int kRows, int kVecs, int kStep>
+template <int kRows, int kVecs, int kStep, bool kInitLast>
 inline void product_tile(const Product& p, const float* in, const float* weights, const float* init,
                          float* out) {
   VecF sum[kRows][kVecs];
 #pragma GCC unroll 16
   for (int t = 0; t < kRows; ++t)
 #pragma GCC unroll 3
-    for (int n = 0; n < kVecs; ++n) sum[t][n] = load(init + t * p.init_step + n * p.init_plane);
+    for (int n = 0; n < kVecs; ++n)
+      sum[t][n] = kInitLast ? VecF{} : load(init + t * p.init_step + n * p.init_plane);
   // Loops that test at their end: GCC would keep two sets of sums for ones that might not run.
   int64_t left = p.depth;
   do {
@@ -58,26 +62,30 @@ inline void product_tile(const Product& p, const float* in, const float* weights
 #pragma GCC unroll 16
   for (int t = 0; t < kRows; ++t)
 #pragma GCC unroll 3
-    for (int n = 0; n < kVecs; ++n) store(out + n * p.out_plane + t * kLanes, sum[t][n]);
+    for (int n = 0; n < kVecs; ++n) {
+      if constexpr (kInitLast) sum[t][n] += load(init + t * p.init_step + n * p.init_plane);
+      store(out + n * p.out_plane + t * kLanes, sum[t][n]);
+    }
 }
 
-template <int kRows, int kVecs, int kStep>
+template <int kRows, int kVecs, int kStep, bool kInitLast>
 inline void product_some(int64_t rows, const Product& p, const float* in, const float* weights,
                          const float* init, float* out) {
   if constexpr (kRows > 1)
-    if (rows < kRows) return product_some<kRows - 1, kVecs, kStep>(rows, p, in, weights, init, out);
-  product_tile<kRows, kVecs, kStep>(p, in, weights, init, out);
+    if (rows < kRows)
+      return product_some<kRows - 1, kVecs, kStep, kInitLast>(rows, p, in, weights, init, out);
+  product_tile<kRows, kVecs, kStep, kInitLast>(p, in, weights, init, out);
 }
 
 // All rows, kVecs vectors of the width: in pieces of nearly equal size.
-template <int kVecs, int kStep>
+template <int kVecs, int kStep, bool kInitLast>
 inline void product_columns(int64_t rows, const Product& p, const float* in, const float* weights,
                             const float* init, float* out) {
   constexpr int kMost = kMostRows[kVecs];
   int64_t pieces = (rows + kMost - 1) / kMost;
   for (; pieces > 0; --pieces) {
     const int64_t n = (rows + pieces - 1) / pieces;
-    product_some<kMost, kVecs, kStep>(n, p, in, weights, init, out);
+    product_some<kMost, kVecs, kStep, kInitLast>(n, p, in, weights, init, out);
     in += n * kStep;
     init += n * p.init_step;
     out += n * kLanes;
@@ -86,17 +94,17 @@ inline void product_columns(int64_t rows, const Product& p, const float* in, con
 }
 
 // Widths of 4 vectors are 2 + 2, not 3 + 1.
-template <int kStep>
+template <int kStep, bool kInitLast = false>
 inline void product(int64_t rows, int64_t vecs, const Product& p, const float* in,
                     const float* weights, const float* init, float* out) {
   while (vecs > 0) {
     const int64_t now = vecs == 4 ? 2 : vecs < kMostVecs ? vecs : kMostVecs;
     if (now == 3)
-      product_columns<3, kStep>(rows, p, in, weights, init, out);
+      product_columns<3, kStep, kInitLast>(rows, p, in, weights, init, out);
     else if (now == 2)
-      product_columns<2, kStep>(rows, p, in, weights, init, out);
+      product_columns<2, kStep, kInitLast>(rows, p, in, weights, init, out);
     else
-      product_columns<1, kStep>(rows, p, in, weights, init, out);
+      product_columns<1, kStep, kInitLast>(rows, p, in, weights, init, out);
     vecs -= now;
     weights += now * kLanes;
     init += now * p.init_plane;

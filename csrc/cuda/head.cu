@@ -3,15 +3,15 @@
 
 #include <optional>
 
-#include "feature_checks.h"
+#include "../feature_checks.h"
 #include "head.cuh"
 #include "images.h"
+#include "instances.h"
 
 namespace espan::cuda {
 namespace {
 
 constexpr char kOp[] = "espan::head";
-constexpr int64_t kMaxKernel = 11;
 
 template <class T>
 void choose(const Launch& launch, const Tensor& features, HeadArguments p) {
@@ -29,20 +29,17 @@ void choose(const Launch& launch, const Tensor& features, HeadArguments p) {
 Tensor head(const Tensor& image, const Tensor& packed, const std::optional<Tensor>& mean,
             int64_t channels, int64_t kernel) {
   check_channels(kOp, channels);
-  if (kernel % 2 == 0 || kernel < 1 || kernel > kMaxKernel)
-    fail(kOp, "kernel is ", kernel, "; it must be odd, 1 to ", kMaxKernel);
-  HeadArguments p{};
-  p.type = image_type(kOp, "the dtype of image", image.scalar_type());
-  if (image.dim() != 4 || image.size(1) != 3 || image.numel() == 0)
-    fail(kOp, "image has shape ", shape_name(image), "; it must be (N, 3, H, W) and not empty");
+  check_head_kernel(kOp, kernel);
+  check_image(kOp, image);
   check_device(kOp, "packed", packed, "image", image);
-  check_16_bits(kOp, "packed", packed);
-  const int64_t c = padded(channels), steps = (kernel + 2) / 3 * ((3 * kernel + 15) / 16);
-  check_packed(kOp, packed, packed, steps * 3 * 16 * c, c);
+  check_map_dtype(kOp, "packed", packed);
+  const PackedForms forms = head_forms(channels, kernel);
+  check_packed(kOp, packed, packed, forms);
+  const int64_t c = padded(channels);
+  HeadArguments p{};
+  p.type = image_type(image.scalar_type());
   if (mean) {
-    check_device(kOp, "mean", *mean, "image", image);
-    if (mean->scalar_type() != ScalarType::Float || mean->numel() != 3 || !mean->is_contiguous())
-      fail(kOp, "mean must be three contiguous values in float32");
+    check_mean(kOp, *mean, image);
     p.mean = static_cast<const float*>(mean->const_data_ptr());
   }
 
@@ -53,7 +50,7 @@ Tensor head(const Tensor& image, const Tensor& packed, const std::optional<Tenso
   for (int i = 0; i < 4; ++i) p.stride[i] = image.stride(i);
   p.features = static_cast<uint16_t*>(features.mutable_data_ptr());
   p.weights = static_cast<const uint4*>(packed.const_data_ptr());
-  p.bias = reinterpret_cast<const float*>(p.weights + steps * 3 * 16 * c / 8);
+  p.bias = reinterpret_cast<const float*>(p.weights + forms.cuda_weights / 8);
   p.kernel = static_cast<int>(kernel);
   p.height = static_cast<int>(image.size(2));
   p.width = static_cast<int>(image.size(3));

@@ -6,7 +6,8 @@
 
 namespace espan::cuda {
 
-inline Image image_type(const char* op, const char* name, ScalarType dtype) {
+// Of a dtype that check_image_dtype has passed.
+inline Image image_type(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Byte:
       return Image::uint8;
@@ -14,11 +15,8 @@ inline Image image_type(const char* op, const char* name, ScalarType dtype) {
       return Image::float16;
     case ScalarType::BFloat16:
       return Image::bfloat16;
-    case ScalarType::Float:
-      return Image::float32;
     default:
-      fail(op, name, " is ", torch::headeronly::toString(dtype),
-           "; it must be uint8, float16, bfloat16 or float32");
+      return Image::float32;
   }
 }
 

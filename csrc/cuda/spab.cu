@@ -3,7 +3,8 @@
 
 #include <tuple>
 
-#include "feature_checks.h"
+#include "../feature_checks.h"
+#include "instances.h"
 #include "spab.cuh"
 
 namespace espan::cuda {
@@ -44,11 +45,10 @@ void choose(const Launch& launch, const Tensor& x, const SpabArguments& p) {
 std::tuple<Tensor, Tensor> spab(const Tensor& x, const Tensor& packed, int64_t channels,
                                 int64_t convs, bool with_activation) {
   check_channels(kOp, channels);
-  if (convs != 2 && convs != 3) fail(kOp, "convs is ", convs, "; it must be 2 or 3");
+  check_convs(kOp, convs);
   check_features(kOp, "x", x, channels);
   check_device(kOp, "packed", packed, "x", x);
-  const int64_t p = padded(channels);
-  check_packed(kOp, packed, x, convs * 9 * p * p, convs * p);
+  check_packed(kOp, packed, x, spab_forms(channels, convs));
   const Launch launch(kOp, x);
   const Tensor y = torch::stable::empty_like(x);
   const Tensor activation =

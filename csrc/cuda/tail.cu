@@ -3,8 +3,9 @@
 
 #include <optional>
 
-#include "feature_checks.h"
+#include "../feature_checks.h"
 #include "images.h"
+#include "instances.h"
 #include "tail.cuh"
 
 namespace espan::cuda {
@@ -31,30 +32,23 @@ void choose(const Launch& launch, const Tensor& last, const TailArguments& p) {
   });
 }
 
-void check_like(const char* name, const Tensor& t, const Tensor& last) {
-  check_same(kOp, name, t, "last", last);
-  check_dense(kOp, name, t);
-}
-
 Tensor tail(const Tensor& head, const Tensor& first, const Tensor& last,
             const std::optional<Tensor>& activation, const Tensor& packed, int64_t channels,
             int64_t scale, ScalarType dtype, const std::optional<Tensor>& flag) {
   check_channels(kOp, channels);
-  if (scale < 1 || scale > 4) fail(kOp, "scale is ", scale, "; it must be 1 to 4");
+  check_scale(kOp, scale);
   check_features(kOp, "last", last, channels);
-  check_like("head", head, last);
-  check_like("first", first, last);
-  if (activation) check_like("activation", *activation, last);
+  check_features_like(kOp, "head", head, "last", last);
+  check_features_like(kOp, "first", first, "last", last);
+  if (activation) check_features_like(kOp, "activation", *activation, "last", last);
   check_device(kOp, "packed", packed, "last", last);
   TailArguments p{};
   p.side_count = activation ? 3 : 2;
-  const int64_t c = padded(channels), up = scale > 2 ? 48 : 16;
-  check_packed(kOp, packed, last, c * (9 * c + p.side_count * c + 9 * up), c + up);
-  p.type = image_type(kOp, "dtype", dtype);
+  check_packed(kOp, packed, last, tail_forms(channels, scale, p.side_count));
+  check_image_dtype(kOp, "dtype", dtype);
+  p.type = image_type(dtype);
   if (flag) {
-    check_device(kOp, "flag", *flag, "last", last);
-    if (flag->scalar_type() != ScalarType::Int || flag->numel() != 1)
-      fail(kOp, "flag must be one element in int32");
+    check_flag(kOp, *flag, last);
     p.flag = static_cast<int*>(flag->mutable_data_ptr());
   }
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.library import triton_op
 
 from espan_kernels import _packing
-from espan_kernels.spab import _check_inputs
+from espan_kernels.spab import _check_inputs, _form
 from espan_kernels.triton.conv import conv
 
 OP = "espan_triton::spab"
@@ -19,6 +19,7 @@ def spab(
     _check_inputs(x, packed, channels, convs)
     if x.dtype == torch.float32:
         raise RuntimeError(f"{OP}: x has dtype float32; it must be float16 or bfloat16")
+    _packing.check_form(OP, _form(packed, x.dtype, channels, convs), "cuda")
     p = _packing.padded(channels)
     weights, biases = _packing.split(packed, convs * 9 * p * p)
     layers = list(zip(weights.view(convs, -1), biases.view(convs, -1), strict=True))

@@ -1,12 +1,14 @@
 """Blocks with random weights and what must come out, shared by the tests of spab's kernels."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from espan_kernels import pack_spab, reference
 from espan_kernels._features import from_nchw, to_nchw
+from tests.kernels.winograd_reference import FACTOR, by_winograd
 from tests.tolerance import assert_accurate
 
 # (x, packed, channels, convs) -> y and activation
@@ -21,6 +23,8 @@ def check(
     shape: tuple[int, int, int],
     *,
     device: str = "cpu",
+    form: str | None = None,
+    winograd: bool = False,
     gain: float = 1.0,
 ) -> None:
     """The block obeys the tolerance rule, and what is beyond the channels stays zero."""
@@ -35,14 +39,16 @@ def check(
     # Large, so that a border that is silu(bias) instead of zero shows.
     biases = [random(channels) for _ in range(convs)]
     x = random(batch, channels, height, width)
-    packed = pack_spab(weights, biases, dtype, device)
+    packed = pack_spab(weights, biases, dtype, device, form=form)
     features = from_nchw(x)
     results = run(features.to(device), packed, channels, convs)
     # In the same memory layout: PyTorch has another order of summation for each.
-    expected = reference.spab(to_nchw(features, channels), weights, biases)
+    factor = FACTOR if winograd and dtype == torch.float32 else 2
+    with by_winograd() if winograd else nullcontext():
+        expected = reference.spab(to_nchw(features, channels), weights, biases)
     exact = reference.spab(x.double(), [w.double() for w in weights], [b.double() for b in biases])
     for actual, plain, true in zip(results, expected, exact, strict=True):
         assert actual.shape[:3] == shape
         assert actual.is_contiguous()
         assert (actual[..., channels:] == 0).all()
-        assert_accurate(to_nchw(actual, channels).cpu(), plain, true)
+        assert_accurate(to_nchw(actual, channels).cpu(), plain, true, factor=factor)

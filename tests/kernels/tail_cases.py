@@ -1,6 +1,7 @@
 """Tails with random weights and what must come out, shared by the tests of tail's kernels."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from espan_kernels import pack_tail, reference
 from espan_kernels._features import from_nchw, to_nchw
+from tests.kernels.winograd_reference import FACTOR, by_winograd
 from tests.tolerance import assert_accurate
 
 # (head, first, last, activation, packed, channels, scale, dtype, flag) -> image
@@ -24,6 +26,8 @@ def check(
     shape: tuple[int, int, int],
     *,
     device: str = "cpu",
+    form: str | None = None,
+    winograd: bool = False,
     gain: float = 1.0,
 ) -> None:
     """The image obeys the tolerance rule, and the flag tells what is in it."""
@@ -43,14 +47,16 @@ def check(
     ]
     maps = [random(batch, channels, height, width) for _ in range(sides + 1)]
     features = [from_nchw(t) for t in maps]
-    packed = pack_tail(*weights, dtype, device)
+    packed = pack_tail(*weights, dtype, device, form=form)
     last, head, first, *activation = (t.to(device) for t in features)
     flag = torch.zeros(1, dtype=torch.int32, device=device)
     arguments: list[Any] = [head, first, last, activation[0] if activation else None, packed]
     image = run(*arguments, channels, scale, image_dtype, flag).cpu()
 
     same_layout = [to_nchw(t, channels) for t in features]
-    plain = reference.tail(same_layout[0], same_layout[1:], *weights, scale)
+    factor = FACTOR if winograd and dtype == torch.float32 else 2
+    with by_winograd() if winograd else nullcontext():
+        plain = reference.tail(same_layout[0], same_layout[1:], *weights, scale)
     wide = [t.double() for t in maps]
     exact = reference.tail(wide[0], wide[1:], *(w.double() for w in weights), scale)
     assert image.shape == exact.shape
@@ -60,13 +66,13 @@ def check(
         assert image.permute(0, 2, 3, 1).is_contiguous()
         levels = exact.clamp(0, 1) * 255
         # Rounding to a level allows half of one; the rest is what the rule allows before it.
-        allowed = 255 * (2 * (plain.double() - exact).abs().max() + torch.finfo(dtype).eps * 3)
+        allowed = 255 * (factor * (plain.double() - exact).abs().max() + torch.finfo(dtype).eps * 3)
         assert ((image.double() - levels).abs() <= 0.5 + allowed).all()
         return
     assert image.is_contiguous()
     if image_dtype != dtype and image_dtype != torch.float32:
         plain = plain.to(image_dtype)
-        assert_accurate(image, plain, exact)
+        assert_accurate(image, plain, exact, factor=factor)
     else:
         # float32 holds the kernel's own values: they must be as good as the features' dtype.
-        assert_accurate(image.to(dtype), plain, exact)
+        assert_accurate(image.to(dtype), plain, exact, factor=factor)

@@ -1,5 +1,6 @@
 """The head's CUDA kernels on the CPU: their own source under tests/emulator."""
 
+from functools import partial
 from types import ModuleType
 
 import pytest
@@ -7,7 +8,10 @@ import torch
 from torch import Tensor
 
 from tests.emulator.build import buffer, check_shared_memory, load, poisoned
-from tests.kernels.head_cases import LAYOUTS, Run, check, image_of
+from tests.kernels import head_cases
+from tests.kernels.head_cases import LAYOUTS, Run, image_of
+
+check = partial(head_cases.check, form="cuda")
 
 FLOATS = (torch.float16, torch.bfloat16)
 TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)

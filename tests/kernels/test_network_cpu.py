@@ -2,7 +2,6 @@
 
 import itertools
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +16,21 @@ from espan.imaging import modcrop, read_image
 from espan.models import Network
 from espan_kernels import _library, network, pack_network
 from tests.kernels.network_cases import ESPAN, FAMILY, SPAN, Case, image
+from tests.kernels.winograd_reference import FACTOR, by_winograd
 
 pytestmark = pytest.mark.skipif(_library.compiled is None, reason=_library.why_not_compiled)
 
-# How much larger than PyTorch's a network's largest error may be.  On random data one layer by
-# Winograd has 11 times the error of a direct one (RMS); the largest seen here for whole networks is
-# 9 times PyTorch's.  The bound that holds for all inputs is that of a layer: test_winograd_cpu.py.
-WINOGRAD = 16
 # Below, at and above a pixel, a tile of 4, and blocks of 28 tiles.
 SIZES = [(1, 1), (1, 9), (2, 3), (4, 4), (5, 8), (7, 1), (9, 13), (12, 17), (33, 5), (3, 117)]
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
-def cpu_path(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every instruction set that this machine has."""
-    assert _library.compiled is not None
-    try:
-        _library.compiled.select_cpu_path(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield request.param
-    _library.compiled.select_cpu_path("auto")
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    count = torch.get_num_threads()
-    yield
-    torch.set_num_threads(count)
-
-
 def assert_close(case: Case, x: Tensor, packed: Tensor | None = None) -> None:
     y, ranges = case.run(x, packed)
-    exact, plain = case.reference(x, torch.float64), case.reference(x, torch.float32)
+    exact = case.reference(x, torch.float64)
+    with by_winograd():
+        plain = case.reference(x, torch.float32)
     largest = exact.abs().amax().item()
-    allowed = WINOGRAD * (plain - exact).abs().amax().item()
+    allowed = FACTOR * (plain - exact).abs().amax().item()
     allowed += 4 * torch.finfo(torch.float32).eps * largest
     error = (y - exact).abs().amax().item()
     assert error <= allowed, f"{case}, {tuple(x.shape)}: error {error:.3g}, allowed {allowed:.3g}"

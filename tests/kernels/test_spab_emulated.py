@@ -1,6 +1,7 @@
 """The block's CUDA kernels on the CPU: their own source under tests/emulator."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -9,7 +10,10 @@ import torch
 from torch import Tensor
 
 from tests.emulator.build import Bug, buffer, check_shared_memory, load, poisoned
-from tests.kernels.spab_cases import Run, check
+from tests.kernels import spab_cases
+from tests.kernels.spab_cases import Run
+
+check = partial(spab_cases.check, form="cuda")
 
 FLOATS = (torch.float16, torch.bfloat16)
 # (P, rows of a tile) of the instances in spab.cuh, and a number of channels below P.

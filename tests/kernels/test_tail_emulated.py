@@ -1,5 +1,6 @@
 """The tail's CUDA kernels on the CPU: their own source under tests/emulator."""
 
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -8,7 +9,10 @@ import torch
 from torch import Tensor
 
 from tests.emulator.build import buffer, check_shared_memory, load, poisoned
-from tests.kernels.tail_cases import Run, check
+from tests.kernels import tail_cases
+from tests.kernels.tail_cases import Run
+
+check = partial(tail_cases.check, form="cuda")
 
 FLOATS = (torch.float16, torch.bfloat16)
 TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)

@@ -1,9 +1,11 @@
 // Compares the conversions of vec.h with torch's, bit by bit, and the exponentials of vec_math.h
-// with the C library's in double precision, in units of the last place.
+// and activation.h with the C library's in double precision, in units of the last place.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <vector>
+
+#include "cpu/network_tasks.h"
 
 #define ESPAN_KERNEL "../../tests/kernels/vectors_kernel.h"
 #include "cpu/for_each_isa.h"
@@ -71,12 +73,34 @@ void exponential_errors(double* worst_exp, double* worst_expm1) {
   }
 }
 
+// The largest errors of e^x, tanh(x/2)/2 and SiLU on [-87, 87].
+struct Activations {
+  double exp = 0, tanh = 0, silu = 0;
+
+  Activations() {
+    std::vector<float> x{0.0f, -0.0f};
+    for (double magnitude = 1e-30; magnitude < 87; magnitude *= 1.00001)
+      for (double sign : {1.0, -1.0}) x.push_back(static_cast<float>(sign * magnitude));
+    x.resize((x.size() + 15) / 16 * 16, -1.0f);
+    std::vector<float> e(x.size()), t(x.size()), s(x.size());
+    ESPAN_ON_ISA(
+        activations(x.data(), e.data(), t.data(), s.data(), static_cast<int64_t>(x.size())));
+    for (size_t i = 0; i < x.size(); ++i) {
+      const double wide = x[i];
+      exp = std::max(exp, ulps(e[i], std::exp(wide)));
+      tanh = std::max(tanh, ulps(t[i], std::tanh(wide / 2) / 2));
+      silu = std::max(silu, ulps(s[i], wide / (1 + std::exp(-wide))));
+    }
+  }
+};
+
 }  // namespace
 
 int main(int, char** argv) {
   espan::cpu::select(argv[1]);
   double exp = 0, expm1 = 0;
   exponential_errors(&exp, &expm1);
-  std::printf("%d %d %.2f %.2f\n", conversion_errors<espan::Half>(),
-              conversion_errors<espan::BFloat16>(), exp, expm1);
+  const Activations a;
+  std::printf("%d %d %.2f %.2f %.2f %.2f %.2f\n", conversion_errors<espan::Half>(),
+              conversion_errors<espan::BFloat16>(), exp, expm1, a.exp, a.tanh, a.silu);
 }

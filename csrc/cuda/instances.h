@@ -1,5 +1,5 @@
-// What the host functions of spab, head and tail share: checks of feature maps and packed weights,
-// in the words of espan_kernels/_features.py, and a launch with more than 48 KB of shared memory.
+// What the host functions of spab, head and tail share on CUDA: the tiles of a launch, what an
+// instance must fit, and a launch with more than 48 KB of shared memory.
 #pragma once
 
 #include <atomic>
@@ -8,60 +8,6 @@
 #include "launch.h"
 
 namespace espan::cuda {
-
-constexpr int64_t kMaxChannels = 64;
-
-inline int64_t padded(int64_t channels) { return (channels + 15) / 16 * 16; }
-
-inline void check_channels(const char* op, int64_t channels) {
-  if (channels < 1 || channels > kMaxChannels)
-    fail(op, "channels is ", channels, "; it must be 1 to ", kMaxChannels);
-}
-
-inline void check_16_bits(const char* op, const char* name, const Tensor& t) {
-  if (t.scalar_type() != ScalarType::Half && t.scalar_type() != ScalarType::BFloat16)
-    fail(op, name, " has dtype ", dtype_name(t), "; on CUDA it must be float16 or bfloat16");
-}
-
-inline void check_not_empty(const char* op, const char* name, const Tensor& t) {
-  if (t.numel() == 0) fail(op, name, " has shape ", shape_name(t), "; it must not be empty");
-}
-
-// 16-byte accesses start at a multiple of 16 bytes, which a view into a tensor may not do.
-inline void check_dense(const char* op, const char* name, const Tensor& t) {
-  if (!t.is_contiguous()) fail(op, name, " must be contiguous");
-  if (reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 != 0)
-    fail(op, name, " must begin at a multiple of 16 bytes");
-}
-
-inline void check_features(const char* op, const char* name, const Tensor& t, int64_t channels) {
-  check_16_bits(op, name, t);
-  const int64_t p = padded(channels);
-  if (t.dim() != 4 || t.size(3) != p)
-    fail(op, name, " has shape ", shape_name(t), "; it must be (N, H, W, ", p,
-         "): channels last, rounded up to a multiple of 16");
-  check_not_empty(op, name, t);
-  check_dense(op, name, t);
-}
-
-inline void check_device(const char* op, const char* name, const Tensor& t, const char* like_name,
-                         const Tensor& like) {
-  if (device_name(t) != device_name(like))
-    fail(op, name, " is on ", device_name(t), "; it must be on the device of ", like_name, ", ",
-         device_name(like));
-}
-
-// `weights` and `biases` elements; `dtype_of` has the dtype that it must have.
-inline void check_packed(const char* op, const Tensor& packed, const Tensor& dtype_of,
-                         int64_t weights, int64_t biases) {
-  if (packed.scalar_type() != dtype_of.scalar_type())
-    fail(op, "packed has dtype ", dtype_name(packed), "; it must be ", dtype_name(dtype_of));
-  const int64_t size = weights + 2 * biases;
-  if (packed.dim() != 1 || packed.size(0) != size)
-    fail(op, "packed has shape ", shape_name(packed),
-         "; for these channels and this kernel it must have the shape [", size, "]");
-  check_dense(op, "packed", packed);
-}
 
 // How the image is cut into tiles, one for each block.
 struct Tiling {

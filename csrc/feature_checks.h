@@ -1,0 +1,144 @@
+// What the host functions of spab, head and tail share on every device: checks of feature maps and
+// packed weights, in the words of espan_kernels/_features.py and _packing.py.
+#pragma once
+
+#include "host_checks.h"
+
+namespace espan {
+
+constexpr int64_t kMaxChannels = 64;
+constexpr int64_t kMaxHeadKernel = 11;
+
+inline int64_t padded(int64_t channels) { return (channels + 15) / 16 * 16; }
+
+inline void check_channels(const char* op, int64_t channels) {
+  if (channels < 1 || channels > kMaxChannels)
+    fail(op, "channels is ", channels, "; it must be 1 to ", kMaxChannels);
+}
+
+// The dtypes of feature maps.
+inline void check_map_dtype(const char* op, const char* name, const Tensor& t) {
+  const ScalarType s = t.scalar_type();
+  if (s == ScalarType::Half || s == ScalarType::BFloat16) return;
+  if (t.is_cuda())
+    fail(op, name, " has dtype ", dtype_name(t), "; on CUDA it must be float16 or bfloat16");
+  if (s != ScalarType::Float)
+    fail(op, name, " has dtype ", dtype_name(t), "; it must be float16, bfloat16 or float32");
+}
+
+inline void check_image_dtype(const char* op, const char* name, ScalarType dtype) {
+  if (dtype != ScalarType::Byte && dtype != ScalarType::Half && dtype != ScalarType::BFloat16 &&
+      dtype != ScalarType::Float)
+    fail(op, name, " is ", dtype_name(dtype), "; it must be uint8, float16, bfloat16 or float32");
+}
+
+inline void check_image(const char* op, const Tensor& image) {
+  check_image_dtype(op, "the dtype of image", image.scalar_type());
+  if (image.dim() != 4 || image.size(1) != 3 || image.numel() == 0)
+    fail(op, "image has shape ", shape_name(image), "; it must be (N, 3, H, W) and not empty");
+}
+
+inline void check_contiguous(const char* op, const char* name, const Tensor& t) {
+  if (!t.is_contiguous()) fail(op, name, " must be contiguous");
+}
+
+// Vectors begin at a multiple of 16 bytes, which a view into a tensor may not do.
+inline void check_aligned(const char* op, const char* name, const Tensor& t) {
+  if (reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 != 0)
+    fail(op, name, " must begin at a multiple of 16 bytes");
+}
+
+inline void check_features(const char* op, const char* name, const Tensor& t, int64_t channels) {
+  check_map_dtype(op, name, t);
+  const int64_t p = padded(channels);
+  if (t.dim() != 4 || t.size(3) != p)
+    fail(op, name, " has shape ", shape_name(t), "; it must be (N, H, W, ", p,
+         "): channels last, rounded up to a multiple of 16");
+  if (t.numel() == 0) fail(op, name, " has shape ", shape_name(t), "; it must not be empty");
+  check_contiguous(op, name, t);
+  if (t.is_cuda()) check_aligned(op, name, t);
+}
+
+inline void check_features_like(const char* op, const char* name, const Tensor& t,
+                                const char* like_name, const Tensor& like) {
+  check_same(op, name, t, like_name, like);
+  check_contiguous(op, name, t);
+  if (t.is_cuda()) check_aligned(op, name, t);
+}
+
+inline void check_device(const char* op, const char* name, const Tensor& t, const char* like_name,
+                         const Tensor& like) {
+  if (device_name(t) != device_name(like))
+    fail(op, name, " is on ", device_name(t), "; it must be on the device of ", like_name, ", ",
+         device_name(like));
+}
+
+inline void check_head_kernel(const char* op, int64_t kernel) {
+  if (kernel % 2 == 0 || kernel < 1 || kernel > kMaxHeadKernel)
+    fail(op, "kernel is ", kernel, "; it must be odd, 1 to ", kMaxHeadKernel);
+}
+
+inline void check_mean(const char* op, const Tensor& mean, const Tensor& image) {
+  check_device(op, "mean", mean, "image", image);
+  if (mean.scalar_type() != ScalarType::Float || mean.numel() != 3 || !mean.is_contiguous())
+    fail(op, "mean must be three contiguous values in float32");
+}
+
+inline void check_scale(const char* op, int64_t scale) {
+  if (scale < 1 || scale > 4) fail(op, "scale is ", scale, "; it must be 1 to 4");
+}
+
+inline void check_flag(const char* op, const Tensor& flag, const Tensor& last) {
+  check_device(op, "flag", flag, "last", last);
+  if (flag.scalar_type() != ScalarType::Int || flag.numel() != 1)
+    fail(op, "flag must be one element in int32");
+}
+
+inline void check_convs(const char* op, int64_t convs) {
+  if (convs != 2 && convs != 3) fail(op, "convs is ", convs, "; it must be 2 or 3");
+}
+
+// What a packed tensor holds in the form that each device's kernels read.
+struct PackedForms {
+  int64_t cuda_weights, cuda_biases;  // in the dtype of the tensor; in float32
+  int64_t cpu;                        // all in float32, behind 16 values that are not used
+};
+
+constexpr int64_t kUnused = 16;
+
+inline PackedForms spab_forms(int64_t channels, int64_t convs) {
+  const int64_t p = padded(channels);
+  return {convs * 9 * p * p, convs * p, kUnused + convs * (36 * channels + 1) * p};
+}
+
+inline PackedForms head_forms(int64_t channels, int64_t kernel) {
+  const int64_t p = padded(channels), steps = (kernel + 2) / 3 * ((3 * kernel + 15) / 16);
+  return {steps * 3 * 16 * p, p, kUnused + (3 * kernel * kernel + 1) * p};
+}
+
+inline PackedForms tail_forms(int64_t channels, int64_t scale, int64_t sides) {
+  const int64_t p = padded(channels), up = scale > 2 ? 48 : 16;
+  const int64_t wide = (36 * channels + 1) * (p + padded(3 * scale * scale));
+  return {p * (9 * p + sides * p + 9 * up), p + up, kUnused + sides * (channels + 1) * p + wide};
+}
+
+// `dtype_of` has the dtype that `packed` must have.
+inline void check_packed(const char* op, const Tensor& packed, const Tensor& dtype_of,
+                         const PackedForms& forms) {
+  if (packed.scalar_type() != dtype_of.scalar_type())
+    fail(op, "packed has dtype ", dtype_name(packed), "; it must be ", dtype_name(dtype_of));
+  const int64_t per_float = packed.scalar_type() == ScalarType::Float ? 1 : 2;
+  const int64_t cuda = forms.cuda_weights + per_float * forms.cuda_biases;
+  const int64_t cpu = per_float * forms.cpu;
+  const int64_t size = packed.is_cuda() ? cuda : cpu, other = packed.is_cuda() ? cpu : cuda;
+  const char* device = packed.is_cuda() ? "cuda" : "cpu";
+  if (packed.dim() == 1 && packed.size(0) == other)
+    fail(op, "packed has the form of another device; pack the weights for device '", device, "'");
+  if (packed.dim() != 1 || packed.size(0) != size)
+    fail(op, "packed has shape ", shape_name(packed),
+         "; for these channels and this kernel it must have the shape [", size, "]");
+  check_contiguous(op, "packed", packed);
+  check_aligned(op, "packed", packed);
+}
+
+}  // namespace espan

@@ -1,0 +1,69 @@
+"""The bound that one layer by Winograd's F(4x4, 3x3) keeps for all inputs.
+
+With u = 2^-24, every output of a tile obeys
+
+    |computed - exact|  <=  K u  sum over channels of  sum|d| * sum|g|
+
+where sum|d| runs over the 6x6 inputs of the tile, sum|g| over the 9 weights, and K is one number
+for all shapes.  It follows from the three steps, y = A^T [ sum (G g G^T) * (B^T d B) ] A:
+
+- If each step were exact but for one relative rounding, an output would be off by at most
+  |A^T| [ (|G| |g| |G^T|) * (|B^T| |d| |B|) ] |A|.  A pair of an input and a weight appears in it
+  with a factor, and the factor of two dimensions is the product of those of one; the largest in one
+  dimension is a = max over i, j, k of  sum over p |A^T|_ip |G|_pk |B^T|_pj.
+- The longest chain of roundings: the weight's 1; B^T twice 3 (a product, and two sums; fewer where
+  they are contracted); the product and its sum over the channels, C + 1; A^T twice 4; bias 1.
+  That is C + 17.  The family ends at 64 channels; so K = 81 a^2.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+AT = torch.tensor(
+    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+).double()
+BT = torch.tensor(
+    [
+        [4, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ]
+).double()
+G = torch.tensor(
+    [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]
+).double() / 24  # fmt: skip
+AMPLIFICATION = torch.einsum("ip,pk,pj->ikj", AT.abs(), G.abs(), BT.abs()).max().item()
+CHANNELS = 64
+K = (CHANNELS + 17) * AMPLIFICATION**2
+UNIT = 2.0**-24
+KINDS = ("normal", "one side", "of all magnitudes", "checkerboard", "one pixel")
+
+
+def bound(x: Tensor, weight: Tensor) -> Tensor:
+    """K u sum|d| sum|g| of each output; (N, outputs, H, W)."""
+    height, width = x.shape[2:]
+    rows, columns = -(-height // 4), -(-width // 4)
+    padded = F.pad(x.abs().double(), (1, 4 * columns - width + 1, 1, 4 * rows - height + 1))
+    tiles = F.avg_pool2d(padded, 6, stride=4, divisor_override=1)
+    sums = torch.einsum("nchw,oc->nohw", tiles, weight.double().abs().sum((2, 3)))
+    whole = sums.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    return K * UNIT * whole[:, :, :height, :width]
+
+
+def inputs(kind: str, *size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(size))
+    x = torch.randn(size, generator=generator)
+    if kind == "one side":
+        return x.abs()
+    if kind == "of all magnitudes":
+        return x * 10 ** torch.empty(size).uniform_(-20, 12, generator=generator)
+    if kind == "checkerboard":
+        return 1e6 * (-1.0) ** torch.arange(x.numel()).view(size)
+    if kind == "one pixel":
+        x = torch.zeros(size)
+        x[..., size[2] // 2, size[3] // 2] = 3e4
+    return x
