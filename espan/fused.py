@@ -166,5 +166,5 @@ def _kernels(backend: str) -> Kernels:
     if backend == "triton":
         from espan_kernels.triton import head, spab, tail
 
-        return Kernels(head.head, spab.spab, tail.tail)
+        return Kernels(head.head, spab.spab, tail.tail, form="cuda")
     return OURS

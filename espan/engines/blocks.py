@@ -19,6 +19,7 @@ class Kernels(NamedTuple):
     head: Callable[[Tensor, Tensor, Tensor | None, int, int], Tensor]
     spab: Callable[[Tensor, Tensor, int, int, bool], tuple[Tensor, Tensor]]
     tail: Callable[..., Tensor]
+    form: str | None = None  # of the weights; by default the device's
 
 
 OURS = Kernels(espan_kernels.head, espan_kernels.spab, espan_kernels.tail)
@@ -44,10 +45,12 @@ class Blocks(nn.Module):
         self.architecture = folded.architecture
         mean = None if folded.mean is None else folded.mean.to(device, torch.float32)
         self.register_buffer("mean", mean)
-        self.register_buffer("head", espan_kernels.pack_head(*folded.head, dtype, device))
+        self.register_buffer(
+            "head", espan_kernels.pack_head(*folded.head, dtype, device, form=kernels.form)
+        )
         for i, block in enumerate(folded.blocks):
             weights, biases = zip(*block, strict=True)
-            packed = espan_kernels.pack_spab(weights, biases, dtype, device)
+            packed = espan_kernels.pack_spab(weights, biases, dtype, device, form=kernels.form)
             self.register_buffer(f"block{i}", packed)
         tail = espan_kernels.pack_tail(
             folded.last.weight,
@@ -57,6 +60,7 @@ class Blocks(nn.Module):
             folded.upsample.bias,
             dtype,
             device,
+            form=kernels.form,
         )
         self.register_buffer("tail", tail)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.library import triton_op
 
 from espan_kernels import _packing
-from espan_kernels.head import _check_inputs, _weight_count
+from espan_kernels.head import _check_inputs, _form, _weight_count
 from espan_kernels.triton.conv import BLOCK, _column, _of_column, _of_row, count_pixels
 from espan_kernels.triton.gate import _launchable
 
@@ -86,6 +86,7 @@ def head(image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kern
     _check_inputs(image, packed, mean, channels, kernel)
     if packed.dtype == torch.float32:
         raise RuntimeError(f"{OP}: packed has dtype float32; it must be float16 or bfloat16")
+    _packing.check_form(OP, _form(packed, packed.dtype, channels, kernel), "cuda")
     batch, _, height, width = image.shape
     p = _packing.padded(channels)
     weight, bias = _packing.split(packed, _weight_count(channels, kernel))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.library import triton_op
 
 from espan_kernels import _packing
-from espan_kernels.tail import _check_inputs, _counts
+from espan_kernels.tail import _check_inputs, _counts, _form
 from espan_kernels.triton.conv import (
     BLOCK,
     _column,
@@ -169,6 +169,7 @@ def tail(
         raise RuntimeError(f"{OP}: last has dtype float32; it must be float16 or bfloat16")
     batch, height, width, p = last.shape
     sides = 2 if activation is None else 3
+    _packing.check_form(OP, _form(packed, last.dtype, channels, scale, sides), "cuda")
     weights, biases = _packing.split(packed, _counts(channels, scale, sides)[0])
     pixels = count_pixels(batch, height, width)
     fused = torch.empty_like(last)

@@ -15,7 +15,9 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 
 
-def example(dtype: torch.dtype = torch.float32, sides: int = 2) -> list[Any]:
+def example(
+    dtype: torch.dtype = torch.float32, sides: int = 2, form: str | None = None
+) -> list[Any]:
     """The arguments of tail, for 20 channels and x2."""
     packed = pack_tail(
         torch.randn(20, 20, 3, 3) / 14,
@@ -24,6 +26,7 @@ def example(dtype: torch.dtype = torch.float32, sides: int = 2) -> list[Any]:
         torch.randn(12, 20, 3, 3) / 50,
         torch.rand(12),
         dtype,
+        form=form,
     )
     head, first, last, activation = (torch.randn(1, 5, 4, 32).to(dtype) for _ in range(4))
     flag = torch.zeros(1, dtype=torch.int32)
