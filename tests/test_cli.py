@@ -256,3 +256,27 @@ def test_doctor(run):
 
 def test_version(run):
     assert run("--version").stdout.startswith("espan ")
+
+
+def test_train_lists_its_experiments(run) -> None:
+    listed = run("train", "--list")
+    for name in ("espan_ntire2025", "smoke", "tab7:repvgg", "finetune"):
+        assert name in listed.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected: espan train EXPERIMENT DATA... -o RUN"),
+        (["smoke", "photos"], "expected: espan train EXPERIMENT DATA... -o RUN"),
+        (["smok", "photos", "-o", "run"], "the experiments that come with espan are"),
+        (["tab7", "photos", "-o", "run"], "choose one: tab7:VARIANT"),
+        (["smoke", "no", "-o", "run"], "no does not exist"),
+        (["smoke", "--resume", "run"], "give nothing else"),
+        (["--resume", "run"], "run is not the folder of a run"),
+        (["smoke", "photos", "-o", "run", "--precision", "int8"], "unknown precision 'int8'"),
+    ],
+)
+def test_train_tells_what_it_expects(run, arguments, message, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in run("train", *arguments, status=1).stderr

@@ -1,8 +1,12 @@
-"""Made-up photographs and tiny experiments."""
+"""Made-up photographs and tiny experiments.
+
+Without what `pip install "espan[train]"` installs, nothing of this folder is collected.
+"""
 
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from espan.imaging import Image, imresize, write_image
-from espan.training.experiment import Experiment, from_data
+
+needed = ("accelerate", "matplotlib", "pydantic", "tensorboard")
+collect_ignore_glob = [] if all(map(importlib.util.find_spec, needed)) else ["test_*.py"]
 
 TINY = {
     "validate_every": 4,
@@ -38,6 +43,8 @@ def _one_thread_and_a_fresh_process():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+    from accelerate.state import AcceleratorState
+
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -53,8 +60,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tiny() -> Callable[..., Experiment]:
+def tiny() -> Callable[..., Any]:
     """An experiment of one short stage; keyword arguments change the stage, `top` the rest."""
+    from espan.training.experiment import Experiment, from_data
 
     def make(*stages: dict[str, Any], top: dict[str, Any] | None = None) -> Experiment:
         data = copy.deepcopy(TINY) | (top or {})
