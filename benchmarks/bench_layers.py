@@ -1,9 +1,9 @@
-"""Times the parts of a network, ESPAN's head, block and tail, against PyTorch.
+"""Times the parts of a network on a GPU, ESPAN's head, block and tail, against PyTorch.
 
     pytest benchmarks/bench_layers.py
 
 Verified, then timed warm and cold (`cold_ms`: after a buffer larger than every cache was written).
-On a CPU the parts alone are PyTorch's convolutions; what runs a network there is in bench_model.py.
+The parts on a CPU are in bench_ops.py.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,9 @@ MACS = {
     "tail": C * (9 * C + 2 * C + 9 * 3 * SCALE * SCALE),
 }
 F32, F16 = torch.float32, torch.float16
-PYTORCH = ["eager fp32"] + ["eager fp16", "graphed fp16", "compiled fp16"] * GPU
-RIVALS = PYTORCH + (["espan", "triton"] if GPU else ["compiled fp32", "espan"])
+PYTORCH = ["eager fp32", "eager fp16", "graphed fp16", "compiled fp16"]
+
+pytestmark = pytest.mark.skipif(not GPU, reason="times kernels on an NVIDIA GPU")
 
 Run = Callable[[], Tensor]
 
@@ -80,8 +81,7 @@ def pytorch(name: str, part: str, size: tuple[int, int]) -> Run:
     ]
     if how == "compiled":
         torch._dynamo.reset()
-        mode = "max-autotune" if GPU else "default"
-        compiled = torch.compile(meaning, mode=mode, dynamic=False)
+        compiled = torch.compile(meaning, mode="max-autotune", dynamic=False)
         return lambda: compiled(part, weights, maps)
     if how == "eager":
         return lambda: meaning(part, weights, maps)
@@ -100,8 +100,7 @@ def pytorch(name: str, part: str, size: tuple[int, int]) -> Run:
 
 def ours(name: str, part: str, size: tuple[int, int]) -> Run:
     """Our op, its result as (N, C, H, W)."""
-    dtype = F16 if GPU else F32
-    maps = [m.permute(0, 2, 3, 1) for m in inputs(part, size, dtype)]  # P = C
+    maps = [m.permute(0, 2, 3, 1) for m in inputs(part, size, F16)]  # P = C
     weights = weights_of(part)
     ops = {"head": head, "spab": spab, "tail": tail}
     if name == "triton":
@@ -112,15 +111,15 @@ def ours(name: str, part: str, size: tuple[int, int]) -> Run:
         ops = {"head": h.head, "spab": s.spab, "tail": t.tail}
     op = ops[part]
     if part == "head":
-        packed = pack_head(*weights, dtype, DEVICE)
+        packed = pack_head(*weights, F16, DEVICE)
         image = maps[0].permute(0, 3, 1, 2)
         return lambda: op(image, packed, None, C, HEAD).permute(0, 3, 1, 2)
     if part == "spab":
-        packed = pack_spab(weights[:3], weights[3:], dtype, DEVICE)
+        packed = pack_spab(weights[:3], weights[3:], F16, DEVICE)
         return lambda: op(maps[0], packed, C, 3, False)[0].permute(0, 3, 1, 2)
-    packed = pack_tail(*weights, dtype, DEVICE)
+    packed = pack_tail(*weights, F16, DEVICE)
     last, first, second = maps
-    return lambda: op(first, second, last, None, packed, C, SCALE, dtype, None)
+    return lambda: op(first, second, last, None, packed, C, SCALE, F16, None)
 
 
 def verify(part: str, run: Callable[..., Run], name: str) -> None:
@@ -128,20 +127,28 @@ def verify(part: str, run: Callable[..., Run], name: str) -> None:
     exact = meaning(
         part,
         [w.double() for w in weights_of(part)],
-        [m.double().cpu() for m in inputs(part, size, F16 if GPU else F32)],
+        [m.double().cpu() for m in inputs(part, size, F16)],
     )
     error = (run(name, part, size)().cpu() - exact).abs().max() / exact.abs().max()
     assert error < 4e-3, f"off by {error:.2g} of the largest value"
 
 
 @pytest.mark.benchmark(timer=clock)
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", [*PYTORCH, "espan", "triton"])
 @pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[1]}x{s[0]}")
 @pytest.mark.parametrize("part", MACS)
-def test_part(benchmark: BenchmarkFixture, part: str, size: tuple[int, int], name: str) -> None:
-    if size not in ((256, 256), DIV2K) and (not GPU or name.startswith("compiled")):
-        pytest.skip("on the CPU, and where compiling is slow, 256x256 and 510x339 are enough")
-    make = pytorch if name in PYTORCH or name.startswith("compiled") else ours
+def test_part(
+    benchmark: BenchmarkFixture,
+    part: str,
+    size: tuple[int, int],
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    if size not in ((256, 256), DIV2K) and name.startswith("compiled"):
+        pytest.skip("compiling is slow: 256x256 and 510x339 are enough")
+    make = pytorch if name in PYTORCH else ours
     benchmark.group = f"{part} {DEVICE} {size[1]}x{size[0]}"
     with torch.inference_mode():
         verify(part, make, name)
@@ -151,10 +158,10 @@ def test_part(benchmark: BenchmarkFixture, part: str, size: tuple[int, int], nam
         start = clock()
         run()
         once = clock() - start
-        iterations = max(1, min(50, int(0.01 / once))) if GPU else 1
+        iterations = max(1, min(50, int(0.01 / once)))
         rounds = max(5, min(20, int(0.5 / (once * iterations))))
         benchmark.pedantic(run, iterations=iterations, rounds=rounds, warmup_rounds=1)
-        dtype = F32 if name.endswith("fp32") or not GPU else F16
+        dtype = F32 if name.endswith("fp32") else F16
         floor = MACS[part] * size[0] * size[1] / product_rate(dtype)
         benchmark.extra_info |= {"arithmetic": str(dtype), "floor_ms": round(1e3 * floor, 4)}
         if not benchmark.disabled:

@@ -1,4 +1,4 @@
-"""Times the gate against PyTorch: eager, and compiled.
+"""Times each op against PyTorch: eager, and compiled.
 
     pytest benchmarks/bench_ops.py
 
