@@ -50,8 +50,8 @@ def random_network(architecture: Architecture) -> Network:
     return plain
 
 
-def ours(plain: Network, x: Tensor) -> Run:
-    fused = FusedNetwork(plain, device="cpu", dtype=torch.float32)
+def ours(plain: Network, x: Tensor, dtype: torch.dtype) -> Run:
+    fused = FusedNetwork(plain, device="cpu", dtype=dtype)
     return lambda: fused(x)
 
 
@@ -134,12 +134,13 @@ def competitors(plain: Network, x: Tensor, folder: Path, threads: int) -> dict[s
     """Everyone who can run here, by name and precision."""
     narrow, narrow_x = in_bfloat16(plain), x.bfloat16()
     makers: dict[str, Callable[[], Run]] = {
-        "espan fp32": lambda: ours(plain, x),
+        "espan fp32": lambda: ours(plain, x, torch.float32),
         "PyTorch eager fp32": lambda: eager(plain, x),
         "PyTorch compiled fp32": lambda: compiled(plain, x),
         "ONNX Runtime fp32": lambda: onnxruntime(plain, x, folder, threads),
         "OpenVINO fp32": lambda: openvino(plain, x, folder, threads, "fp32"),
         "ncnn fp32": lambda: ncnn(plain, x, folder, threads, "fp32"),
+        "espan bf16": lambda: ours(plain, x, torch.bfloat16),
         "PyTorch eager bf16": lambda: eager(narrow, narrow_x),
         "PyTorch compiled bf16": lambda: compiled(narrow, narrow_x),
         "OpenVINO bf16": lambda: openvino(plain, x, folder, threads, "bf16"),

@@ -133,8 +133,8 @@ class FusedNetwork(nn.Module):
 
 def _engine(folded: Folded, device: torch.device, dtype: torch.dtype, backend: str) -> nn.Module:
     """The one that is fastest with this backend."""
-    if backend == "cpu" and dtype == torch.float32:
-        return Streamed(folded)
+    if backend == "cpu" and Streamed.can_run(dtype):
+        return Streamed(folded, dtype=dtype)
     if backend in ("cuda", "triton") and Blocks.can_run(folded.architecture, dtype):
         return Blocks(folded, device=device, dtype=dtype, kernels=_kernels(backend))
     return Composed(folded, device=device, dtype=dtype, gate=_gate(backend))

@@ -29,6 +29,14 @@ def winograd(weight: Tensor) -> Tensor:
     return torch.einsum("pi,qj,ocij->pqco", g, g, weight.detach().double().cpu()).flatten(0, 2)
 
 
+conv = winograd
+
+
+def pointwise(weight: Tensor) -> Tensor:
+    """(outputs, inputs) -> (inputs, outputs) in float64."""
+    return weight.detach().double().cpu().T
+
+
 def from_winograd(rows: Tensor) -> Tensor:
     """What :func:`winograd` was given, from float32 to about its rounding; in float64.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from espan_kernels import _library, _streamed
+from espan_kernels import _library, _streamed, _tiles
 
 Kernel = tuple[Tensor, Tensor]
 
@@ -64,8 +64,14 @@ def pack_network(
     *,
     scale: int,
     mean: Sequence[float] = (0.0, 0.0, 0.0),
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """The weights of a network in the form that :func:`network` reads.  To be done once.
+
+    The form is that of the CPU path in use.  On the path ``amx`` it is tiles of bf16 for the matrix
+    unit: for bfloat16, and for float32 up to 32 channels, where three products of bf16 (two halves
+    of each value, 17 bits) are faster than Winograd's.  Else it is Winograd's transform of the
+    weights, which all paths share.  Tiles are refused on another path than ``amx``.
 
     Each kernel is a weight (outputs, inputs, k, k) and a bias (outputs,), in float64 or float32;
     Winograd's transform of the weights is computed in float64 and rounded once.
@@ -79,12 +85,14 @@ def pack_network(
         upsample: (3*s*s, C, 3, 3): the last convolution, in the order of ``pixel_shuffle``.
         scale: s.
         mean: RGB in 0-1, subtracted from the image before the head's zero padding.
+        dtype: of the arithmetic.  bfloat16, which only the path ``amx`` has, rounds weights and
+            feature maps to 8 bits and sums in fp32.
 
     Returns:
-        float32, one row.
+        One row: float32, Winograd's; bfloat16, tiles.
 
     Raises:
-        ValueError: a weight whose shape does not fit the others.
+        ValueError: a weight whose shape does not fit the others; a dtype that the path has not.
     """
     channels = head[0].shape[0]
     square = (channels, channels, 3, 3)
@@ -96,29 +104,40 @@ def pack_network(
             f"pack_network: got {len(blocks)} blocks and {len(concat_side)} weights for the "
             "concat; there must be a block at least, and 2 or 3 weights"
         )
+    amx = _library.compiled is not None and _library.compiled.cpu_path() == "amx"
+    if dtype not in ((torch.float32, torch.bfloat16) if amx else (torch.float32,)):
+        raise ValueError(
+            f"pack_network: dtype is {dtype}; it must be float32, or on the CPU path amx bfloat16"
+        )
+    tiles = amx and (dtype == torch.bfloat16 or channels <= _tiles.CHUNK)
     layers: list[tuple[Tensor, Tensor | None]] = []
+    form = _tiles if tiles else _streamed
+    # By tiles the sums of concat_last begin with the side's: its bias is put there.
+    bias = concat_last[1]
 
-    def side(i: int) -> None:
+    def side(i: int, bias: Tensor | None = None) -> None:
         if concat_side[i].shape != square[:2]:
             raise ValueError(
                 f"pack_network: concat_side[{i}] has shape {list(concat_side[i].shape)}; "
                 f"it must be {list(square[:2])}"
             )
-        layers.append((concat_side[i].double().cpu().T, None))
+        layers.append((form.pointwise(concat_side[i]), bias))
 
-    layers.append((_streamed.head(head[0]), head[1]))
-    side(0)
+    layers.append((form.head(head[0]), head[1]))
+    side(0, bias if tiles else None)
     for i, block in enumerate(blocks):
         for j, kernel in enumerate(block):
             _check(f"blocks[{i}][{j}]", kernel, square)
-            layers.append((_streamed.winograd(kernel[0]), kernel[1]))
+            layers.append((form.conv(kernel[0]), kernel[1]))
         if i == 0:
             side(1)
     if len(concat_side) == 3:
         side(2)
-    layers.append((_streamed.winograd(concat_last[0]), concat_last[1]))
+    layers.append((form.conv(concat_last[0]), None if tiles else bias))
     order = _streamed.upsample_order(scale)
-    layers.append((_streamed.winograd(upsample[0][order]), upsample[1][order]))
+    layers.append((form.conv(upsample[0][order]), upsample[1][order]))
+    if tiles:
+        return _tiles.join(mean, layers, halves=dtype == torch.float32)
     return _streamed.join(mean, layers)
 
 

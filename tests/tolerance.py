@@ -25,7 +25,21 @@ WINOGRAD = 16
 FOLDED = 4
 
 
-def assert_accurate(actual: Tensor, reference: Tensor, exact: Tensor, *, factor: float = 2) -> None:
+# Layers by three products of bf16, on the CPU path amx, keep 17 bits of each value: the share of
+# the largest value by which a network of them may be off, and the factor where gates amplify errors.
+# The worst of the cases in tests/kernels was off by a third of that share; the worst with an
+# img_range of 255 had 33 times PyTorch's error.  One product less is hundreds of times as far off.
+THREE_PRODUCTS = {"share": 2.0**-15, "factor": 64.0}
+
+
+def streamed(path: str) -> dict[str, float]:
+    """What :func:`assert_accurate` shall allow the network as one op on a CPU path."""
+    return THREE_PRODUCTS if path == "amx" else {"factor": WINOGRAD}
+
+
+def assert_accurate(
+    actual: Tensor, reference: Tensor, exact: Tensor, *, factor: float = 2, share: float = 0
+) -> None:
     """``actual`` and ``reference`` in one dtype, ``exact`` in float64."""
     assert exact.dtype == torch.float64
     assert actual.dtype == reference.dtype
@@ -48,6 +62,6 @@ def assert_accurate(actual: Tensor, reference: Tensor, exact: Tensor, *, factor:
     rounding = torch.finfo(dtype).eps * exact[finite].abs().max().item()
     if dtype == torch.float64:
         theirs = max(theirs, 2 * rounding)
-    bound = factor * theirs + rounding
+    bound = factor * theirs + max(rounding, share * exact[finite].abs().max().item())
     # Not `error > bound`: that would pass a NaN.
     assert error <= bound, f"error {error:.3g}, allowed {bound:.3g} (PyTorch's: {theirs:.3g})"

@@ -66,6 +66,7 @@ namespace espan::cpu::avx512 {
 
 #define ESPAN_ON_ISA(...)                  \
   switch (::espan::cpu::isa()) {           \
+    case ::espan::cpu::Isa::amx:           \
     case ::espan::cpu::Isa::avx512:        \
       ::espan::cpu::avx512::__VA_ARGS__;   \
       break;                               \

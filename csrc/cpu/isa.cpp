@@ -3,8 +3,32 @@
 #include <atomic>
 #include <stdexcept>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace espan::cpu {
 namespace {
+
+// Whether the processor has tiles, products of bf16 and conversions to it, and the kernel lets this
+// process use them: it has to be asked, once for all threads, because tiles make a thread's state
+// 8 KB larger.
+bool has_amx() {
+#if defined(__x86_64__) && defined(__linux__)
+  unsigned a, b, c, d;
+  constexpr unsigned kTiles = 1u << 24, kProducts = 1u << 22, kConversions = 1u << 5;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  if (!(d & kTiles) || !(d & kProducts) || a < 1) return false;
+  __get_cpuid_count(7, 1, &a, &b, &c, &d);
+  if (!(a & kConversions)) return false;
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 
 bool runs_here(Isa isa) {
   if (isa == Isa::portable) return true;
@@ -13,15 +37,17 @@ bool runs_here(Isa isa) {
   // F16C is not asked for: every processor with AVX2 has it.
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (isa == Isa::avx2) return avx2;
-  return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  return avx512 && (isa == Isa::avx512 || has_amx());
 #else
   return false;
 #endif
 }
 
 Isa widest() {
-  for (Isa isa : {Isa::avx512, Isa::avx2})
+  for (Isa isa : {Isa::amx, Isa::avx512, Isa::avx2})
     if (runs_here(isa)) return isa;
   return Isa::portable;
 }
@@ -34,7 +60,17 @@ std::atomic<Isa>& current() {
 }  // namespace
 
 const char* name(Isa isa) {
-  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable";
+  switch (isa) {
+    case Isa::amx:
+      return "amx";
+    case Isa::avx512:
+      return "avx512";
+    case Isa::avx2:
+      return "avx2";
+    case Isa::portable:
+      break;
+  }
+  return "portable";
 }
 
 Isa isa() { return current().load(std::memory_order_relaxed); }
@@ -44,7 +80,7 @@ void select(const std::string& requested) {
     current() = widest();
     return;
   }
-  for (Isa isa : {Isa::avx512, Isa::avx2, Isa::portable}) {
+  for (Isa isa : {Isa::amx, Isa::avx512, Isa::avx2, Isa::portable}) {
     if (requested != name(isa)) continue;
     if (!runs_here(isa))
       throw std::invalid_argument("this machine cannot run the CPU path '" + requested +
@@ -53,7 +89,7 @@ void select(const std::string& requested) {
     return;
   }
   throw std::invalid_argument("there is no CPU path '" + requested +
-                              "'; choose auto, avx512, avx2 or portable");
+                              "'; choose auto, amx, avx512, avx2 or portable");
 }
 
 }  // namespace espan::cpu

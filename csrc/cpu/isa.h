@@ -6,7 +6,9 @@
 
 namespace espan::cpu {
 
-enum class Isa { portable, avx2, avx512 };
+// Amx is AVX-512 with a matrix unit for bf16: the whole network has a path of its own there, all
+// else takes that of avx512.
+enum class Isa { portable, avx2, avx512, amx };
 
 const char* name(Isa isa);
 

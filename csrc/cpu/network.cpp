@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "../host_checks.h"
+#include "amx_stream.h"
+#include "isa.h"
 #include "pixels.h"
 #include "stream.h"
 
@@ -22,10 +24,10 @@ struct Description {
 };
 
 // As espan_kernels/network.py packs them.
-Layers network_layers(const Description& d, const float* weights) {
+Layers network_layers(const Description& d, Form form, const float* weights) {
   enum Outside { image, upscaled };
   const int64_t c = d.channels;
-  Layers layers(weights);
+  Layers layers(weights, form);
   int last = layers.head(c, d.head_kernel, image);
   int side = layers.pointwise(c, last, -1);
   for (size_t block = 0; block < d.convs.size(); ++block) {
@@ -49,17 +51,39 @@ void check(const Tensor& image, const Tensor& packed, const Description& d) {
   if (image.dim() != 4 || image.size(1) != 3)
     fail(kOp, "image has shape ", shape_name(image), "; it must be [N, 3, H, W]");
   if (!packed.is_cpu()) fail(kOp, "packed is on ", device_name(packed), "; it must be on cpu");
-  if (packed.scalar_type() != ScalarType::Float || packed.dim() != 1 || !packed.is_contiguous())
-    fail(kOp, "packed is not what pack_network returns: one row of float32");
+  if ((packed.scalar_type() != ScalarType::Float && packed.scalar_type() != ScalarType::BFloat16) ||
+      packed.dim() != 1 || !packed.is_contiguous())
+    fail(kOp, "packed is not what pack_network returns: one row of float32 or bfloat16");
   if (d.channels < 1 || d.scale < 1 || d.head_kernel < 1 || d.head_kernel % 2 == 0)
     fail(kOp, "channels and scale must be at least 1, head_kernel odd; got ", d.channels, ", ",
          d.scale, ", ", d.head_kernel);
   if (d.convs.empty()) fail(kOp, "convs must have an entry for each block");
   for (int64_t n : d.convs)
     if (n != 2 && n != 3) fail(kOp, "convs must be 2 or 3 for each block; got ", n);
-  if (packed.numel() != kMean + network_layers(d, nullptr).size())
-    fail(kOp, "packed has ", packed.numel(), " values; a network of this description has ",
-         kMean + network_layers(d, nullptr).size());
+}
+
+// Values of packed weights: fp32, or bf16 with two to a float.
+int64_t packed_size(const Description& d, Form form) {
+  return (kMean + network_layers(d, form, nullptr).size()) * (form == Form::winograd ? 1 : 2);
+}
+
+// The form of the weights, told by their dtype and their number.
+Form form_of(const Tensor& packed, const Description& d) {
+  if (packed.scalar_type() == ScalarType::Float) {
+    if (packed.numel() != packed_size(d, Form::winograd))
+      fail(kOp, "packed has ", packed.numel(), " values; a network of this description has ",
+           packed_size(d, Form::winograd));
+    return Form::winograd;
+  }
+  for (Form form : {Form::bfloat16, Form::bfloat16x3}) {
+    if (packed.numel() != packed_size(d, form)) continue;
+    if (isa() != Isa::amx)
+      fail(kOp, "packed is for the CPU path amx, the one in use is ", name(isa()),
+           "; pack the weights again");
+    return form;
+  }
+  fail(kOp, "packed has ", packed.numel(), " values; a network of this description has ",
+       packed_size(d, Form::bfloat16x3), ", or in bfloat16 ", packed_size(d, Form::bfloat16));
 }
 
 std::tuple<Tensor, Tensor> network(const Tensor& image, const Tensor& packed, int64_t channels,
@@ -67,6 +91,7 @@ std::tuple<Tensor, Tensor> network(const Tensor& image, const Tensor& packed, in
                                    bool concat_activation, int64_t scale) {
   const Description d{channels, head_kernel, std::move(convs), concat_activation, scale};
   check(image, packed, d);
+  const Form form = form_of(packed, d);
   const int64_t n = image.size(0), height = image.size(2), width = image.size(3);
   const bool bytes = image.scalar_type() == ScalarType::Byte;
   // Bytes leave as images are stored, pixel by pixel; floats as tensors are, plane by plane.
@@ -77,16 +102,21 @@ std::tuple<Tensor, Tensor> network(const Tensor& image, const Tensor& packed, in
   Tensor ranges = torch::stable::empty({n, 3}, ScalarType::Float);
   if (image.numel() == 0) return {out, torch::stable::fill_(ranges, 0.0)};
 
-  const float* mean = packed.const_data_ptr<float>();
-  const Layers layers = network_layers(d, mean + kMean);
-  const Stream stream(layers, height, width);
+  const float* mean = static_cast<const float*>(packed.data_ptr());
+  const Layers layers = network_layers(d, form, mean + kMean);
   float* range = ranges.mutable_data_ptr<float>();
-  for (int64_t i = 0; i < n; ++i, range += 3) {
-    const Range r = stream.run({image_at(image, i), image_at(out, i)}, mean);
-    range[0] = r.low;
-    range[1] = r.high;
-    range[2] = r.finite == 0 ? 0 : 1;
-  }
+  const auto run_batch = [&](const auto& stream) {
+    for (int64_t i = 0; i < n; ++i, range += 3) {
+      const Range r = stream.run({image_at(image, i), image_at(out, i)}, mean);
+      range[0] = r.low;
+      range[1] = r.high;
+      range[2] = r.finite == 0 ? 0 : 1;
+    }
+  };
+  if (form == Form::winograd)
+    run_batch(Stream(layers, height, width));
+  else
+    run_batch(AmxStream(layers, height, width));
   return {out, ranges};
 }
 

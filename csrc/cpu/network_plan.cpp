@@ -14,16 +14,25 @@ constexpr int64_t kTaskBytes = 1280 << 10;
 // Rows of weights are padded to whole vectors of the widest instruction set.
 int64_t padded(int64_t channels) { return (channels + 15) / 16 * 16; }
 
+// Rows of tiles.
+int64_t chunks_of(int64_t values) { return (values + 31) / 32; }
+
 }  // namespace
 
-int Layers::add(Layer layer, int64_t rows) {
+// `rows` of weights for Winograd's form, `chunks` of 32 inputs for those of tiles.
+int Layers::add(Layer layer, int64_t rows, int64_t chunks) {
   if (rows > 0) {
     layer.weight_stride = padded(layer.outputs);
+    int64_t size = rows * layer.weight_stride;
+    if (form_ != Form::winograd) {
+      const bool halves = form_ == Form::bfloat16x3 || layer.kind == Layer::head;
+      size = chunks * (32 / 2) * layer.weight_stride * (halves ? 2 : 1);
+    }
     if (weights_ != nullptr) {
       layer.weights = weights_ + size_;
-      layer.bias = layer.weights + rows * layer.weight_stride;
+      layer.bias = layer.weights + size;
     }
-    size_ += (rows + 1) * layer.weight_stride;
+    size_ += size + layer.weight_stride;
   }
   layers_.push_back(layer);
   return static_cast<int>(layers_.size()) - 1;
@@ -33,33 +42,33 @@ int Layers::head(int64_t c, int64_t kernel, int image) {
   Layer layer{Layer::head, -1, -1, Activation::none, 3, c};
   layer.outside = image;
   layer.kernel = kernel;
-  return add(layer, 3 * kernel * kernel);
+  return add(layer, 3 * kernel * kernel, kernel * chunks_of(3 * kernel));
 }
 
 int Layers::conv(int64_t c, int input, Activation activation, int other) {
-  return add({Layer::conv, input, other, activation, c, c}, 36 * c);
+  return add({Layer::conv, input, other, activation, c, c}, 36 * c, 9 * chunks_of(c));
 }
 
 int Layers::pointwise(int64_t c, int input, int other) {
-  return add({Layer::pointwise, input, other, Activation::none, c, c}, c);
+  return add({Layer::pointwise, input, other, Activation::none, c, c}, c, chunks_of(c));
 }
 
 int Layers::upsample(int64_t c, int64_t scale, int input, int image) {
   Layer layer{Layer::upsample, input, -1, Activation::none, c, 3 * scale * scale};
   layer.outside = image;
-  return add(layer, 36 * c);
+  return add(layer, 36 * c, 9 * chunks_of(c));
 }
 
 int Layers::load(int64_t c, int map) {
   Layer layer{Layer::load, -1, -1, Activation::none, c, c};
   layer.outside = map;
-  return add(layer, 0);
+  return add(layer, 0, 0);
 }
 
 int Layers::store(int64_t c, int input, int map) {
   Layer layer{Layer::store, input, -1, Activation::none, c, c};
   layer.outside = map;
-  return add(layer, 0);
+  return add(layer, 0, 0);
 }
 
 Plan::Plan(const Layers& layers, int64_t height, int64_t width, int64_t lanes)

@@ -35,12 +35,17 @@ struct Layer {
   int64_t reach() const { return kind == conv || kind == upsample; }
 };
 
-// Layers in order, with weights that follow each other: of each its rows, then its bias, every row
-// padded to vectors.  A layer's index is its place; the functions return it.
+// How weights are packed: transformed for Winograd's convolution, in fp32; or, for the matrix unit,
+// in tiles of bf16: rounded, or in two halves, of which a head's always are.
+enum class Form { winograd, bfloat16, bfloat16x3 };
+
+// Layers in order, with weights that follow each other: of each its rows or tiles, then its bias,
+// every row padded to vectors.  A layer's index is its place; the functions return it.
 class Layers {
  public:
   // `weights` may be null: then only size() counts.
-  explicit Layers(const float* weights) : weights_(weights) {}
+  explicit Layers(const float* weights, Form form = Form::winograd)
+      : weights_(weights), form_(form) {}
 
   int head(int64_t channels, int64_t kernel, int image);
   int conv(int64_t channels, int input, Activation activation, int other = -1);
@@ -50,12 +55,14 @@ class Layers {
   int store(int64_t channels, int input, int map);
 
   int64_t size() const { return size_; }  // floats of weights
+  Form form() const { return form_; }
   const std::vector<Layer>& all() const { return layers_; }
 
  private:
-  int add(Layer layer, int64_t rows);
+  int add(Layer layer, int64_t rows, int64_t chunks);
 
   const float* weights_;
+  Form form_;
   int64_t size_ = 0;
   std::vector<Layer> layers_;
 };

@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 from espan.engines.plausible import is_plausible
 from espan.folding import Folded
-from espan_kernels import network, pack_network
+from espan_kernels import backends, network, pack_network
 
 
 class Streamed(nn.Module):
-    """fp32 on the CPU."""
+    """fp32 on the CPU; and bf16, with sums in fp32, where there is a matrix unit for it (AMX)."""
 
     packed: Tensor
 
-    def __init__(self, folded: Folded) -> None:
+    def __init__(self, folded: Folded, *, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         about = folded.architecture
         self.channels = about.channels
@@ -31,8 +31,16 @@ class Streamed(nn.Module):
             folded.upsample,
             scale=about.scale,
             mean=(0.0, 0.0, 0.0) if folded.mean is None else folded.mean.tolist(),
+            dtype=dtype,
         )
+        self.dtype = dtype
         self.register_buffer("packed", packed)
+
+    @staticmethod
+    def can_run(dtype: torch.dtype) -> bool:
+        """Whether the CPU path in use has that arithmetic."""
+        path = backends.available()["cpu"].details.get("path")
+        return dtype == torch.float32 or (dtype == torch.bfloat16 and path == "amx")
 
     def forward(self, image: Tensor, flag: Tensor) -> Tensor:
         if image.dtype != torch.uint8:
@@ -48,4 +56,4 @@ class Streamed(nn.Module):
         )
         low, high, not_finite = values.unbind(1)
         flag |= ~(is_plausible(low, high) & (not_finite == 0)).all()
-        return result
+        return result if result.dtype == torch.uint8 else result.to(self.dtype)

@@ -8,9 +8,9 @@ import torch
 from espan_kernels import _library
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
+@pytest.fixture(params=["portable", "avx2", "avx512", "amx"])
 def cpu_path(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every instruction set that this machine has."""
+    """Every CPU path that this machine can run; on amx only `network` has code of its own."""
     if _library.compiled is None:
         pytest.skip(_library.why_not_compiled)
     try:

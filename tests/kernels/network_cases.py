@@ -45,9 +45,14 @@ class Case:
             upsample=kernel(3 * self.scale**2, c, 3),
         )
 
-    def pack(self) -> Tensor:
-        """For the op."""
-        return pack_network(*self.kernels.values(), scale=self.scale, mean=self.mean)  # type: ignore[arg-type]
+    def pack(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """For the op, on the CPU path in use."""
+        return pack_network(
+            *self.kernels.values(),  # type: ignore[arg-type]
+            scale=self.scale,
+            mean=self.mean,
+            dtype=dtype,
+        )
 
     def run(self, image: Tensor, packed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The op."""

@@ -157,4 +157,4 @@ def test_espan_cpu_selects_the_path(name: str) -> None:
     if name == "portable":
         assert result.stdout == "portable\n", result.stderr
     else:
-        assert "there is no CPU path 'no such path'; choose auto, avx512, avx2" in result.stderr
+        assert "there is no CPU path 'no such path'; choose auto, amx, avx512" in result.stderr

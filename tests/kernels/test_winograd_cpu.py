@@ -15,7 +15,7 @@ from tests.kernels.winograd_bound import AMPLIFICATION, AT, BT, KINDS, G, bound,
 pytestmark = pytest.mark.skipif(_library.compiled is None, reason=_library.why_not_compiled)
 
 
-def layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def layer(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """(N, 3, H, W) whose colours repeat over the channels -> (N, outputs, H, W)."""
     outputs, channels = weight.shape[:2]
     scale = round((outputs / 3) ** 0.5)
@@ -29,6 +29,7 @@ def layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         [torch.eye(channels), torch.zeros(channels, channels)],
         (weight, bias),
         scale=scale,
+        dtype=dtype,
     )
     y, _ = network(
         x,

@@ -1,0 +1,130 @@
+// What becomes of the sums of a block of pixels, [group][kBlockPixels][16]; included after vec.h.
+
+// Two vectors: 32 channels of a pixel, which are a cache line in bf16.
+struct Pair {
+  VecF a, b;
+};
+
+inline Pair operator+(Pair x, Pair y) { return {x.a + y.a, x.b + y.b}; }
+inline Pair operator-(Pair x, Pair y) { return {x.a - y.a, x.b - y.b}; }
+
+// Words 0, 1, 2... to the upper half of lanes 0, 1, 2..., and for the second vector 16, 17, 18...
+struct Unpack {
+  alignas(64) uint16_t words[2][32];
+  constexpr Unpack() : words() {
+    for (int i = 0; i < 32; ++i) {
+      words[0][i] = static_cast<uint16_t>(i / 2);
+      words[1][i] = static_cast<uint16_t>(16 + i / 2);
+    }
+  }
+};
+constexpr Unpack kUnpack;
+
+inline Pair unpack(__m512i halves) {
+  const __m512i first = _mm512_load_si512(kUnpack.words[0]);
+  const __m512i second = _mm512_load_si512(kUnpack.words[1]);
+  return {(VecF)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, first, halves),
+          (VecF)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, second, halves)};
+}
+
+inline __m512i pack(Pair v) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)v.b, (__m512)v.a); }
+
+// Bytes from the high halves to the low ones, or 0 for none.
+template <bool kLow>
+inline Pair load_pair(const char* p, int64_t low) {
+  const Pair high = unpack(_mm512_loadu_si512(p));
+  if constexpr (!kLow) return high;
+  return high + unpack(_mm512_loadu_si512(p + low));
+}
+
+// Of what is too large for bf16, the low half is not a number: so it is told as not finite.
+template <bool kLow>
+inline void store_pair(char* p, int64_t low, Pair v) {
+  const __m512i high = pack(v);
+  _mm512_storeu_si512(p, high);
+  if constexpr (kLow) _mm512_storeu_si512(p + low, pack(v - unpack(high)));
+}
+
+// 2^t for t <= 120: r = t - floor(t), and of 2^r the polynomial with the least relative error:
+// 7.5e-8 of degree 5, 2.6e-6 of degree 4.
+template <bool kExact>
+inline VecF two_to(VecF t) {
+  const VecF r = (VecF)_mm512_reduce_ps((__m512)t, 9);
+  VecF p;
+  if constexpr (kExact) {
+    p = r * 1.87757669e-3f + 8.98934017e-3f;
+    p = p * r + 5.58263179e-2f;
+    p = p * r + 0.240153617f;
+    p = p * r + 0.693153073f;
+    p = p * r + 0.999999925f;
+  } else {
+    p = r * 1.3534168e-2f + 5.20114613e-2f;
+    p = p * r + 0.241442756f;
+    p = p * r + 0.693003835f;
+    p = p * r + 1.00000259f;
+  }
+  return (VecF)_mm512_scalef_ps((__m512)p, (__m512)t);
+}
+
+// a / b: the estimate of 1 / b is good to 2^-14, a step of Newton's on the quotient makes it 1 ulp.
+template <bool kExact>
+inline VecF quotient(VecF a, VecF b) {
+  const VecF estimate = (VecF)_mm512_rcp14_ps((__m512)b);
+  const VecF q = a * estimate;
+  if constexpr (!kExact) return q;
+  return q + (a - q * b) * estimate;
+}
+
+template <bool kExact>
+inline VecF exp_of_minus(VecF x) {
+  return two_to<kExact>(minimum(x * -1.44269504f, broadcast(120.0f)));
+}
+
+// x sigmoid(x)
+template <bool kExact>
+inline VecF silu_of(VecF x) {
+  return quotient<kExact>(x, exp_of_minus<kExact>(x) + 1.0f);
+}
+
+// (o + x) (sigmoid(o) - 1/2), sigmoid(o) - 1/2 = (1 - e^-o) / (2 (1 + e^-o))
+template <bool kExact>
+inline VecF gate_of(VecF o, VecF x) {
+  const VecF e = exp_of_minus<kExact>(o);
+  return (o + x) * quotient<kExact>(0.5f - 0.5f * e, e + 1.0f);
+}
+
+template <Activation kActivation, bool kExact>
+inline VecF activate_of(VecF o, VecF x) {
+  if constexpr (kActivation == Activation::silu) return silu_of<kExact>(o);
+  if constexpr (kActivation == Activation::gate) return gate_of<kExact>(o, x);
+  return o;
+}
+
+// Two groups of outputs, or one without a partner: its channels twice, since the padding's weights
+// are zeros.
+template <Activation kActivation, bool kBoth, bool kAlone>
+inline void finish_pair(const FeatureRow& r, int64_t x, int64_t n, int64_t group,
+                        const float* sums) {
+  char* out = r.out.data + x * r.out.step + 32 * group;
+  const char* other = r.other.data + x * r.other.step + 32 * group;
+  sums += group * kBlockPixels * kLanes;
+  for (int64_t i = 0; i < n; ++i, out += r.out.step, other += r.other.step, sums += kLanes) {
+    Pair with{};
+    if constexpr (kActivation == Activation::gate) with = load_pair<kBoth>(other, r.other.low);
+    Pair v;
+    v.a = activate_of<kActivation, kBoth>(load(sums), with.a);
+    v.b =
+        kAlone ? v.a : activate_of<kActivation, kBoth>(load(sums + kBlockPixels * kLanes), with.b);
+    store_pair<kBoth>(out, r.out.low, v);
+  }
+}
+
+// The pixels [x, x + n).
+template <Activation kActivation, bool kBoth>
+inline void finish_features(const FeatureRow& r, int64_t x, int64_t n, const float* sums) {
+  const int64_t groups = r.products.groups;
+  int64_t group = 0;
+  for (; group + 1 < groups; group += 2)
+    finish_pair<kActivation, kBoth, false>(r, x, n, group, sums);
+  if (group < groups) finish_pair<kActivation, kBoth, true>(r, x, n, group, sums);
+}

@@ -1,0 +1,113 @@
+// Products of tiles on the matrix unit, 16 x 32 by 32 x 16 in bf16 with fp32 sums; included as
+// vec.h is.
+//
+// The compiler does not allocate tile registers: a number names one.  A product takes 16 cycles, a
+// load 8 if its rows are cache lines and 20 if they cross them.  While products are under way
+// vector instructions get one port instead of two, so interleaving the two kinds gains nothing: 16
+// products with 24 vector instructions each took 24 cycles per product.
+
+template <int kTile>
+inline void load_tile(const void* from, int64_t step) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(step), "i"(kTile) : "memory");
+}
+
+template <int kTile>
+inline void store_tile(float* to) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)"
+               :
+               : "r"(to), "r"(int64_t{64}), "i"(kTile)
+               : "memory");
+}
+
+template <int kSum, int kIn, int kWeights>
+inline void multiply_tiles() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSum), "i"(kIn), "i"(kWeights));
+}
+
+// All tiles are 16 rows of 64 bytes.
+struct TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+inline void begin_tiles() {
+  const TileConfig config;
+  asm volatile("ldtilecfg %0" : : "m"(config));
+}
+
+// Without it every switch of threads would save 8 KB of tiles.
+inline void end_tiles() { asm volatile("tilerelease"); }
+
+// The sums of kPixelTiles x kGroups tiles, at most 2 x 2, are in tmm0 to 3, inputs in tmm4 and 5,
+// weights in tmm6 and 7; `sums` gets them as [group][kBlockPixels][16].
+template <int kPixelTiles, int kGroups, bool kThree>
+struct TileProduct {
+  const Products& row;
+
+  void run(int64_t x, int64_t group, float* sums) const {
+    constexpr int64_t kTerms = kThree ? 2 : 1;
+    start<0>(row.init + group * row.init_plane + x * row.init_step);
+    const float* weights = row.weights + group * kTerms * kTileFloats;
+    for (int64_t chunk = 0; chunk < row.chunks; ++chunk) {
+      const char* in = row.in[chunk] + x * row.step;
+      load_weights<0>(weights);
+      if constexpr (kThree) {
+        load_inputs<0>(in + row.low);
+        multiply<0>();
+      }
+      load_inputs<0>(in);
+      multiply<0>();
+      if constexpr (kThree) {
+        load_weights<0>(weights + kTileFloats);
+        multiply<0>();
+      }
+      weights += row.groups * kTerms * kTileFloats;
+    }
+    finish<0>(sums + group * kBlockPixels * kOutputs);
+  }
+
+ private:
+  template <int kSum>
+  void start(const float* init) const {
+    if constexpr (kSum < kPixelTiles * kGroups) {
+      const int64_t at =
+          kSum / kPixelTiles * row.init_plane + kSum % kPixelTiles * kTilePixels * row.init_step;
+      load_tile<kSum>(init + at, 4 * row.init_step);
+      start<kSum + 1>(init);
+    }
+  }
+
+  template <int kTile>
+  void load_inputs(const char* in) const {
+    if constexpr (kTile < kPixelTiles) {
+      load_tile<4 + kTile>(in + kTile * kTilePixels * row.step, row.step);
+      load_inputs<kTile + 1>(in);
+    }
+  }
+
+  template <int kGroup>
+  void load_weights(const float* weights) const {
+    if constexpr (kGroup < kGroups) {
+      load_tile<6 + kGroup>(weights, 64);
+      load_weights<kGroup + 1>(weights + (kThree ? 2 : 1) * kTileFloats);
+    }
+  }
+
+  template <int kSum>
+  void multiply() const {
+    if constexpr (kSum < kPixelTiles * kGroups) {
+      multiply_tiles<kSum, 4 + kSum % kPixelTiles, 6 + kSum / kPixelTiles>();
+      multiply<kSum + 1>();
+    }
+  }
+
+  template <int kSum>
+  void finish(float* sums) const {
+    if constexpr (kSum < kPixelTiles * kGroups) {
+      const int64_t pixel = kSum / kPixelTiles * kBlockPixels + kSum % kPixelTiles * kTilePixels;
+      store_tile<kSum>(sums + pixel * kOutputs);
+      finish<kSum + 1>(sums);
+    }
+  }
+};

@@ -1,0 +1,73 @@
+// The rows of the AMX path, compiled for the instruction sets that come with it; elsewhere they are
+// never called.
+#include "amx_rows.h"
+
+#include "../host_checks.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(                                                               \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c"))), \
+    apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
+#endif
+#define ESPAN_LANES 16
+#define ESPAN_KERNEL "amx_kernel.h"
+namespace espan::cpu::amx {
+namespace {
+#include "vec.h"
+#include "vec_math.h"
+#include ESPAN_KERNEL
+}  // namespace
+
+void begin() { begin_tiles(); }
+void end() { end_tiles(); }
+
+void run(const FeatureRow& row, float* scratch) {
+  if (row.both)
+    feature_row<true>(row, scratch);
+  else
+    feature_row<false>(row, scratch);
+}
+
+void run(const SumRow& row, float* scratch) { sum_row(row, scratch); }
+
+void run(const ImageRow& row, float* scratch) {
+  if (row.image.type == Element::uint8)
+    image_row<uint8_t>(row, scratch);
+  else
+    image_row<float>(row, scratch);
+}
+
+void split(const float* from, int64_t n, char* high, char* low) { split_row(from, n, high, low); }
+}  // namespace espan::cpu::amx
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#else
+
+namespace espan::cpu::amx {
+void begin() {}
+void end() {}
+void run(const FeatureRow&, float*) {}
+void run(const SumRow&, float*) {}
+void run(const ImageRow&, float*) {}
+void split(const float*, int64_t, char*, char*) {}
+}  // namespace espan::cpu::amx
+
+#endif
+
+namespace espan::cpu::amx {
+
+// The sums of a block of pixels, and those in the order of the image.
+int64_t scratch_size(int64_t groups) { return 2 * kBlockPixels * groups * kOutputs; }
+
+}  // namespace espan::cpu::amx

@@ -1,0 +1,240 @@
+#include "amx_stream.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "amx_rows.h"
+#include "image_rows.h"
+#include "run_strips.h"
+
+namespace espan::cpu {
+namespace {
+
+using namespace amx;
+
+// To the plan, a vector is a cache line of bf16 channels; 4 bytes a channel are two halves, or the
+// fp32 sums of a pointwise layer.  One half alone takes the same room.
+constexpr int64_t kLine = 32;
+
+int64_t groups_of(const Layer& layer) { return (layer.outputs + kOutputs - 1) / kOutputs; }
+
+// The image for a head, split: rows from the first that the task's first row reads on.
+struct HeadRows {
+  int64_t pixels;  // of a row, with the kernel's reach
+  int64_t count;
+  // Bytes of a half of a row: what a block and a chunk read beyond it is there.
+  int64_t half() const { return (2 * (3 * (pixels + kBlockPixels) + kChunk) + 63) / 64 * 64; }
+  int64_t floats() const { return count * half() / 2 + 3 * pixels; }
+};
+
+// Everything that the tasks of one strip of one image share.
+class AmxStrip {
+ public:
+  AmxStrip(const Plan& plan, bool both, int64_t strip, const std::vector<Pixels>& outside,
+           const float* mean, float* memory)
+      : plan_(plan), both_(both), outside_(outside), mean_(mean) {
+    zeros_ = reinterpret_cast<char*>(memory);
+    memory += plan.longest_row(strip);
+    std::memset(zeros_, 0, plan.longest_row(strip) * sizeof(float));
+    for (const Layer& layer : plan.layers()) {
+      Rows rows{};
+      rows.data = reinterpret_cast<char*>(memory);
+      rows.tiles = plan.tiles(strip, layer);
+      rows.pixels = std::min(4 * rows.tiles.count, plan.width() - 4 * rows.tiles.first);
+      rows.size = plan.row_size(strip, layer) * 4;
+      rows.step = rows.size / (4 * rows.tiles.count + 2) / 2;
+      rows.ring = layer.ring;
+      rings_.push_back(rows);
+      memory += plan.row_size(strip, layer) * layer.ring;
+      if (layer.kind != Layer::pointwise) clear_borders(rows);
+    }
+  }
+
+  void run(const Task& task, float* scratch, Range* range) const {
+    const Layer& layer = plan_.layers()[task.layer];
+    const int64_t first = plan_.first_row(layer, task.group);
+    const int64_t end = std::min(plan_.first_row(layer, task.group + 1), plan_.height());
+    if (first >= end) return;
+    std::vector<const char*> in;  // room for the chunks of a row
+    begin();
+    if (layer.kind == Layer::head) read_image(layer, first, end, scratch + sums_size(layer));
+    for (int64_t y = first; y < end; ++y) run_row(layer, y, first, in, scratch, range);
+    amx::end();
+  }
+
+  // Floats of scratch that a thread needs.
+  static int64_t scratch_size(const Plan& plan, int64_t strip) {
+    int64_t floats = 0;
+    for (const Layer& layer : plan.layers()) {
+      int64_t size = sums_size(layer);
+      if (layer.kind == Layer::head)
+        size += head_rows(layer, plan.tiles(strip, layer), plan.first_row(layer, 1)).floats();
+      floats = std::max(floats, size);
+    }
+    return (floats + 15) / 16 * 16;
+  }
+
+  // Floats after the rings that a block at the end of a row may read.
+  static int64_t slack(const Plan& plan) {
+    int64_t line = kLine;
+    for (const Layer& layer : plan.layers()) line = std::max(line, layer.inputs + layer.outputs);
+    return kBlockPixels * (line + kLine);
+  }
+
+ private:
+  // A layer's output: its latest `ring` rows, from one pixel left of the first tile on.  Each is
+  // the high halves of its pixels, then the low ones; or, of a pointwise layer, its sums.
+  struct Rows {
+    char* data;
+    int64_t size, step, ring;  // bytes
+    Plan::Tiles tiles;
+    int64_t pixels;  // of a row that lie in the image
+
+    int64_t low() const { return size / 2; }
+    char* row(int64_t y) const { return data + y % ring * size; }
+    // From the pixel `offset` from the first tile on.
+    Halves at(int64_t y, int64_t offset) const {
+      return {row(y) + (offset + 1) * step, step, low()};
+    }
+    float* sums(int64_t y, int64_t offset) const {
+      return reinterpret_cast<float*>(row(y)) + (offset + 1) * kOutputs;
+    }
+    int64_t sums_plane() const { return (4 * tiles.count + 2) * kOutputs; }
+  };
+
+  static int64_t sums_size(const Layer& layer) { return amx::scratch_size(groups_of(layer)); }
+
+  static HeadRows head_rows(const Layer& layer, const Plan::Tiles& tiles, int64_t rows) {
+    return {4 * tiles.count + layer.kernel - 1, rows + layer.kernel - 1};
+  }
+
+  // Pixels beyond the image, of which tasks write none, are zeros to the layers that read them.
+  void clear_borders(const Rows& rows) const {
+    const int64_t right = 4 * rows.tiles.count + 1 - rows.pixels;
+    for (int64_t y = 0; y < rows.ring; ++y)
+      for (char* half : {rows.row(y), rows.row(y) + rows.low()}) {
+        std::memset(half, 0, rows.step);
+        std::memset(half + (1 + rows.pixels) * rows.step, 0, right * rows.step);
+      }
+  }
+
+  void read_image(const Layer& layer, int64_t first, int64_t end, float* scratch) const {
+    const Rows& rows = rings_.front();
+    const HeadRows head = head_rows(layer, rows.tiles, end - first);
+    const int64_t radius = layer.kernel / 2;
+    float* row = scratch + head.count * head.half() / 2;
+    char* high = reinterpret_cast<char*>(scratch);
+    for (int64_t i = 0; i < head.count; ++i, high += 2 * head.half()) {
+      read_image_rows(outside_[layer.outside], mean_, plan_.height(), plan_.width(),
+                      first - radius + i, 1, 4 * rows.tiles.first - radius, head.pixels, row);
+      std::memset(high, 0, 2 * head.half());
+      split(row, 3 * head.pixels, high, high + head.half());
+    }
+  }
+
+  void run_row(const Layer& layer, int64_t y, int64_t first, std::vector<const char*>& in,
+               float* scratch, Range* range) const {
+    const int index = static_cast<int>(&layer - plan_.layers().data());
+    const Rows& rows = rings_[index];
+    in.clear();
+    Products p{};
+    p.weights = layer.weights;
+    p.init = layer.bias;
+    p.init_plane = kOutputs;
+    p.pixels = rows.pixels;
+    p.groups = groups_of(layer);
+    p.three = both_;
+    if (layer.kind == Layer::head)
+      read_from_image(layer, y - first, in, reinterpret_cast<char*>(scratch + sums_size(layer)), p);
+    else
+      read_from_layer(layer, rows, y, in, p);
+    p.in = in.data();
+    p.chunks = static_cast<int64_t>(in.size());
+    if (layer.kind == Layer::upsample) return run_upsample(layer, rows, y, p, scratch, range);
+    if (layer.kind == Layer::pointwise)
+      return amx::run(SumRow{p, rows.sums(y, 0), rows.sums_plane()}, scratch);
+    FeatureRow r{p, layer.activation, {}, rows.at(y, 0), both_};
+    if (layer.activation == Activation::gate) {
+      const Rows& other = rings_[layer.other];
+      r.other = other.at(y, 4 * (rows.tiles.first - other.tiles.first));
+    }
+    amx::run(r, scratch);
+  }
+
+  // A head takes its image exactly in either form: bf16 would keep 8 bits of it.
+  void read_from_image(const Layer& layer, int64_t row, std::vector<const char*>& in,
+                       const char* halves, Products& p) const {
+    const HeadRows head = head_rows(layer, rings_.front().tiles, 0);
+    for (int64_t i = 0; i < layer.kernel; ++i)
+      for (int64_t k = 0; k < 3 * layer.kernel; k += kChunk)
+        in.push_back(halves + (row + i) * 2 * head.half() + 2 * k);
+    p.step = 3 * 2;
+    p.low = head.half();
+    p.three = true;
+  }
+
+  void read_from_layer(const Layer& layer, const Rows& rows, int64_t y,
+                       std::vector<const char*>& in, Products& p) const {
+    const Rows& from = rings_[layer.input];
+    const int64_t reach = layer.reach();
+    const int64_t left = 4 * (rows.tiles.first - from.tiles.first) - reach;
+    for (int64_t i = y - reach; i <= y + reach; ++i) {
+      const bool inside = i >= 0 && i < plan_.height();
+      const char* at = inside ? from.at(i, left).data : zeros_;
+      for (int64_t k = 0; k < (1 + 2 * reach) * from.step; k += 2 * kChunk) in.push_back(at + k);
+    }
+    p.step = from.step;
+    p.low = from.low();
+    if (layer.kind != Layer::upsample && layer.other >= 0 && layer.activation != Activation::gate) {
+      const Rows& other = rings_[layer.other];
+      p.init = other.sums(y, 4 * (rows.tiles.first - other.tiles.first));
+      p.init_plane = other.sums_plane();
+      p.init_step = kOutputs;
+    }
+  }
+
+  void run_upsample(const Layer& layer, const Rows& rows, int64_t y, const Products& p,
+                    float* scratch, Range* range) const {
+    ImageRow r{p, outside_[layer.outside], 1, range};
+    while (3 * r.scale * r.scale < layer.outputs) ++r.scale;
+    r.image.data = r.image.at(r.scale * y, r.scale * 4 * rows.tiles.first);
+    amx::run(r, scratch);
+  }
+
+  const Plan& plan_;
+  bool both_;
+  const std::vector<Pixels>& outside_;
+  const float* mean_;
+  char* zeros_;
+  std::vector<Rows> rings_;
+};
+
+}  // namespace
+
+AmxStream::AmxStream(const Layers& layers, int64_t height, int64_t width)
+    : plan_(layers, height, width, kLine),
+      both_(layers.form() == Form::bfloat16x3),
+      threads_(torch::stable::get_num_threads()) {
+  int64_t floats = 0;
+  for (int64_t i = 0; i < plan_.strips(); ++i)
+    floats = std::max(floats, plan_.ring_floats(i) + threads_ * AmxStrip::scratch_size(plan_, i));
+  workspace_ = take_workspace(floats + AmxStrip::slack(plan_));
+}
+
+AmxStream::~AmxStream() { return_workspace(std::move(workspace_)); }
+
+Range AmxStream::run(const std::vector<Pixels>& outside, const float* mean) const {
+  return run_strips(plan_, threads_, [&](int64_t i) {
+    const int64_t scratch_size = AmxStrip::scratch_size(plan_, i);
+    float* scratch = workspace_.memory.get();
+    const AmxStrip strip(plan_, both_, i, outside, mean, scratch + threads_ * scratch_size);
+    return [=](int64_t thread, const Task& task, Range* range) {
+      strip.run(task, scratch + thread * scratch_size, range);
+    };
+  });
+}
+
+}  // namespace espan::cpu

@@ -1,0 +1,219 @@
+"""The CPU path amx: one layer by products of bf16 keeps a bound that holds for all inputs.
+
+With u = 2^-24, every output of a 3x3 convolution of C channels obeys
+
+    |computed - exact|  <=  K u  sum over channels and taps of  |x| |w|
+
+where K is, for three products (fp32 results):
+
+- bf16 has 8 bits.  The high half is off by at most 2^-8 of the value, and the low half, which is
+  that difference rounded, by 2^-9 of at most 2^-8: both halves are within 2^-17 = 128 u.  That is
+  so for the input and for the weight.
+- The product of the two low halves is left out: 2^-8 2^-8 = 256 u.
+- Products of bf16 are exact in fp32, sums are rounded: 3 * 9 C products, and what they start with.
+
+So K = 512 + 27 C + 1, and 1 more for products of these errors.  For one product (bf16) it is
+2 * 2^16 + 2^8 + 9 C + 2.  Values that lose digits because they are below 2^-110 or so are left out.
+
+The layer is the network's last convolution: the image reaches it through a head that copies its
+colours, in both halves, and a concat that copies the head.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from espan import checkpoints
+from espan.evaluation.metrics import psnr
+from espan.fused import FusedNetwork
+from espan.imaging import modcrop, read_image
+from espan_kernels import _library
+from tests.kernels.network_cases import ESPAN, FAMILY, SPAN, Case, image
+from tests.kernels.test_winograd_cpu import layer
+from tests.kernels.winograd_bound import inputs
+
+UNIT = 2.0**-24
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def has_amx() -> bool:
+    if _library.compiled is None:
+        return False
+    try:
+        _library.compiled.select_cpu_path("amx")
+    except ValueError:
+        return False
+    _library.compiled.select_cpu_path("auto")
+    return True
+
+
+pytestmark = pytest.mark.skipif(not has_amx(), reason="this machine cannot run the CPU path amx")
+
+
+@pytest.fixture(autouse=True)
+def _amx() -> Iterator[None]:
+    assert _library.compiled is not None
+    _library.compiled.select_cpu_path("amx")
+    yield
+    _library.compiled.select_cpu_path("auto")
+
+
+def factor(channels: int, dtype: torch.dtype) -> int:
+    """K."""
+    if dtype == torch.float32:
+        return 512 + 27 * channels + 2
+    return 2 * 2**16 + 2**8 + 9 * channels + 2
+
+
+def near_ties(*size: int) -> Tensor:
+    """Just below halfway between two values of bf16: both halves are off by the most, one way."""
+    generator = torch.Generator().manual_seed(sum(size))
+    exponents = torch.randint(-3, 4, size, generator=generator)
+    return torch.ldexp(torch.full(size, 1 + 2**-8 - 2**-17 - 2**-20), exponents)
+
+
+KINDS = ["normal", "one side", "of all magnitudes", "checkerboard", "one pixel", "near ties"]
+
+
+# Three products are used up to 32 channels.
+SHAPES = [(3, 3), (16, 12), (28, 27), (32, 48), (48, 48), (64, 75)]
+LAYERS = [(c, o, d) for c, o in SHAPES for d in DTYPES if c <= 32 or d == torch.bfloat16]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("channels", "outputs", "dtype"), LAYERS, ids=str)
+def test_layer(channels: int, outputs: int, kind: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(channels)
+    weight = torch.randn(outputs, channels, 3, 3, generator=generator)
+    if kind == "near ties":
+        weight = near_ties(*weight.shape)
+    for size in [(1, 1), (4, 4), (5, 9), (6, 130)]:
+        x = near_ties(2, 3, *size) if kind == "near ties" else inputs(kind, 2, 3, *size)
+        wide = x[:, torch.arange(channels) % 3].double()
+        exact = F.conv2d(wide, weight.double(), padding=1)
+        sums = F.conv2d(wide.abs(), weight.double().abs(), padding=1)
+        error = (layer(x, weight, torch.zeros(outputs), dtype) - exact).abs()
+        bound = factor(channels, dtype) * UNIT * sums
+        assert (error <= bound).all(), (error / bound).max()
+
+
+def test_the_bound_is_not_idle() -> None:
+    """Near ties the products left out are half of what is allowed of three products."""
+    x, weight = near_ties(1, 3, 9, 9), near_ties(12, 3, 3, 3)
+    exact = F.conv2d(x.double(), weight.double(), padding=1)
+    error = (layer(x, weight, torch.zeros(12)) - exact).abs()
+    assert (error >= 0.35 * factor(3, torch.float32) * UNIT * exact).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bias(dtype: torch.dtype) -> None:
+    bias = torch.randn(12)
+    y = layer(torch.zeros(1, 3, 5, 6), torch.zeros(12, 20, 3, 3), bias, dtype)
+    assert torch.equal(y, bias.view(1, -1, 1, 1).expand_as(y))
+
+
+@pytest.mark.parametrize("case", FAMILY, ids=str)
+def test_bfloat16_family(case: Case) -> None:
+    """Sums in fp32: no worse than twice PyTorch in bf16, which rounds every intermediate too."""
+    packed = case.pack(torch.bfloat16)
+    for size in [(1, 1), (6, 11), (5, 70)]:
+        x = image(2, 3, *size)
+        y, ranges = case.run(x, packed)
+        exact = case.reference(x, torch.float64)
+        theirs = (case.reference(x, torch.bfloat16) - exact).abs().amax()
+        allowed = 2 * theirs + 2**-8 * exact.abs().amax()
+        assert (y - exact).abs().amax() <= allowed
+        assert torch.equal(ranges[:, 0], y.amin((1, 2, 3)))
+        assert torch.equal(ranges[:, 1], y.amax((1, 2, 3)))
+
+
+@pytest.mark.parametrize("case", [ESPAN, SPAN], ids=str)
+def test_bfloat16_bytes_are_the_rounded_floats(case: Case) -> None:
+    packed = case.pack(torch.bfloat16)
+    x = image(2, 3, 9, 70, dtype=torch.uint8)
+    y, ranges = case.run(x, packed)
+    wide, wide_ranges = case.run(x.float() / 255, packed)
+    assert torch.equal(y, wide.clamp(0, 1).mul(255).round().to(torch.uint8))
+    assert torch.equal(ranges, wide_ranges)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_part_is_the_same_as_in_the_whole(dtype: torch.dtype) -> None:
+    """A pixel's sums are made in one order wherever it lies.
+
+    Any part equals the whole to the last bit beyond the reach of its border, which here is one
+    pixel for each 3x3 layer.
+    """
+    case = Case(30, (3, 2), head_kernel=5, scale=2)
+    packed = case.pack(dtype)
+    x = image(1, 3, 40, 90)
+    whole, _ = case.run(x, packed)
+    reach = 2 + 5 + 1 + 1
+    for top, left in [(1, 3), (2, 17), (7, 31), (5, 50)]:
+        part, _ = case.run(x[:, :, top : top + 30, left : left + 36], packed)
+        inner = part[:, :, 2 * reach : -2 * reach, 2 * reach : -2 * reach]
+        y, x0 = 2 * (top + reach), 2 * (left + reach)
+        assert torch.equal(inner, whole[:, :, y : y + inner.shape[2], x0 : x0 + inner.shape[3]])
+
+
+def test_weights_of_one_path_on_another() -> None:
+    """Tiles are refused where there is no unit for them; Winograd's weights run on amx as well."""
+    assert _library.compiled is not None
+    x = image(1, 3, 9, 14)
+    tiles = [ESPAN.pack(dtype) for dtype in DTYPES]
+    _library.compiled.select_cpu_path("avx512")
+    rows = ESPAN.pack()
+    expected, _ = ESPAN.run(x, rows)
+    for packed in tiles:
+        with pytest.raises(RuntimeError, match="for the CPU path amx, the one in use is avx512"):
+            ESPAN.run(x, packed)
+    with pytest.raises(ValueError, match="it must be float32, or on the CPU path amx bfloat16"):
+        ESPAN.pack(torch.bfloat16)
+    _library.compiled.select_cpu_path("amx")
+    assert torch.equal(ESPAN.run(x, rows)[0], expected)
+    assert not torch.equal(ESPAN.run(x, tiles[0])[0], expected)
+
+
+def test_bad_sizes_of_tiles() -> None:
+    packed = ESPAN.pack()
+    with pytest.raises(RuntimeError, match=r"packed has .* has \d+, or in bfloat16 \d+"):
+        ESPAN.run(image(1, 3, 4, 4), packed[:-32])
+
+
+def test_a_network_in_bfloat16_is_one_only_if_asked_for(make_network) -> None:
+    """The same weights: fp32 by default, and in bf16 what the op makes of them."""
+    plain = make_network(checkpoints.load().architecture)
+    x = torch.rand(1, 3, 20, 30)
+    wide = FusedNetwork(plain, device="cpu")(x)
+    narrow = FusedNetwork(plain, device="cpu", dtype=torch.bfloat16)(x)
+    exact = plain.double()(x.double())
+    assert wide.dtype == torch.float32
+    assert narrow.dtype == torch.bfloat16
+    largest = exact.abs().max()
+    assert (wide - exact).abs().max() < 2**-14 * largest
+    assert 2**-12 * largest < (narrow - exact).abs().max() < 2**-5 * largest
+
+
+@pytest.mark.parametrize("weights", ["espan_x4_official.pth", "span_c28_x4_official.pth"])
+def test_photographs_in_bfloat16(testdata: Path, weights: str) -> None:
+    """Within 0.01 dB of PyTorch's fp32 on Set14."""
+    plain = checkpoints.load(testdata / "weights" / weights)
+    narrow = FusedNetwork(plain, device="cpu", dtype=torch.bfloat16)
+    scores = []
+    for path in sorted((testdata / "testsets" / "Set14" / "LRx4").iterdir()):
+        low = torch.from_numpy(read_image(path).pixels)
+        low = low.expand(-1, -1, 3).permute(2, 0, 1)[None]
+        high = read_image(path.parents[1] / "HR" / path.name).pixels
+        high = np.broadcast_to(modcrop(high, 4), (4 * low.shape[2], 4 * low.shape[3], 3))
+        with torch.no_grad():
+            theirs = plain(low.float() / 255).clamp(0, 1).mul(255).round().to(torch.uint8)
+            results = (narrow(low), theirs)
+        scores.append([psnr(y[0].permute(1, 2, 0).numpy(), high, border=4) for y in results])
+    ours_mean, theirs_mean = np.mean(scores, axis=0)
+    print(weights, ours_mean, theirs_mean)
+    assert abs(ours_mean - theirs_mean) <= 0.01
