@@ -26,9 +26,9 @@ FOLDED = 4
 
 
 # Layers by three products of bf16, on the CPU path amx, keep 17 bits of each value: the share of
-# the largest value by which a network of them may be off, and the factor where gates amplify errors.
+# the largest value by which a network of them may be off, and the factor where gates amplify it.
 # The worst of the cases in tests/kernels was off by a third of that share; the worst with an
-# img_range of 255 had 33 times PyTorch's error.  One product less is hundreds of times as far off.
+# img_range of 255 had 33 times PyTorch's error.
 THREE_PRODUCTS = {"share": 2.0**-15, "factor": 64.0}
 
 
