@@ -61,8 +61,8 @@ def command(
         int, typer.Option(help="Take the crops of a step in so many parts, to save memory.")
     ] = 1,
     workers: Annotated[
-        int, typer.Option(help="Processes that read the data; 0: the training process does.")
-    ] = 0,
+        int, typer.Option(help="Threads that make the crops of the steps to come; 0: none.")
+    ] = 1,
     about: Annotated[
         str, typer.Option(help="Words on the images, kept in the weights' file.")
     ] = "",
