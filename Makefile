@@ -64,6 +64,5 @@ WANTED := $(TORCH) $(ESPAN_BUILD) $(TORCH_CUDA_ARCH_LIST)
 
 .venv/.tools: .venv/.espan
 	@echo "installing what tests and linting need ..."
-	@$(BIN)/python -m pip install -q --no-build-isolation -e ".[train]"
 	@$(BIN)/python -m pip install -q --group test --group build --group lint
 	@touch $@

@@ -20,4 +20,4 @@ libraries+=" $(g++ -print-file-name=libstdc++.so.6)"
 # pytest puts this folder first on the path; torch.compile would start a compiler under LD_PRELOAD.
 LD_PRELOAD="$libraries" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
   "$python" -m pytest -m "not slow" -k "not compile and not export and not photographs" \
-  tests/kernels/test_{gate,network,network_cpu,winograd_cpu,spab,spab_cpu,head,head_cpu,tail,tail_cpu}.py "$@"
+  tests/kernels/test_{gate,network,network_cpu,winograd_cpu,amx_cpu,spab,spab_cpu,head,head_cpu,tail,tail_cpu}.py "$@"
