@@ -32,7 +32,7 @@ class Setup:
             Default: what the launcher says, else fp32.
         cpu: train on the CPU even if there is a GPU.
         accumulate: the crops of a step are taken in so many parts, one after the other.
-        workers: threads that make the crops ahead of the steps; 0: none, at 6% of the time on a CPU.
+        workers: threads that make crops ahead of the steps; 0: none, at 6% of the time on a CPU.
         about: words on the images for the record: where from, on what terms.
     """
 
