@@ -102,11 +102,10 @@ def save(network: Network, path: str | os.PathLike[str], *, record: dict[str, An
         "range": _RANGE,
         "record": record,
     }
-    try:
-        with atomic_write(path) as temporary:
-            safetensors.torch.save_file(state, temporary, metadata={"espan": json.dumps(about)})
-    except safetensors.SafetensorError as error:  # which a full disk gives
-        raise OSError(f"{path} cannot be written: {error}") from error
+    # Not save_file: its files can be read by their owner alone, whatever the umask.
+    data = safetensors.torch.save(state, metadata={"espan": json.dumps(about)})
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def _find(weights: str | os.PathLike[str]) -> Path:

@@ -1,9 +1,11 @@
 """Reading every layout that people have, and refusing the rest in words."""
 
+import errno
 import json
 import math
 import re
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -193,7 +195,7 @@ def test_official_files(testdata):
 def test_bundled_weights():
     network = espan.load()
     assert network.scale == 4
-    assert network.record["minutes"] > 0
+    assert network.record["psnr network"] > 26.5  # on the photographs held out
     path = checkpoints.bundled()[checkpoints.DEFAULT]
     assert path.stat().st_size < 1_000_000
 
@@ -337,10 +339,10 @@ def test_failed_save_keeps_the_old_file(tmp_path, make_network, monkeypatch):
     path.write_text("old")
 
     def full(*args, **kwargs):
-        raise safetensors.SafetensorError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
-    with pytest.raises(OSError, match=f"{path} cannot be written: No space left"):
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
         checkpoints.save(make_network(ESPAN), path, record={})
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
