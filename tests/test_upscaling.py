@@ -72,7 +72,8 @@ def test_float_arrays(dtype, nearest):
     pixels = (ramp(3, np.uint8) / 255).astype(dtype)
     out = espan.upscale(pixels, nearest, device="cpu")
     assert out.dtype == dtype
-    np.testing.assert_allclose(out, repeat(pixels), rtol=1e-6, atol=2e-6)
+    # 17 bits of a value, where fp32 is computed in three products of bf16.
+    np.testing.assert_allclose(out, repeat(pixels), rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 6), (2, 3, 5, 6), (1, 5, 6), (4, 5, 6)])
