@@ -475,7 +475,7 @@ def test_a_pack_that_changes_on_disk_loses_nothing(tiny, setup, photos, tmp_path
             pack.write_bytes(pack.read_bytes()[:-1] + b" ")
 
     monkeypatch.setattr(steps_module, "update_average", changing)
+    configured = replace(setup, data=(pack,), workers=0)  # nothing is read ahead
     with pytest.raises(EspanError, match=r"photos\.pack"):
-        configured = replace(setup, data=(pack,), workers=0)  # nothing is read ahead
         train(tmp_path / "run", tiny(), configured, console=quiet())
     assert state_of(tmp_path / "run")["step"] == 3
