@@ -253,4 +253,3 @@ def _save(session: Session, trainee: Trainee) -> None:
             "begun_with": None if begun_with is None else begun_with.to_dict(),
         }
         save_state(session.run.states, total, about | trainee.state())
-    session.accelerator.wait_for_everyone()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from espan_kernels.triton.gate import _launchable, _sigmoid_minus_half
 
-# Four warps of 32 pixels each: two tensor-core tiles high, all output channels wide.
+# A warp has 32 pixels, two tensor-core tiles high, and up to 32 output channels.
 BLOCK = 128
 
 
@@ -128,6 +128,11 @@ def depth_of(p: int) -> int:
     return 32 if p % 32 == 0 else 16
 
 
+def warps_of(columns: int) -> int:
+    """Warps of a program: each sums 32 pixels by 32 columns, and with 64 columns would spill."""
+    return 8 if columns > 32 else 4
+
+
 def conv(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
     """``silu(conv(x))``, or ``gate(conv(x), residual)`` where there is a residual.
 
@@ -143,6 +148,7 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Te
     y = torch.empty_like(x)
     height, width, p = x.shape[1:]
     pixels = count_pixels(x.shape[0], height, width)
+    columns = triton.next_power_of_2(p)
     with torch.cuda.device_of(x):
         _launchable(conv_kernel)[(triton.cdiv(pixels, BLOCK),)](
             x,
@@ -154,9 +160,10 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Te
             height,
             width,
             p=p,
-            columns=triton.next_power_of_2(p),
+            columns=columns,
             depth=depth_of(p),
             gated=residual is not None,
             block=BLOCK,
+            num_warps=warps_of(columns),
         )
     return y

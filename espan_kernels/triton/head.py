@@ -10,7 +10,14 @@ from torch.library import triton_op
 
 from espan_kernels import _packing
 from espan_kernels.head import _check_inputs, _form, _weight_count
-from espan_kernels.triton.conv import BLOCK, _column, _of_column, _of_row, count_pixels
+from espan_kernels.triton.conv import (
+    BLOCK,
+    _column,
+    _of_column,
+    _of_row,
+    count_pixels,
+    warps_of,
+)
 from espan_kernels.triton.gate import _launchable
 
 OP = "espan_triton::head"
@@ -92,6 +99,7 @@ def head(image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kern
     weight, bias = _packing.split(packed, _weight_count(channels, kernel))
     y = packed.new_empty(batch, height, width, p)
     pixels = count_pixels(batch, height, width)
+    columns = triton.next_power_of_2(p)
     with torch.cuda.device_of(image):
         _launchable(head_kernel)[(triton.cdiv(pixels, BLOCK),)](
             image,
@@ -105,7 +113,8 @@ def head(image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kern
             *image.stride(),
             kernel=kernel,
             p=p,
-            columns=triton.next_power_of_2(p),
+            columns=columns,
             block=BLOCK,
+            num_warps=warps_of(columns),
         )
     return y

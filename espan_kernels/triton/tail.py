@@ -23,13 +23,16 @@ from espan_kernels.triton.conv import (
     _of_column,
     count_pixels,
     depth_of,
+    warps_of,
 )
 from espan_kernels.triton.gate import _launchable
 
 OP = "espan_triton::tail"
 
-# Of 48 outputs each: with 128 pixels their addresses and values need 255 registers and spill.
+# Of 48 outputs each.  Triton 3.8 and later load all nine taps first: four warps would need 255
+# registers and spill up to 104 bytes on sm_80.  Fewer pixels are too few for Hopper's products.
 UPSAMPLE_BLOCK = BLOCK // 2
+UPSAMPLE_WARPS = 8
 
 
 @triton.jit
@@ -172,6 +175,7 @@ def tail(
     _packing.check_form(OP, _form(packed, last.dtype, channels, scale, sides), "cuda")
     weights, biases = _packing.split(packed, _counts(channels, scale, sides)[0])
     pixels = count_pixels(batch, height, width)
+    columns = triton.next_power_of_2(p)
     fused = torch.empty_like(last)
     size = (scale * height, scale * width)
     if dtype == torch.uint8:
@@ -191,9 +195,10 @@ def tail(
             height,
             width,
             p=p,
-            columns=triton.next_power_of_2(p),
+            columns=columns,
             depth=depth_of(p),
             block=BLOCK,
+            num_warps=warps_of(columns),
         )
         _launchable(upsample_kernel)[(triton.cdiv(pixels, UPSAMPLE_BLOCK),)](
             fused,
@@ -209,5 +214,6 @@ def tail(
             columns=columns_of(scale),
             depth=depth_of(p),
             block=UPSAMPLE_BLOCK,
+            num_warps=UPSAMPLE_WARPS,
         )
     return image

@@ -58,7 +58,7 @@ def test_compiles_ahead_of_time(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     import triton
 
-    from espan_kernels.triton.conv import BLOCK
+    from espan_kernels.triton.conv import BLOCK, warps_of
     from espan_kernels.triton.head import head_kernel
 
     constants: dict[str, Any] = {
@@ -70,7 +70,7 @@ def test_compiles_ahead_of_time(
     if not with_mean:
         constants["mean_ptr"] = None
     types = {"image_ptr": f"*{image}", "bias_ptr": "*fp32", "mean_ptr": "*fp32"}
-    compile_for(head_kernel, dtype, constants, capability, **types)
+    compile_for(head_kernel, dtype, constants, capability, warps_of(constants["columns"]), **types)
 
 
 @pytest.mark.gpu

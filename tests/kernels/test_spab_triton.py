@@ -55,7 +55,7 @@ def test_compiles_ahead_of_time(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     import triton
 
-    from espan_kernels.triton.conv import BLOCK, conv_kernel, depth_of
+    from espan_kernels.triton.conv import BLOCK, conv_kernel, depth_of, warps_of
 
     constants = {
         "p": p,
@@ -66,7 +66,8 @@ def test_compiles_ahead_of_time(
     }
     if not gated:
         constants["residual_ptr"] = None
-    compile_for(conv_kernel, dtype, constants, capability, bias_ptr="*fp32")
+    warps = warps_of(constants["columns"])
+    compile_for(conv_kernel, dtype, constants, capability, warps, bias_ptr="*fp32")
 
 
 @pytest.mark.gpu
