@@ -1,5 +1,15 @@
 // What becomes of the sums of a block of pixels, [group][kBlockPixels][16]; included after vec.h.
 
+// Some of a block's pixels: [first, end) of those from x on.
+struct Part {
+  int64_t x, first, end;
+  const float* sums;
+
+  const float* at(int64_t group, int64_t pixel) const {
+    return sums + (group * kBlockPixels + pixel) * kLanes;
+  }
+};
+
 // Two vectors: 32 channels of a pixel, which are a cache line in bf16.
 struct Pair {
   VecF a, b;
@@ -103,12 +113,13 @@ inline VecF activate_of(VecF o, VecF x) {
 // Two groups of outputs, or one without a partner: its channels twice, since the padding's weights
 // are zeros.
 template <Activation kActivation, bool kBoth, bool kAlone>
-inline void finish_pair(const FeatureRow& r, int64_t x, int64_t n, int64_t group,
-                        const float* sums) {
+inline void finish_pair(const FeatureRow& r, const Part& part, int64_t group) {
+  const int64_t x = part.x + part.first;
   char* out = r.out.data + x * r.out.step + 32 * group;
   const char* other = r.other.data + x * r.other.step + 32 * group;
-  sums += group * kBlockPixels * kLanes;
-  for (int64_t i = 0; i < n; ++i, out += r.out.step, other += r.other.step, sums += kLanes) {
+  const float* sums = part.at(group, part.first);
+  for (int64_t i = part.first; i < part.end;
+       ++i, out += r.out.step, other += r.other.step, sums += kLanes) {
     Pair with{};
     if constexpr (kActivation == Activation::gate) with = load_pair<kBoth>(other, r.other.low);
     Pair v;
@@ -119,12 +130,10 @@ inline void finish_pair(const FeatureRow& r, int64_t x, int64_t n, int64_t group
   }
 }
 
-// The pixels [x, x + n).
 template <Activation kActivation, bool kBoth>
-inline void finish_features(const FeatureRow& r, int64_t x, int64_t n, const float* sums) {
+inline void finish_features(const FeatureRow& r, const Part& part) {
   const int64_t groups = r.products.groups;
   int64_t group = 0;
-  for (; group + 1 < groups; group += 2)
-    finish_pair<kActivation, kBoth, false>(r, x, n, group, sums);
-  if (group < groups) finish_pair<kActivation, kBoth, true>(r, x, n, group, sums);
+  for (; group + 1 < groups; group += 2) finish_pair<kActivation, kBoth, false>(r, part, group);
+  if (group < groups) finish_pair<kActivation, kBoth, true>(r, part, group);
 }

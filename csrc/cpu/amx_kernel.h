@@ -2,79 +2,121 @@
 #include "amx_finish.h"
 #include "amx_product.h"
 #include "to_image.h"
+#include "to_planes.h"
 
-template <int kPixelTiles, int kGroups>
-inline void products_of(const Products& p, int64_t x, int64_t group, float* sums) {
+template <int kPixelTiles, int kGroups, class Between>
+inline void products_of(const Products& p, int64_t x, int64_t group, float* sums,
+                        Between& between) {
   if (p.three)
-    TileProduct<kPixelTiles, kGroups, true>{p}.run(x, group, sums);
+    TileProduct<kPixelTiles, kGroups, true>{p}.run(x, group, sums, between);
   else
-    TileProduct<kPixelTiles, kGroups, false>{p}.run(x, group, sums);
+    TileProduct<kPixelTiles, kGroups, false>{p}.run(x, group, sums, between);
 }
 
-template <int kPixelTiles>
-inline void block_products(const Products& p, int64_t x, float* sums) {
+template <int kPixelTiles, class Between>
+inline void block_products(const Products& p, int64_t x, float* sums, Between& between) {
   int64_t group = 0;
-  for (; group + 1 < p.groups; group += 2) products_of<kPixelTiles, 2>(p, x, group, sums);
-  if (group < p.groups) products_of<kPixelTiles, 1>(p, x, group, sums);
+  for (; group + 1 < p.groups; group += 2) products_of<kPixelTiles, 2>(p, x, group, sums, between);
+  if (group < p.groups) products_of<kPixelTiles, 1>(p, x, group, sums, between);
 }
 
-// Calls finish(x, n) after the sums of the pixels [x, x + n) are there.  What is read and summed
-// beyond the last pixel is whatever lies there.
-template <class Finish>
-inline void for_blocks(const Products& p, float* sums, const Finish& finish) {
-  for (int64_t x = 0; x < p.pixels; x += kBlockPixels) {
-    const int64_t left = p.pixels - x;
-    if (left > kTilePixels)
-      block_products<2>(p, x, sums);
-    else
-      block_products<1>(p, x, sums);
-    finish(x, left < kBlockPixels ? left : kBlockPixels);
+// Finishes a block while the products of the next one are under way: each call does the next few
+// pixels, kUnit at a time, so that all are done after `calls`.
+template <int kUnit, class Row, class Finish>
+struct Finishing {
+  const Finish& finish;
+  const int64_t calls;
+  const Row* row = nullptr;
+  int64_t x = 0, pixels = 0, called = 0, done = 0;
+  const float* sums = nullptr;
+
+  void operator()() { until(++called * kBlockPixels / kUnit / calls * kUnit); }
+  void rest() { until(pixels); }
+  void next(const Row& r, int64_t first, const float* s) {
+    row = &r;
+    x = first;
+    pixels = std::min(r.products.pixels - x, kBlockPixels);
+    called = done = 0;
+    sums = s;
   }
+
+ private:
+  void until(int64_t end) {
+    end = std::min(end, pixels);
+    if (end > done) finish(*row, Part{x, done, end, sums});
+    done = std::max(done, end);
+  }
+};
+
+// Calls finish(row, part) after the part's sums are there, for all pixels of the rows, which are of
+// one layer.  What is read and summed beyond the last pixel is whatever lies there.
+template <int kUnit = 1, class Row, class Finish>
+inline void for_blocks(const Row* rows, int64_t count, float* sums, const Finish& finish) {
+  const Products& first = rows->products;
+  float* other = sums + block_size(first.groups);
+  Finishing<kUnit, Row, Finish> finishing{
+      finish, first.chunks * ((first.groups + 1) / 2) * (first.three ? 3 : 1)};
+  for (const Row* row = rows; row < rows + count; ++row)
+    for (int64_t x = 0; x < row->products.pixels; x += kBlockPixels) {
+      if (row->products.pixels - x > kTilePixels)
+        block_products<2>(row->products, x, sums, finishing);
+      else
+        block_products<1>(row->products, x, sums, finishing);
+      finishing.rest();
+      finishing.next(*row, x, sums);
+      std::swap(sums, other);
+    }
+  finishing.rest();
 }
 
 template <Activation kActivation, bool kBoth>
-void feature_row(const FeatureRow& r, float* sums) {
-  for_blocks(r.products, sums,
-             [&](int64_t x, int64_t n) { finish_features<kActivation, kBoth>(r, x, n, sums); });
+void feature_rows(const FeatureRow* rows, int64_t count, float* sums) {
+  for_blocks(rows, count, sums, [](const FeatureRow& r, const Part& part) {
+    finish_features<kActivation, kBoth>(r, part);
+  });
 }
 
 template <bool kBoth>
-inline void feature_row(const FeatureRow& r, float* sums) {
-  switch (r.activation) {
+inline void feature_rows(const FeatureRow* rows, int64_t count, float* sums) {
+  switch (rows->activation) {
     case Activation::silu:
-      return feature_row<Activation::silu, kBoth>(r, sums);
+      return feature_rows<Activation::silu, kBoth>(rows, count, sums);
     case Activation::gate:
-      return feature_row<Activation::gate, kBoth>(r, sums);
+      return feature_rows<Activation::gate, kBoth>(rows, count, sums);
     default:
-      return feature_row<Activation::none, kBoth>(r, sums);
+      return feature_rows<Activation::none, kBoth>(rows, count, sums);
   }
 }
 
-inline void sum_row(const SumRow& r, float* sums) {
-  for_blocks(r.products, sums, [&](int64_t x, int64_t n) {
+inline void sum_rows(const SumRow* rows, int64_t count, float* sums) {
+  for_blocks(rows, count, sums, [](const SumRow& r, const Part& part) {
     for (int64_t group = 0; group < r.products.groups; ++group)
-      for (int64_t i = 0; i < n; ++i)
-        store(r.out + group * r.plane + (x + i) * kLanes,
-              load(sums + (group * kBlockPixels + i) * kLanes));
+      for (int64_t i = part.first; i < part.end; ++i)
+        store(r.out + group * r.plane + (part.x + i) * kLanes, load(part.at(group, i)));
   });
 }
 
 template <class T>
-inline void image_row(const ImageRow& r, float* sums) {
-  const int64_t groups = r.products.groups, step = groups * kLanes;
-  T* shuffled = reinterpret_cast<T*>(sums + kBlockPixels * step);
-  VecRange range = start_range(*r.range);
-  for_blocks(r.products, sums, [&](int64_t x, int64_t n) {
-    for (int64_t i = 0; i < n; ++i)
+inline void image_rows(const ImageRow* rows, int64_t count, float* sums) {
+  const int64_t groups = rows->products.groups, step = groups * kLanes;
+  T* ordered = reinterpret_cast<T*>(sums + 2 * block_size(groups));
+  VecRange range = start_range(*rows->range);
+  for_blocks<4>(rows, count, sums, [&](const ImageRow& r, const Part& part) {
+    int64_t i = part.first;
+    T* to = static_cast<T*>(r.image.data) + (part.x + i) * r.scale * r.image.column;
+    if constexpr (std::is_same_v<T, float>)
+      if (r.scale == 4 && r.image.column == 1)
+        for (; i + 4 <= part.end; i += 4, to += 16) store_planes(part, i, r.image, range, to);
+    const int64_t begin = i;
+    for (; i < part.end; ++i)
       for (int64_t group = 0; group < groups; ++group) {
-        const VecF v = load(sums + (group * kBlockPixels + i) * kLanes);
+        const VecF v = load(part.at(group, i));
         widen(range, v);
-        store(shuffled + i * step + group * kLanes, v);
+        store(ordered + (i - begin) * step + group * kLanes, v);
       }
-    T* to = static_cast<T*>(r.image.data) + x * r.scale * r.image.column;
-    shuffle(shuffled, step, n, r.scale, r.image, to);
+    shuffle(ordered, step, i - begin, r.scale, r.image, to);
   });
-  end_range(range, *r.range);
+  end_range(range, *rows->range);
 }
 
 inline void split_row(const float* from, int64_t n, char* high, char* low) {

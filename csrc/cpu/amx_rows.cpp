@@ -2,6 +2,10 @@
 // never called.
 #include "amx_rows.h"
 
+#include <algorithm>
+#include <type_traits>
+#include <utility>
+
 #include "../host_checks.h"
 
 #if defined(__x86_64__)
@@ -28,20 +32,20 @@ namespace {
 void begin() { begin_tiles(); }
 void end() { end_tiles(); }
 
-void run(const FeatureRow& row, float* scratch) {
-  if (row.both)
-    feature_row<true>(row, scratch);
+void run(const FeatureRow* rows, int64_t count, float* scratch) {
+  if (rows->both)
+    feature_rows<true>(rows, count, scratch);
   else
-    feature_row<false>(row, scratch);
+    feature_rows<false>(rows, count, scratch);
 }
 
-void run(const SumRow& row, float* scratch) { sum_row(row, scratch); }
+void run(const SumRow* rows, int64_t count, float* scratch) { sum_rows(rows, count, scratch); }
 
-void run(const ImageRow& row, float* scratch) {
-  if (row.image.type == Element::uint8)
-    image_row<uint8_t>(row, scratch);
+void run(const ImageRow* rows, int64_t count, float* scratch) {
+  if (rows->image.type == Element::uint8)
+    image_rows<uint8_t>(rows, count, scratch);
   else
-    image_row<float>(row, scratch);
+    image_rows<float>(rows, count, scratch);
 }
 
 void split(const float* from, int64_t n, char* high, char* low) { split_row(from, n, high, low); }
@@ -57,9 +61,9 @@ void split(const float* from, int64_t n, char* high, char* low) { split_row(from
 namespace espan::cpu::amx {
 void begin() {}
 void end() {}
-void run(const FeatureRow&, float*) {}
-void run(const SumRow&, float*) {}
-void run(const ImageRow&, float*) {}
+void run(const FeatureRow*, int64_t, float*) {}
+void run(const SumRow*, int64_t, float*) {}
+void run(const ImageRow*, int64_t, float*) {}
 void split(const float*, int64_t, char*, char*) {}
 }  // namespace espan::cpu::amx
 
@@ -67,7 +71,7 @@ void split(const float*, int64_t, char*, char*) {}
 
 namespace espan::cpu::amx {
 
-// The sums of a block of pixels, and those in the order of the image.
-int64_t scratch_size(int64_t groups) { return 2 * kBlockPixels * groups * kOutputs; }
+// The sums of two blocks, and those of one in the order of the image.
+int64_t scratch_size(int64_t groups) { return 3 * block_size(groups); }
 
 }  // namespace espan::cpu::amx

@@ -62,16 +62,18 @@ struct ImageRow {
   Range* range;
 };
 
-// Floats of scratch that the rows take.
+// Floats of a block's sums, and of scratch that rows of so many groups take.
+inline int64_t block_size(int64_t groups) { return kBlockPixels * groups * kOutputs; }
 int64_t scratch_size(int64_t groups);
 
 // Every thread calls these around its rows.
 void begin();
 void end();
 
-void run(const FeatureRow& row, float* scratch);
-void run(const SumRow& row, float* scratch);
-void run(const ImageRow& row, float* scratch);
+// `count` rows of one layer; each row's last pixels are finished during the next one's products.
+void run(const FeatureRow* rows, int64_t count, float* scratch);
+void run(const SumRow* rows, int64_t count, float* scratch);
+void run(const ImageRow* rows, int64_t count, float* scratch);
 
 // n values, to both halves; up to 15 zeros follow each.
 void split(const float* from, int64_t n, char* high, char* low);

@@ -58,10 +58,21 @@ class AmxStrip {
     const int64_t first = plan_.first_row(layer, task.group);
     const int64_t end = std::min(plan_.first_row(layer, task.group + 1), plan_.height());
     if (first >= end) return;
-    std::vector<const char*> in;  // room for the chunks of a row
     begin();
     if (layer.kind == Layer::head) read_image(layer, first, end, scratch + sums_size(layer));
-    for (int64_t y = first; y < end; ++y) run_row(layer, y, first, in, scratch, range);
+    std::vector<const char*> in;
+    const std::vector<Products> products = read_rows(layer, first, end, in, scratch);
+    if (layer.kind == Layer::upsample)
+      run_rows(products, scratch,
+               [&](const Products& p, int64_t i) { return image_row(layer, p, first + i, range); });
+    else if (layer.kind == Layer::pointwise)
+      run_rows(products, scratch, [&](const Products& p, int64_t i) {
+        const Rows& rows = rows_of(layer);
+        return SumRow{p, rows.sums(first + i, 0), rows.sums_plane()};
+      });
+    else
+      run_rows(products, scratch,
+               [&](const Products& p, int64_t i) { return feature_row(layer, p, first + i); });
     amx::end();
   }
 
@@ -135,38 +146,64 @@ class AmxStrip {
     }
   }
 
-  void run_row(const Layer& layer, int64_t y, int64_t first, std::vector<const char*>& in,
-               float* scratch, Range* range) const {
-    const int index = static_cast<int>(&layer - plan_.layers().data());
-    const Rows& rows = rings_[index];
-    in.clear();
-    Products p{};
-    p.weights = layer.weights;
-    p.init = layer.bias;
-    p.init_plane = kOutputs;
-    p.pixels = rows.pixels;
-    p.groups = groups_of(layer);
-    p.three = both_;
-    if (layer.kind == Layer::head)
-      read_from_image(layer, y - first, in, reinterpret_cast<char*>(scratch + sums_size(layer)), p);
-    else
-      read_from_layer(layer, rows, y, in, p);
-    p.in = in.data();
-    p.chunks = static_cast<int64_t>(in.size());
-    if (layer.kind == Layer::upsample) return run_upsample(layer, rows, y, p, scratch, range);
-    if (layer.kind == Layer::pointwise)
-      return amx::run(SumRow{p, rows.sums(y, 0), rows.sums_plane()}, scratch);
+  const Rows& rows_of(const Layer& layer) const { return rings_[&layer - plan_.layers().data()]; }
+
+  // What the rows [first, end) sum; `in` keeps their chunks.
+  std::vector<Products> read_rows(const Layer& layer, int64_t first, int64_t end,
+                                  std::vector<const char*>& in, const float* scratch) const {
+    std::vector<Products> products;
+    for (int64_t y = first; y < end; ++y) {
+      Products p{};
+      p.weights = layer.weights;
+      p.init = layer.bias;
+      p.init_plane = kOutputs;
+      p.pixels = rows_of(layer).pixels;
+      p.groups = groups_of(layer);
+      p.three = both_;
+      if (layer.kind == Layer::head)
+        read_from_image(layer, y - first, in, scratch + sums_size(layer), p);
+      else
+        read_from_layer(layer, rows_of(layer), y, in, p);
+      products.push_back(p);
+    }
+    const int64_t chunks = static_cast<int64_t>(in.size() / products.size());
+    for (size_t i = 0; i < products.size(); ++i) {
+      products[i].in = in.data() + i * chunks;
+      products[i].chunks = chunks;
+    }
+    return products;
+  }
+
+  template <class MakeRow>
+  static void run_rows(const std::vector<Products>& products, float* scratch,
+                       const MakeRow& make_row) {
+    std::vector<decltype(make_row(products[0], 0))> rows;
+    for (const Products& p : products)
+      rows.push_back(make_row(p, static_cast<int64_t>(rows.size())));
+    amx::run(rows.data(), static_cast<int64_t>(rows.size()), scratch);
+  }
+
+  FeatureRow feature_row(const Layer& layer, const Products& p, int64_t y) const {
+    const Rows& rows = rows_of(layer);
     FeatureRow r{p, layer.activation, {}, rows.at(y, 0), both_};
     if (layer.activation == Activation::gate) {
       const Rows& other = rings_[layer.other];
       r.other = other.at(y, 4 * (rows.tiles.first - other.tiles.first));
     }
-    amx::run(r, scratch);
+    return r;
+  }
+
+  ImageRow image_row(const Layer& layer, const Products& p, int64_t y, Range* range) const {
+    ImageRow r{p, outside_[layer.outside], 1, range};
+    while (3 * r.scale * r.scale < layer.outputs) ++r.scale;
+    r.image.data = r.image.at(r.scale * y, r.scale * 4 * rows_of(layer).tiles.first);
+    return r;
   }
 
   // A head takes its image exactly in either form: bf16 would keep 8 bits of it.
   void read_from_image(const Layer& layer, int64_t row, std::vector<const char*>& in,
-                       const char* halves, Products& p) const {
+                       const float* scratch, Products& p) const {
+    const char* halves = reinterpret_cast<const char*>(scratch);
     const HeadRows head = head_rows(layer, rings_.front().tiles, 0);
     for (int64_t i = 0; i < layer.kernel; ++i)
       for (int64_t k = 0; k < 3 * layer.kernel; k += kChunk)
@@ -194,14 +231,6 @@ class AmxStrip {
       p.init_plane = other.sums_plane();
       p.init_step = kOutputs;
     }
-  }
-
-  void run_upsample(const Layer& layer, const Rows& rows, int64_t y, const Products& p,
-                    float* scratch, Range* range) const {
-    ImageRow r{p, outside_[layer.outside], 1, range};
-    while (3 * r.scale * r.scale < layer.outputs) ++r.scale;
-    r.image.data = r.image.at(r.scale * y, r.scale * 4 * rows.tiles.first);
-    amx::run(r, scratch);
   }
 
   const Plan& plan_;
