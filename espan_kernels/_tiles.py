@@ -1,7 +1,8 @@
 """Weights in the order in which the CPU path amx reads them: tiles of bf16 for the matrix unit.
 
 A layer is a tensor (kernel rows, values, outputs): what a kernel row reads for one pixel follows
-each other in memory, and is padded with zeros to chunks of 32 values, outputs to groups of 16.  A
+each other in memory, and is padded with zeros to chunks of 32 values, outputs to groups of 16.
+With 48 channels a kernel row of three pixels is four and a half chunks.  A
 tile has the weights of a chunk for a group, as pairs of inputs: [pair][output][2].  Tiles follow
 each other as [chunk][group], or where weights are kept in two halves as [chunk][group][high, low]:
 the weight rounded to bf16, and rounded what that took away.  Biases are in fp32, seen as bf16.  16
@@ -23,9 +24,9 @@ def head(weight: Tensor) -> Tensor:
 
 
 def conv(weight: Tensor) -> Tensor:
-    """(outputs, inputs, 3, 3) -> (3, 3 P, outputs) with P the inputs padded to whole chunks."""
+    """(outputs, inputs, 3, 3) -> (3, 3 P, outputs) with P the inputs padded to whole groups."""
     rows = weight.detach().double().cpu().permute(2, 3, 1, 0)
-    return pad(rows, (0, 0, 0, -rows.shape[2] % CHUNK)).flatten(1, 2)
+    return pad(rows, (0, 0, 0, -rows.shape[2] % GROUP)).flatten(1, 2)
 
 
 def pointwise(weight: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ def _cpu() -> Backend:
     chosen_by = "ESPAN_CPU" if "ESPAN_CPU" in os.environ else "the widest this machine can run"
     details = {"path": _library.compiled.cpu_path(), "chosen by": chosen_by}
     if details["path"] == "amx":
-        details["fp32 up to 32 channels"] = "three products of bf16"
+        details["fp32"] = "three products of bf16"
     return Backend("cpu", True, "", details | {"threads": str(torch.get_num_threads())})
 
 

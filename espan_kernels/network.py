@@ -69,9 +69,8 @@ def pack_network(
     """The weights of a network in the form that :func:`network` reads.  To be done once.
 
     The form is that of the CPU path in use.  On the path ``amx`` it is tiles of bf16 for the matrix
-    unit: for bfloat16, and for float32 up to 32 channels, where three products of bf16 (two halves
-    of each value, 17 bits) are faster than Winograd's.  Else it is Winograd's transform of the
-    weights, which all paths share.  Tiles are refused on another path than ``amx``.
+    unit: for float32 in two halves, which keep 17 bits of each value and take three products.  Else
+    it is Winograd's transform of the weights, which the other paths share; they refuse tiles.
 
     Each kernel is a weight (outputs, inputs, k, k) and a bias (outputs,), in float64 or float32;
     Winograd's transform of the weights is computed in float64 and rounded once.
@@ -109,9 +108,8 @@ def pack_network(
         raise ValueError(
             f"pack_network: dtype is {dtype}; it must be float32, or on the CPU path amx bfloat16"
         )
-    tiles = amx and (dtype == torch.bfloat16 or channels <= _tiles.CHUNK)
     layers: list[tuple[Tensor, Tensor | None]] = []
-    form = _tiles if tiles else _streamed
+    form = _tiles if amx else _streamed
     # By tiles the sums of concat_last begin with the side's: its bias is put there.
     bias = concat_last[1]
 
@@ -124,7 +122,7 @@ def pack_network(
         layers.append((form.pointwise(concat_side[i]), bias))
 
     layers.append((form.head(head[0]), head[1]))
-    side(0, bias if tiles else None)
+    side(0, bias if amx else None)
     for i, block in enumerate(blocks):
         for j, kernel in enumerate(block):
             _check(f"blocks[{i}][{j}]", kernel, square)
@@ -133,10 +131,10 @@ def pack_network(
             side(1)
     if len(concat_side) == 3:
         side(2)
-    layers.append((form.conv(concat_last[0]), None if tiles else bias))
+    layers.append((form.conv(concat_last[0]), None if amx else bias))
     order = _streamed.upsample_order(scale)
     layers.append((form.conv(upsample[0][order]), upsample[1][order]))
-    if tiles:
+    if amx:
         return _tiles.join(mean, layers, halves=dtype == torch.float32)
     return _streamed.join(mean, layers)
 

@@ -47,12 +47,21 @@ inline Pair load_pair(const char* p, int64_t low) {
   return high + unpack(_mm512_loadu_si512(p + low));
 }
 
+// Those of both vectors, or of the first alone.
+template <bool kAlone>
+inline void store_halves(char* p, __m512i halves) {
+  if constexpr (kAlone)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(halves));
+  else
+    _mm512_storeu_si512(p, halves);
+}
+
 // Of what is too large for bf16, the low half is not a number: so it is told as not finite.
-template <bool kLow>
+template <bool kLow, bool kAlone = false>
 inline void store_pair(char* p, int64_t low, Pair v) {
   const __m512i high = pack(v);
-  _mm512_storeu_si512(p, high);
-  if constexpr (kLow) _mm512_storeu_si512(p + low, pack(v - unpack(high)));
+  store_halves<kAlone>(p, high);
+  if constexpr (kLow) store_halves<kAlone>(p + low, pack(v - unpack(high)));
 }
 
 // 2^t for t <= 120: r = t - floor(t), and of 2^r the polynomial with the least relative error:
@@ -110,8 +119,7 @@ inline VecF activate_of(VecF o, VecF x) {
   return o;
 }
 
-// Two groups of outputs, or one without a partner: its channels twice, since the padding's weights
-// are zeros.
+// Two groups of outputs, or one without a partner.
 template <Activation kActivation, bool kBoth, bool kAlone>
 inline void finish_pair(const FeatureRow& r, const Part& part, int64_t group) {
   const int64_t x = part.x + part.first;
@@ -126,7 +134,7 @@ inline void finish_pair(const FeatureRow& r, const Part& part, int64_t group) {
     v.a = activate_of<kActivation, kBoth>(load(sums), with.a);
     v.b =
         kAlone ? v.a : activate_of<kActivation, kBoth>(load(sums + kBlockPixels * kLanes), with.b);
-    store_pair<kBoth>(out, r.out.low, v);
+    store_pair<kBoth, kAlone>(out, r.out.low, v);
   }
 }
 

@@ -1,8 +1,8 @@
 // What the kernels of the AMX path are told: pointers and sizes, no tensors.
 //
 // A row of a feature map is [pixel][channel] in bf16, the channels padded with zeros to a multiple
-// of 32: a pixel is one or more cache lines.  So what a kernel row of a 3x3 convolution reads for
-// one pixel follows each other, and the next pixel's begins `step` bytes further.  fp32 values are
+// of 16: with 32 a pixel is a cache line.  So what a kernel row of a 3x3 convolution reads for one
+// pixel follows each other, and the next pixel's begins `step` bytes further.  fp32 values are
 // kept as two such halves: the value rounded to bf16, and `low` bytes further what that took away,
 // rounded as well.
 #pragma once

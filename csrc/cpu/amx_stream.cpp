@@ -15,9 +15,9 @@ namespace {
 
 using namespace amx;
 
-// To the plan, a vector is a cache line of bf16 channels; 4 bytes a channel are two halves, or the
-// fp32 sums of a pointwise layer.  One half alone takes the same room.
-constexpr int64_t kLine = 32;
+// To the plan, a vector is 16 channels of 4 bytes: of two halves in bf16, or of the fp32 sums of a
+// pointwise layer.  One half alone takes the same room.
+constexpr int64_t kVector = 16;
 
 int64_t groups_of(const Layer& layer) { return (layer.outputs + kOutputs - 1) / kOutputs; }
 
@@ -49,8 +49,9 @@ class AmxStrip {
       rows.ring = layer.ring;
       rings_.push_back(rows);
       memory += plan.row_size(strip, layer) * layer.ring;
-      if (layer.kind != Layer::pointwise) clear_borders(rows);
+      clear_borders(rows);
     }
+    std::memset(memory, 0, 2 * kChunk);
   }
 
   void run(const Task& task, float* scratch, Range* range) const {
@@ -90,9 +91,9 @@ class AmxStrip {
 
   // Floats after the rings that a block at the end of a row may read.
   static int64_t slack(const Plan& plan) {
-    int64_t line = kLine;
-    for (const Layer& layer : plan.layers()) line = std::max(line, layer.inputs + layer.outputs);
-    return kBlockPixels * (line + kLine);
+    int64_t most = 0;
+    for (const Layer& layer : plan.layers()) most = std::max(most, layer.inputs + layer.outputs);
+    return kBlockPixels * (most + 2 * kVector);
   }
 
  private:
@@ -122,7 +123,9 @@ class AmxStrip {
     return {4 * tiles.count + layer.kernel - 1, rows + layer.kernel - 1};
   }
 
-  // Pixels beyond the image, of which tasks write none, are zeros to the layers that read them.
+  // Pixels beyond the image, of which tasks write none, are zeros to the layers that read them.  So
+  // is what follows a row, the next one's first pixel: a last chunk may reach into it, with weights
+  // of zero, but what is not a number would stay so.
   void clear_borders(const Rows& rows) const {
     const int64_t right = 4 * rows.tiles.count + 1 - rows.pixels;
     for (int64_t y = 0; y < rows.ring; ++y)
@@ -244,7 +247,7 @@ class AmxStrip {
 }  // namespace
 
 AmxStream::AmxStream(const Layers& layers, int64_t height, int64_t width)
-    : plan_(layers, height, width, kLine),
+    : plan_(layers, height, width, kVector),
       both_(layers.form() == Form::bfloat16x3),
       threads_(torch::stable::get_num_threads()) {
   int64_t floats = 0;

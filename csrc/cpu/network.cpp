@@ -9,6 +9,7 @@
 #include "isa.h"
 #include "pixels.h"
 #include "stream.h"
+#include "workspace.h"
 
 namespace espan::cpu {
 namespace {
@@ -99,6 +100,8 @@ std::tuple<Tensor, Tensor> network(const Tensor& image, const Tensor& packed, in
                             : torch::headeronly::MemoryFormat::Contiguous;
   Tensor out = torch::stable::empty({n, 3, scale * height, scale * width}, image.scalar_type(),
                                     std::nullopt, std::nullopt, std::nullopt, layout);
+  // Page faults of a large result took 15% of the time.
+  prefer_huge_pages(out.data_ptr(), out.numel() * size_of(element(out.scalar_type())));
   Tensor ranges = torch::stable::empty({n, 3}, ScalarType::Float);
   if (image.numel() == 0) return {out, torch::stable::fill_(ranges, 0.0)};
 

@@ -46,7 +46,7 @@ int Layers::head(int64_t c, int64_t kernel, int image) {
 }
 
 int Layers::conv(int64_t c, int input, Activation activation, int other) {
-  return add({Layer::conv, input, other, activation, c, c}, 36 * c, 9 * chunks_of(c));
+  return add({Layer::conv, input, other, activation, c, c}, 36 * c, 3 * chunks_of(3 * padded(c)));
 }
 
 int Layers::pointwise(int64_t c, int input, int other) {
@@ -56,7 +56,7 @@ int Layers::pointwise(int64_t c, int input, int other) {
 int Layers::upsample(int64_t c, int64_t scale, int input, int image) {
   Layer layer{Layer::upsample, input, -1, Activation::none, c, 3 * scale * scale};
   layer.outside = image;
-  return add(layer, 36 * c, 9 * chunks_of(c));
+  return add(layer, 36 * c, 3 * chunks_of(3 * padded(c)));
 }
 
 int Layers::load(int64_t c, int map) {

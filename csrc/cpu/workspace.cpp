@@ -1,5 +1,6 @@
 #include "workspace.h"
 
+#include <cstdint>
 #include <cstdlib>
 #include <mutex>
 #include <new>
@@ -29,10 +30,17 @@ Workspace take_workspace(int64_t floats) {
   const int64_t bytes = (floats * 4 + kHugePage - 1) / kHugePage * kHugePage;
   float* memory = static_cast<float*>(std::aligned_alloc(kHugePage, bytes));
   if (!memory) throw std::bad_alloc();
-#if defined(__linux__)
-  madvise(memory, bytes, MADV_HUGEPAGE);  // rows lie far apart: fewer pages, fewer TLB misses
-#endif
+  prefer_huge_pages(memory, bytes);  // rows lie far apart: fewer TLB misses
   return {std::unique_ptr<float, FreeMemory>(memory), bytes / 4};
+}
+
+void prefer_huge_pages(void* memory, int64_t bytes) {
+#if defined(__linux__)
+  const uintptr_t first = reinterpret_cast<uintptr_t>(memory);
+  const uintptr_t begin = (first + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t end = (first + bytes) / kHugePage * kHugePage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
 }
 
 void return_workspace(Workspace workspace) {
