@@ -29,8 +29,18 @@ namespace {
 #include ESPAN_KERNEL
 }  // namespace
 
-void begin() { begin_tiles(); }
-void end() { end_tiles(); }
+uint32_t begin() {
+  constexpr uint32_t kDenormalsAreZero = 0x8040;  // read and written
+  begin_tiles();
+  const uint32_t before = _mm_getcsr();
+  _mm_setcsr(before | kDenormalsAreZero);
+  return before;
+}
+
+void end(uint32_t before) {
+  _mm_setcsr(before);
+  end_tiles();
+}
 
 void run(const FeatureRow* rows, int64_t count, float* scratch) {
   if (rows->both)
@@ -59,8 +69,8 @@ void split(const float* from, int64_t n, char* high, char* low) { split_row(from
 #else
 
 namespace espan::cpu::amx {
-void begin() {}
-void end() {}
+uint32_t begin() { return 0; }
+void end(uint32_t) {}
 void run(const FeatureRow*, int64_t, float*) {}
 void run(const SumRow*, int64_t, float*) {}
 void run(const ImageRow*, int64_t, float*) {}

@@ -59,7 +59,7 @@ class AmxStrip {
     const int64_t first = plan_.first_row(layer, task.group);
     const int64_t end = std::min(plan_.first_row(layer, task.group + 1), plan_.height());
     if (first >= end) return;
-    begin();
+    const uint32_t before = begin();
     if (layer.kind == Layer::head) read_image(layer, first, end, scratch + sums_size(layer));
     std::vector<const char*> in;
     const std::vector<Products> products = read_rows(layer, first, end, in, scratch);
@@ -74,7 +74,7 @@ class AmxStrip {
     else
       run_rows(products, scratch,
                [&](const Products& p, int64_t i) { return feature_row(layer, p, first + i); });
-    amx::end();
+    amx::end(before);
   }
 
   // Floats of scratch that a thread needs.

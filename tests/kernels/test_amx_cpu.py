@@ -160,6 +160,13 @@ def test_a_part_is_the_same_as_in_the_whole(dtype: torch.dtype) -> None:
         assert torch.equal(inner, whole[:, :, y : y + inner.shape[2], x0 : x0 + inner.shape[3]])
 
 
+def test_numbers_below_the_normal_ones_are_left_to_others() -> None:
+    """The op has zeros for them; no thread of the pool keeps that."""
+    ESPAN.run(image(1, 3, 64, 64), ESPAN.pack())
+    tiny = torch.full((1 << 20,), 2.0**-130)
+    assert (tiny * 0.5 == 2.0**-131).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("channels", [16, 20, 48])
 def test_what_memory_held_does_not_matter(channels: int, dtype: torch.dtype) -> None:
