@@ -39,7 +39,7 @@ inline Pair unpack(__m512i halves) {
 
 inline __m512i pack(Pair v) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)v.b, (__m512)v.a); }
 
-// Bytes from the high halves to the low ones, or 0 for none.
+// `low`: bytes from the high halves to the low ones, which count only where kLow says so.
 template <bool kLow>
 inline Pair load_pair(const char* p, int64_t low) {
   const Pair high = unpack(_mm512_loadu_si512(p));

@@ -31,13 +31,21 @@ struct TileConfig {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-inline void begin_tiles() {
-  const TileConfig config;
-  asm volatile("ldtilecfg %0" : : "m"(config));
-}
-
-// Without it every switch of threads would save 8 KB of tiles.
-inline void end_tiles() { asm volatile("tilerelease"); }
+// The matrix unit and what goes with it, for as long as it lives.
+struct Unit {
+  Unit() {
+    constexpr unsigned kDenormalsAreZero = 0x8040;  // those read and those written
+    const TileConfig config;
+    asm volatile("ldtilecfg %0" : : "m"(config));
+    _mm_setcsr(before | kDenormalsAreZero);
+  }
+  Unit(const Unit&) = delete;
+  ~Unit() {
+    _mm_setcsr(before);
+    asm volatile("tilerelease");  // else every switch of threads would save 8 KB of tiles
+  }
+  const unsigned before = _mm_getcsr();
+};
 
 // The sums of kPixelTiles x kGroups tiles, at most 2 x 2, are in tmm0 to 3, inputs in tmm4 and 5,
 // weights in tmm6 and 7; `sums` gets them as [group][kBlockPixels][16].  between() is called after

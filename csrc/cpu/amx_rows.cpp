@@ -29,29 +29,21 @@ namespace {
 #include ESPAN_KERNEL
 }  // namespace
 
-uint32_t begin() {
-  constexpr uint32_t kDenormalsAreZero = 0x8040;  // read and written
-  begin_tiles();
-  const uint32_t before = _mm_getcsr();
-  _mm_setcsr(before | kDenormalsAreZero);
-  return before;
-}
-
-void end(uint32_t before) {
-  _mm_setcsr(before);
-  end_tiles();
-}
-
 void run(const FeatureRow* rows, int64_t count, float* scratch) {
+  const Unit unit;
   if (rows->both)
     feature_rows<true>(rows, count, scratch);
   else
     feature_rows<false>(rows, count, scratch);
 }
 
-void run(const SumRow* rows, int64_t count, float* scratch) { sum_rows(rows, count, scratch); }
+void run(const SumRow* rows, int64_t count, float* scratch) {
+  const Unit unit;
+  sum_rows(rows, count, scratch);
+}
 
 void run(const ImageRow* rows, int64_t count, float* scratch) {
+  const Unit unit;
   if (rows->image.type == Element::uint8)
     image_rows<uint8_t>(rows, count, scratch);
   else
@@ -69,8 +61,6 @@ void split(const float* from, int64_t n, char* high, char* low) { split_row(from
 #else
 
 namespace espan::cpu::amx {
-uint32_t begin() { return 0; }
-void end(uint32_t) {}
 void run(const FeatureRow*, int64_t, float*) {}
 void run(const SumRow*, int64_t, float*) {}
 void run(const ImageRow*, int64_t, float*) {}

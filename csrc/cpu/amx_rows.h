@@ -66,13 +66,9 @@ struct ImageRow {
 inline int64_t block_size(int64_t groups) { return kBlockPixels * groups * kOutputs; }
 int64_t scratch_size(int64_t groups);
 
-// Every thread calls these around its rows; end() takes what begin() returned.  Between them
-// numbers below 2^-126 are 0 to vector instructions, as they are to the matrix unit: SiLU makes
-// them of -80, and each would take some 150 cycles.
-uint32_t begin();
-void end(uint32_t before);
-
 // `count` rows of one layer; each row's last pixels are finished during the next one's products.
+// Numbers below 2^-126 are 0 to the vector instructions, as they are to the matrix unit: SiLU makes
+// them of -90, and each would take some 150 cycles.
 void run(const FeatureRow* rows, int64_t count, float* scratch);
 void run(const SumRow* rows, int64_t count, float* scratch);
 void run(const ImageRow* rows, int64_t count, float* scratch);

@@ -1,7 +1,5 @@
 #include "amx_stream.h"
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -59,7 +57,6 @@ class AmxStrip {
     const int64_t first = plan_.first_row(layer, task.group);
     const int64_t end = std::min(plan_.first_row(layer, task.group + 1), plan_.height());
     if (first >= end) return;
-    const uint32_t before = begin();
     if (layer.kind == Layer::head) read_image(layer, first, end, scratch + sums_size(layer));
     std::vector<const char*> in;
     const std::vector<Products> products = read_rows(layer, first, end, in, scratch);
@@ -74,7 +71,6 @@ class AmxStrip {
     else
       run_rows(products, scratch,
                [&](const Products& p, int64_t i) { return feature_row(layer, p, first + i); });
-    amx::end(before);
   }
 
   // Floats of scratch that a thread needs.
@@ -249,7 +245,7 @@ class AmxStrip {
 AmxStream::AmxStream(const Layers& layers, int64_t height, int64_t width)
     : plan_(layers, height, width, kVector),
       both_(layers.form() == Form::bfloat16x3),
-      threads_(torch::stable::get_num_threads()) {
+      threads_(threads_for(height)) {
   int64_t floats = 0;
   for (int64_t i = 0; i < plan_.strips(); ++i)
     floats = std::max(floats, plan_.ring_floats(i) + threads_ * AmxStrip::scratch_size(plan_, i));

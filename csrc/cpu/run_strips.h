@@ -11,6 +11,11 @@
 
 namespace espan::cpu {
 
+// Four rows keep one thread busy; waking more would cost more than it computes.
+inline int64_t threads_for(int64_t height) {
+  return std::min<int64_t>(torch::stable::get_num_threads(), (height + 3) / 4);
+}
+
 constexpr Range kNothing{std::numeric_limits<float>::infinity(),
                          -std::numeric_limits<float>::infinity(), 0};
 

@@ -1,7 +1,5 @@
 #include "stream.h"
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -250,8 +248,7 @@ class Strip {
 Stream::Stream(const Layers& layers, int64_t height, int64_t width)
     : kernels_(kernels_in_use()),
       plan_(layers, height, width, kernels_.lanes),
-      // A row of tiles keeps one thread busy; waking more would cost more than it computes.
-      threads_(std::min<int64_t>(torch::stable::get_num_threads(), (height + 3) / 4)) {
+      threads_(threads_for(height)) {
   int64_t floats = 0;
   for (int64_t i = 0; i < plan_.strips(); ++i)
     floats =

@@ -20,8 +20,9 @@ struct Workspace {
 Workspace take_workspace(int64_t floats);
 void return_workspace(Workspace workspace);
 
-// What has not been touched of this memory comes as huge pages, where the system has them: no more
-// of it than without, but 512 times fewer page faults, each some 2.6 us under a hypervisor.
+// What has not been touched of this memory comes as huge pages, where the system has them: for
+// memory that will be written whole 512 times fewer page faults, each 1.4 to 2.6 us under a
+// hypervisor.
 void prefer_huge_pages(void* memory, int64_t bytes);
 
 }  // namespace espan::cpu

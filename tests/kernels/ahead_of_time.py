@@ -17,7 +17,7 @@ def compile_for(
 ) -> None:
     """A kernel comes to machine code on tensor cores, and keeps all it has in registers.
 
-    But for a few bytes: ptxas takes up to 16 of stack where a third of the registers is in use.
+    But for 8 bytes of stack, which ptxas takes where a third of the registers is in use.
 
     Pointers are to ``dtype`` but for those in ``types``; what is None in ``constants`` is left out.
     """
@@ -40,7 +40,7 @@ def compile_for(
     target = GPUTarget("cuda", capability, 32)
     compiled = triton.compile(source, target=target, options={"num_warps": warps})
     usage = _usage(compiled.asm["cubin"])
-    assert int(re.findall(r"STACK:(\d+)", usage)[0]) <= 16, usage
+    assert int(re.findall(r"STACK:(\d+)", usage)[0]) <= 8, usage
     assert "LOCAL:0 " in usage, usage
     ptx: str = compiled.asm["ptx"]
     kind = "tcgen05.mma" if capability == 100 else "mma.sync" if capability == 80 else "mma"

@@ -1,11 +1,15 @@
 """Networks and images for the tests of the op `network`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from espan.imaging import modcrop, read_image
 from espan_kernels import network, pack_network, reference
 
 Kernel = tuple[Tensor, Tensor]
@@ -104,3 +108,12 @@ def image(*size: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tens
     generator = torch.Generator().manual_seed(seed + sum(size))
     values = torch.rand(size, generator=generator)
     return (values * 255).round().to(dtype) if dtype == torch.uint8 else values.to(dtype)
+
+
+def photographs(folder: Path) -> Iterator[tuple[Tensor, NDArray[np.uint8]]]:
+    """Of a test set x4: LR (1, 3, H, W), and HR (4 H, 4 W, 3)."""
+    for path in sorted((folder / "LRx4").iterdir()):
+        low = torch.from_numpy(read_image(path).pixels)
+        low = low.expand(-1, -1, 3).permute(2, 0, 1)[None]
+        high = read_image(folder / "HR" / path.name).pixels
+        yield low, np.broadcast_to(modcrop(high, 4), (4 * low.shape[2], 4 * low.shape[3], 3))

@@ -31,9 +31,8 @@ from torch import Tensor
 from espan import checkpoints
 from espan.evaluation.metrics import psnr
 from espan.fused import FusedNetwork
-from espan.imaging import modcrop, read_image
 from espan_kernels import _library
-from tests.kernels.network_cases import ESPAN, FAMILY, SPAN, Case, image
+from tests.kernels.network_cases import ESPAN, FAMILY, SPAN, Case, image, photographs
 from tests.kernels.test_winograd_cpu import layer
 from tests.kernels.winograd_bound import inputs
 
@@ -228,11 +227,7 @@ def test_photographs_in_bfloat16(testdata: Path, weights: str) -> None:
     plain = checkpoints.load(testdata / "weights" / weights)
     narrow = FusedNetwork(plain, device="cpu", dtype=torch.bfloat16)
     scores = []
-    for path in sorted((testdata / "testsets" / "Set14" / "LRx4").iterdir()):
-        low = torch.from_numpy(read_image(path).pixels)
-        low = low.expand(-1, -1, 3).permute(2, 0, 1)[None]
-        high = read_image(path.parents[1] / "HR" / path.name).pixels
-        high = np.broadcast_to(modcrop(high, 4), (4 * low.shape[2], 4 * low.shape[3], 3))
+    for low, high in photographs(testdata / "testsets" / "Set14"):
         with torch.no_grad():
             theirs = plain(low.float() / 255).clamp(0, 1).mul(255).round().to(torch.uint8)
             results = (narrow(low), theirs)

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from espan import checkpoints
 from espan.evaluation.metrics import psnr
-from espan.imaging import modcrop, read_image
 from espan.models import Network
 from espan_kernels import _library, network, pack_network
-from tests.kernels.network_cases import ESPAN, FAMILY, SPAN, Case, image
+from tests.kernels.network_cases import ESPAN, FAMILY, SPAN, Case, image, photographs
 from tests.kernels.winograd_reference import FACTOR, by_winograd
 from tests.tolerance import THREE_PRODUCTS, assert_accurate
 
@@ -215,11 +214,7 @@ def test_photographs(testdata: Path, weights: str, dataset: str) -> None:
     plain = checkpoints.load(testdata / "weights" / weights)
     packed, description = packed_of(checkpoints.load(testdata / "weights" / weights).double())
     scores = []
-    for path in sorted((testdata / "testsets" / dataset / "LRx4").iterdir()):
-        low = torch.from_numpy(read_image(path).pixels)
-        low = low.expand(-1, -1, 3).permute(2, 0, 1)[None]
-        high = read_image(path.parents[1] / "HR" / path.name).pixels
-        high = np.broadcast_to(modcrop(high, 4), (4 * low.shape[2], 4 * low.shape[3], 3))
+    for low, high in photographs(testdata / "testsets" / dataset):
         with torch.no_grad():
             theirs = plain(low.float() / 255).clamp(0, 1).mul(255).round().to(torch.uint8)
         ours, ranges = network(low, packed, **description)

@@ -37,6 +37,7 @@ def test_in_the_interpreter() -> None:
     ("dtype", "p", "gated", "capability"),
     [
         ("fp16", 32, False, 80),
+        ("fp16", 64, True, 80),
         ("bf16", 48, True, 80),
         ("fp16", 32, True, 90),
         ("bf16", 16, False, 90),
