@@ -3,6 +3,7 @@
 # make lint       formatting, ruff, mypy
 # make bench      the benchmarks
 # make sanitize   the CPU kernels' tests under the address and undefined-behaviour sanitizers
+# make rehearse   the GPU tests without a GPU, under emulation; PYTHON's torch must be a CUDA build
 # make gpu        for a machine with an NVIDIA GPU: builds for it, tests, times, writes one JSON;
 #                 with the torch of PYTHON, and without installing anything
 #
@@ -16,7 +17,7 @@ ifneq ($(wildcard ../shared/testsets),)
 export ESPAN_TESTDATA ?= $(abspath ../shared)
 endif
 
-.PHONY: demo test test-full lint bench sanitize gpu FORCE
+.PHONY: demo test test-full lint bench sanitize rehearse gpu FORCE
 .DELETE_ON_ERROR:
 
 demo: .venv/.espan
@@ -39,6 +40,9 @@ bench: .venv/.tools
 
 sanitize: .venv/.tools
 	PYTHON=$(BIN)/python bash tests/sanitize.sh
+
+rehearse:
+	PYTHON=$(PYTHON) bash tests/rehearse.sh
 
 gpu:
 	$(PYTHON) benchmarks/gpu.py

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,26 +22,39 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parent.parent
 # What matters most comes first.
 BENCHMARKS = ("bench_model", "bench_frequency_loss", "bench_layers", "bench_ops", "bench_training")
-TEST_LIMIT, BENCHMARK_LIMIT, SANITIZER_LIMIT = 150, 240, 60  # seconds
+TEST_LIMIT, BENCHMARK_LIMIT, SANITIZER_LIMIT, GRACE = 150, 240, 60, 10  # seconds
 
 
 def run(*command: str, limit: float | None = None, **environment: str) -> tuple[int, str]:
-    """A command's status and what it printed; 124 if it ran out of time."""
+    """A command's status and what it printed; 124 if it ran out of time.
+
+    Then it is interrupted, so that pytest still writes what it has found, and killed if that does
+    not help.
+    """
     print("$", " ".join(command), flush=True)
-    try:
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **environment},
-            timeout=limit,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-    except subprocess.TimeoutExpired as stopped:
-        output = stopped.stdout or b""
-        return 124, output.decode(errors="replace") if isinstance(output, bytes) else output
-    return done.returncode, done.stdout
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        text=True,
+        errors="replace",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    late = False
+    # With their children, which hold the output open.
+    for seconds, last_word in ((limit, signal.SIGINT), (GRACE, signal.SIGKILL)):
+        try:
+            output, _ = process.communicate(timeout=seconds)
+            return 124 if late else process.returncode, output
+        except subprocess.TimeoutExpired:
+            late = True
+            os.killpg(process.pid, last_word)
+        except KeyboardInterrupt:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return 124, process.communicate()[0]
 
 
 def build(capability: tuple[int, int]) -> float:
@@ -67,7 +81,8 @@ def tests(folder: Path) -> dict[str, Any]:
     print(output[-4000:])
     if not report.exists():
         return {"status": status, "output": output[-2000:]}
-    cases = list(ElementTree.parse(report).getroot().iter("testcase"))
+    # The test that was interrupted has no name.
+    cases = [c for c in ElementTree.parse(report).getroot().iter("testcase") if c.get("name")]
     failed = [c for c in cases if c.find("failure") is not None or c.find("error") is not None]
     skipped = [c for c in cases if c.find("skipped") is not None]
     return {

@@ -35,7 +35,9 @@ def load(
     Args:
         weights: a file or the name of bundled weights, as for `espan.load`.
         device: default: the GPU if torch sees one, else the CPU.
-        dtype: of weights and activations; default: fp16 on a GPU, fp32 on the CPU.
+        dtype: of weights and activations; default: fp16 on a GPU, fp32 on the CPU.  fp32 on a GPU
+            is PyTorch's convolutions, which keep 10 bits of a value (TF32) unless
+            `torch.backends.cudnn.allow_tf32` is set to False.
         backend: "auto", "cuda", "triton", "cpu" or "reference"; `espan doctor` tells what is
             available and why.
         graph: run under a CUDA graph, captured anew for each size (the last 8 are kept).

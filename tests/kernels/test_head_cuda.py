@@ -58,7 +58,7 @@ def test_current_stream_and_graph() -> None:
 def test_bad_inputs() -> None:
     packed = pack_head(torch.randn(32, 3, 3, 3), torch.randn(32), torch.float16, "cuda")
     image = torch.rand(1, 3, 4, 5, device="cuda")
-    with pytest.raises(RuntimeError, match=r"espan::head: the dtype of image is Double; it must"):
+    with pytest.raises(RuntimeError, match=r"espan::head: the dtype of image is float64; it must"):
         head(image.double(), packed, None, 32, 3)
     with pytest.raises(RuntimeError, match="espan::head: packed has dtype float32; on CUDA"):
         head(image, packed.float(), None, 32, 3)

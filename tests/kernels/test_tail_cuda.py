@@ -35,7 +35,8 @@ def test_values(channels: int, scale: int, dtype: torch.dtype) -> None:
 
 
 def on_gpu(dtype: torch.dtype = torch.float16) -> list:
-    return [t.cuda() if isinstance(t, torch.Tensor) else t for t in example(dtype, 3)]
+    arguments = example(dtype, 3, form="cuda")
+    return [t.cuda() if isinstance(t, torch.Tensor) else t for t in arguments]
 
 
 @pytest.mark.parametrize("image_dtype", TYPES)
@@ -71,5 +72,5 @@ def test_bad_inputs() -> None:
     with pytest.raises(RuntimeError, match="espan::tail: last has dtype float32; on CUDA"):
         tail(*on_gpu(torch.float32))
     arguments[7] = torch.float64
-    with pytest.raises(RuntimeError, match="espan::tail: dtype is Double; it must be uint8"):
+    with pytest.raises(RuntimeError, match="espan::tail: dtype is float64; it must be uint8"):
         tail(*arguments)

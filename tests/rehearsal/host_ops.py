@@ -1,0 +1,152 @@
+"""A pytest plugin: torch's own ops on CUDA tensors run on the CPU, on the memory that they share.
+
+Only the kernels of csrc/cuda go through the runtime's emulation.  An op in a captured graph is
+recorded like a kernel, and runs when the graph does.
+"""
+
+import ctypes
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+RUNTIME = ctypes.CDLL(os.environ["ESPAN_REHEARSAL_RUNTIME"])
+CALL = ctypes.CFUNCTYPE(None)
+# Graphs may be replayed as long as the process lives.
+RECORDED: list[object] = []
+# They have no kernel: views, memory, and a copy to the host.
+NATIVE = {
+    "_efficientzerotensor",
+    "_local_scalar_dense",
+    "_reshape_alias",
+    "as_strided",
+    "empty.memory_format",
+    "empty_strided",
+    "is_pinned",
+    "is_set_to",
+    "record_stream",
+    "resize_",
+    "set_",
+    "set_.source_Storage",
+    "set_.source_Storage_storage_offset",
+    "set_.source_Tensor",
+    "unfold",
+    "view",
+    "view_as_complex",
+    "view_as_real",
+}
+# What a GPU or its driver alone has: a compiler's kernels, a profiler's events, and images of which
+# the emulation would take many minutes.
+NOT_HERE = ("triton", "compile", "one_launch", "training_batch", "set14")
+
+
+def shared(t: Tensor) -> Tensor:
+    """The same memory as a tensor on the CPU."""
+    storage = t.untyped_storage()
+    if not storage.nbytes():
+        return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype)
+    memory = (ctypes.c_char * storage.nbytes()).from_address(storage.data_ptr())
+    raw = torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
+    return torch.empty(0, dtype=t.dtype).set_(raw, t.storage_offset(), t.shape, t.stride())
+
+
+def on_device(t: Tensor, device: torch.device) -> Tensor:
+    """A copy on ``device``; like a kernel of torch's, without waiting for it."""
+    copy = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device)
+    if t.numel():
+        shared(copy).copy_(t)
+    return copy
+
+
+def host_op(op: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        given: list[tuple[Tensor, Tensor]] = []
+        device = torch.device("cuda", torch.cuda.current_device())
+
+        def to_host(value: Any) -> Any:
+            nonlocal device
+            if isinstance(value, Tensor) and value.is_cuda:
+                device = value.device
+                given.append((shared(value), value))
+                return given[-1][0]
+            if isinstance(value, torch.device) and value.type == "cuda":
+                device = value
+                return torch.device("cpu")
+            if isinstance(value, torch.Generator) and value.device.type == "cuda":
+                return torch.Generator().manual_seed(value.initial_seed())
+            return value
+
+        args, kwargs = tree_map(to_host, (args, kwargs))
+        result = op(*args, **kwargs)
+        for host, value in given:
+            if host.shape != value.shape:  # an `out` that was resized
+                value.resize_(host.shape)
+                shared(value).copy_(host)
+        made: list[Tensor] = []
+
+        def to_device(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            for host, argument in given:
+                if value is host:
+                    return argument
+            made.append(on_device(value, device))
+            return made[-1]
+
+        answer = tree_map(to_device, result)
+        if torch.cuda.is_current_stream_capturing():
+            results = [shared(t) for t in made]
+            record(lambda: replay(op, args, kwargs, [host for host, _ in given], results))
+        return answer
+
+    return run
+
+
+def replay(
+    op: Callable[..., Any], args: Any, kwargs: Any, given: list[Tensor], results: list[Tensor]
+) -> None:
+    """The op again, into the memory of its first results."""
+    place = iter(results)
+
+    def put(value: Any) -> Any:
+        if isinstance(value, Tensor) and not any(value is host for host in given):
+            next(place).copy_(value)
+        return value
+
+    with torch.no_grad():
+        tree_map(put, op(*args, **kwargs))
+
+
+def record(work: Callable[[], None]) -> None:
+    call = CALL(work)
+    RECORDED.append(call)
+    stream = torch.cuda.current_stream().cuda_stream
+    RUNTIME.rehearsal_enqueue(ctypes.c_void_p(stream), call)
+
+
+def pytest_configure() -> None:
+    """Puts every op that has a kernel for CUDA on the host."""
+    torch.cuda.init()
+    torch.backends.cudnn.enabled = False
+    library = torch.library.Library("aten", "IMPL")
+    RECORDED.append(library)
+    names = torch._C._dispatch_get_registrations_for_dispatch_key("CUDA")
+    for name in [*names, "aten::copy_"]:
+        space, _, short = name.partition("::")
+        if space == "aten" and short not in NATIVE:
+            packet, _, overload = short.partition(".")
+            op = getattr(getattr(torch.ops.aten, packet), overload or "default")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that there is one already
+                library.impl(short, host_op(op), "CUDA")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if any(word in item.name for word in NOT_HERE):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU: not part of the rehearsal"))

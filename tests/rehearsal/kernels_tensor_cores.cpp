@@ -1,0 +1,40 @@
+// spab, head and tail, under the emulator.
+#define ESPAN_EMULATOR
+#include "cuda/head.cuh"
+#include "cuda/spab.cuh"
+#include "cuda/tail.cuh"
+//
+#include "kernels.h"
+
+namespace {
+
+using namespace espan;
+
+template <class P>
+void add(rehearsal::Kernels& kernels, void (*kernel)(P)) {
+  kernels.add(kernel, [kernel](const rehearsal::Launch& launch, const rehearsal::Arrays& arrays,
+                               const P& p) {
+    std::vector<emulator::Array> allowed;
+    for (const auto& [begin, end] : arrays) allowed.push_back({begin, end, true});
+    emulator::run(launch.blocks, launch.threads, launch.shared_bytes, 0, allowed,
+                  [&] { kernel(p); });
+  });
+}
+
+template <class T>
+void add_all(rehearsal::Kernels& kernels) {
+  cuda::for_each_spab<T>([&](auto s) { add(kernels, &cuda::spab_kernel<decltype(s)>); });
+  cuda::for_each_head<T>([&](auto s) { add(kernels, &cuda::head_kernel<decltype(s)>); });
+  cuda::for_each_tail<T>([&](auto s) { add(kernels, &cuda::tail_kernel<decltype(s)>); });
+}
+
+rehearsal::Kernels kernels() {
+  rehearsal::Kernels all;
+  add_all<cuda::Float16>(all);
+  add_all<cuda::BFloat16>(all);
+  return all;
+}
+
+}  // namespace
+
+ESPAN_REHEARSAL_KERNELS

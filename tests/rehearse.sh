@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# The tests marked gpu where there is no GPU: csrc/cuda's host code and torch's CUDA build run as
+# they are, on a runtime of ours whose memory is the host's, and the kernels under the emulators.
+# Needs a Python whose torch is a CUDA build, with numpy, pillow, pytest, rich, safetensors and
+# typer; nvcc; g++ on x86-64.      PYTHON=python3 tests/rehearse.sh [pytest arguments]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+python=$(command -v "${PYTHON:-python3}")
+work=$root/build/rehearsal
+mkdir -p "$work/objects"
+cuda=$("$python" -c 'import torch; print(torch.version.cuda or "")')
+[ -n "$cuda" ] || { echo "the torch of $python is not a CUDA build"; exit 1; }
+torch=$("$python" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent / "lib")')
+toolkit=$(nvcc --dryrun -c x.cu 2>&1 | sed -n 's/^#\$ TOP=//p')
+runtime=libcudart.so.${cuda%%.*}
+
+# What torch's libraries want of the runtime and runtime.cpp does not have says "not supported".
+flags=(-O1 -march=native -std=c++17 -fPIC -w "-I$toolkit/include" -I"$work/include")
+g++ "${flags[@]}" -c tests/rehearsal/runtime.cpp -o "$work/runtime.o"
+nm -g --defined-only "$work/runtime.o" | awk '{print $3}' | sort -u > "$work/defined"
+nm -D --undefined-only "$torch"/lib*.so |
+  sed -n "s/.* \(_*cuda[A-Za-z0-9_]*\)@$runtime\$/\1/p" | sort -u > "$work/wanted"
+comm -13 "$work/defined" "$work/wanted" |
+  sed 's/.*/extern "C" int &() { return 801; }/' > "$work/not_supported.cpp"
+echo "$runtime { global: *; };" > "$work/version"
+g++ -shared "$work/runtime.o" -fPIC -x c++ "$work/not_supported.cpp" -ldl -o "$work/$runtime" \
+  "-Wl,-soname,$runtime,--version-script,$work/version"
+ln -sf "$runtime" "$work/libcuda.so.1"
+
+# The kernels.  Each file has its own idea of threadIdx, so their symbols must not meet.
+mkdir -p "$work/include"
+ln -sfn "$root/csrc/cuda" "$work/include/cuda"
+ln -sfn "$root/tests/emulator" "$work/include/emulator"
+flags+=(-shared -fno-gnu-unique -Wl,-Bsymbolic -Itests/emulator -Icsrc)
+for name in tensor_cores frequency_loss gate; do
+  g++ "${flags[@]}" "tests/rehearsal/kernels_$name.cpp" tests/emulator/machine.cpp \
+    -o "$work/kernels_$name.so" &
+done
+wait
+
+# The extension as ever, but for its runtime: the linker finds ours first.
+echo "INPUT($work/$runtime)" > "$work/libcudart_static.a"
+LDFLAGS="-L$work" ESPAN_BUILD=cuda TORCH_CUDA_ARCH_LIST=9.0 "$python" setup.py -q build_ext \
+  --build-lib "$work/tree" --build-temp "$work/objects" > "$work/build.log" 2>&1 ||
+  { cat "$work/build.log"; exit 1; }
+cp -r espan_kernels/*.py espan_kernels/triton "$work/tree/espan_kernels"
+ln -sfn "$root/espan" "$work/tree/espan"
+ln -sfn "$root/tests" "$work/tree/tests"
+ln -sf "$root/pyproject.toml" "$work/tree"
+cd "$work/tree"
+export LD_PRELOAD="$work/$runtime" LD_LIBRARY_PATH="$work" PYTHONPATH="$work/tree"
+export ESPAN_REHEARSAL_RUNTIME="$work/$runtime" ESPAN_REHEARSAL_GPUS=2
+# By name, because others need packages that may not be here.
+[ $# -gt 0 ] || mapfile -t files < <(grep -rl "mark.gpu" tests --include="test_*.py")
+exec "$python" -m pytest -p tests.rehearsal.host_ops -m gpu ${files[@]+"${files[@]}"} "$@"
