@@ -86,8 +86,7 @@ def test_compiles_ahead_of_time(
 @pytest.mark.gpu
 @pytest.mark.skipif(not TRITON.available, reason=TRITON.reason)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("scale", [1, 2, 3, 4])
-@pytest.mark.parametrize("channels", [1, 26, 32, 48, 64])
+@pytest.mark.parametrize(("channels", "scale"), [(1, 1), (26, 2), (32, 4), (48, 3), (64, 4)])
 def test_values_on_a_gpu(channels: int, scale: int, dtype: torch.dtype) -> None:
     import espan_kernels.triton.tail  # noqa: F401
 

@@ -63,7 +63,15 @@ def on_device(t: Tensor, device: torch.device) -> Tensor:
     return copy
 
 
-def host_op(op: Callable[..., Any]) -> Callable[..., Any]:
+def host_op(op: torch._ops.OpOverload) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        # A number in the place of a tensor is for another overload.
+        numbers = [
+            str(argument.type) == "Tensor" and not isinstance(value, Tensor)
+            for argument, value in zip(op._schema.arguments, args, strict=False)
+        ]
+        return (op.overloadpacket if any(numbers) else op)(*args, **kwargs)
+
     def run(*args: Any, **kwargs: Any) -> Any:
         given: list[tuple[Tensor, Tensor]] = []
         device = torch.device("cuda", torch.cuda.current_device())
@@ -82,7 +90,7 @@ def host_op(op: Callable[..., Any]) -> Callable[..., Any]:
             return value
 
         args, kwargs = tree_map(to_host, (args, kwargs))
-        result = op(*args, **kwargs)
+        result = call(*args, **kwargs)
         for host, value in given:
             if host.shape != value.shape:  # an `out` that was resized
                 value.resize_(host.shape)
@@ -101,7 +109,7 @@ def host_op(op: Callable[..., Any]) -> Callable[..., Any]:
         answer = tree_map(to_device, result)
         if torch.cuda.is_current_stream_capturing():
             results = [shared(t) for t in made]
-            record(lambda: replay(op, args, kwargs, [host for host, _ in given], results))
+            record(lambda: replay(call, args, kwargs, [host for host, _ in given], results))
         return answer
 
     return run
