@@ -73,13 +73,18 @@ def test_a_network_starts_near_bilinear_upsampling(norm: Normalization, scale: i
 
 @pytest.mark.parametrize("kind", ["grep", "plain", "edbb"])
 def test_at_the_start_every_block_lives_and_matters(kind: Kind) -> None:
-    """Each block passes on signals of half a unit or more; the features come through the last."""
+    """Each block passes on signals of half a unit or more, and its gate is open, where its slope is
+    not near zero; the features come through the last.
+    """
     torch.manual_seed(0)
     network = Network(ESPAN, conv=conv_factory(kind))
     images = F.interpolate(torch.rand(4, 3, 6, 6), scale_factor=4, mode="bilinear")
     initialise(network, images)
     sizes: list[float] = []
+    gated: list[Tensor] = []
     for block in network.blocks:
+        last_conv = block.get_submodule("convs")[-1]
+        last_conv.register_forward_hook(lambda _m, _i, o: gated.append(o.mean(dim=(0, 2, 3))))
         block.register_forward_hook(
             lambda _m, _i, o: sizes.append(o[0].std(dim=(2, 3)).mean().item())
         )
@@ -90,6 +95,7 @@ def test_at_the_start_every_block_lives_and_matters(kind: Kind) -> None:
         assert len(sizes) == 6
         assert min(sizes) > 0.5
         assert max(sizes) < 1.5
+        torch.testing.assert_close(torch.stack(gated), torch.ones(6, 32), rtol=0, atol=1e-3)
         head, last, first, _ = inputs
         colour = torch.cat([head[:, :3], torch.zeros_like(head[:, 3:])], dim=1)
         nothing = torch.zeros_like(head)
