@@ -40,10 +40,9 @@ class AmxStrip {
     for (const Layer& layer : plan.layers()) {
       Rows rows{};
       rows.data = reinterpret_cast<char*>(memory);
-      rows.tiles = plan.tiles(strip, layer);
-      rows.pixels = std::min(4 * rows.tiles.count, plan.width() - 4 * rows.tiles.first);
+      rows.columns = plan.columns(strip, layer);
       rows.size = plan.row_size(strip, layer) * 4;
-      rows.step = rows.size / (4 * rows.tiles.count + 2) / 2;
+      rows.step = rows.size / (rows.columns.count + 2) / 2;
       rows.ring = layer.ring;
       rings_.push_back(rows);
       memory += plan.row_size(strip, layer) * layer.ring;
@@ -55,8 +54,8 @@ class AmxStrip {
   void run(const Task& task, float* scratch, Range* range) const {
     const Layer& layer = plan_.layers()[task.layer];
     const int64_t first = plan_.first_row(layer, task.group);
-    const int64_t end = std::min(plan_.first_row(layer, task.group + 1), plan_.height());
-    if (first >= end) return;
+    const int64_t end = plan_.first_row(layer, task.group + 1);
+    if (first == end) return;
     if (layer.kind == Layer::head) read_image(layer, first, end, scratch + sums_size(layer));
     std::vector<const char*> in;
     const std::vector<Products> products = read_rows(layer, first, end, in, scratch);
@@ -79,7 +78,7 @@ class AmxStrip {
     for (const Layer& layer : plan.layers()) {
       int64_t size = sums_size(layer);
       if (layer.kind == Layer::head)
-        size += head_rows(layer, plan.tiles(strip, layer), plan.first_row(layer, 1)).floats();
+        size += head_rows(layer, plan.columns(strip, layer), plan.first_row(layer, 1)).floats();
       floats = std::max(floats, size);
     }
     return (floats + 15) / 16 * 16;
@@ -93,53 +92,51 @@ class AmxStrip {
   }
 
  private:
-  // A layer's output: its latest `ring` rows, from one pixel left of the first tile on.  Each is
+  // A layer's output: its latest `ring` rows, from one pixel left of the first column on.  Each is
   // the high halves of its pixels, then the low ones; or, of a pointwise layer, its sums.
   struct Rows {
     char* data;
     int64_t size, step, ring;  // bytes
-    Plan::Tiles tiles;
-    int64_t pixels;  // of a row that lie in the image
+    Plan::Columns columns;
 
     int64_t low() const { return size / 2; }
     char* row(int64_t y) const { return data + y % ring * size; }
-    // From the pixel `offset` from the first tile on.
+    // From the pixel `offset` from the first column on.
     Halves at(int64_t y, int64_t offset) const {
       return {row(y) + (offset + 1) * step, step, low()};
     }
     float* sums(int64_t y, int64_t offset) const {
       return reinterpret_cast<float*>(row(y)) + (offset + 1) * kOutputs;
     }
-    int64_t sums_plane() const { return (4 * tiles.count + 2) * kOutputs; }
+    int64_t sums_plane() const { return (columns.count + 2) * kOutputs; }
   };
 
   static int64_t sums_size(const Layer& layer) { return amx::scratch_size(groups_of(layer)); }
 
-  static HeadRows head_rows(const Layer& layer, const Plan::Tiles& tiles, int64_t rows) {
-    return {4 * tiles.count + layer.kernel - 1, rows + layer.kernel - 1};
+  static HeadRows head_rows(const Layer& layer, const Plan::Columns& columns, int64_t rows) {
+    return {columns.count + layer.kernel - 1, rows + layer.kernel - 1};
   }
 
   // Pixels beyond the image, of which tasks write none, are zeros to the layers that read them.  So
   // is what follows a row, the next one's first pixel: a last chunk may reach into it, with weights
   // of zero, but what is not a number would stay so.
   void clear_borders(const Rows& rows) const {
-    const int64_t right = 4 * rows.tiles.count + 1 - rows.pixels;
     for (int64_t y = 0; y < rows.ring; ++y)
       for (char* half : {rows.row(y), rows.row(y) + rows.low()}) {
         std::memset(half, 0, rows.step);
-        std::memset(half + (1 + rows.pixels) * rows.step, 0, right * rows.step);
+        std::memset(half + (1 + rows.columns.count) * rows.step, 0, rows.step);
       }
   }
 
   void read_image(const Layer& layer, int64_t first, int64_t end, float* scratch) const {
     const Rows& rows = rings_.front();
-    const HeadRows head = head_rows(layer, rows.tiles, end - first);
+    const HeadRows head = head_rows(layer, rows.columns, end - first);
     const int64_t radius = layer.kernel / 2;
     float* row = scratch + head.count * head.half() / 2;
     char* high = reinterpret_cast<char*>(scratch);
     for (int64_t i = 0; i < head.count; ++i, high += 2 * head.half()) {
       read_image_rows(outside_[layer.outside], mean_, plan_.height(), plan_.width(),
-                      first - radius + i, 1, 4 * rows.tiles.first - radius, head.pixels, row);
+                      first - radius + i, 1, rows.columns.first - radius, head.pixels, row);
       std::memset(high, 0, 2 * head.half());
       split(row, 3 * head.pixels, high, high + head.half());
     }
@@ -151,12 +148,13 @@ class AmxStrip {
   std::vector<Products> read_rows(const Layer& layer, int64_t first, int64_t end,
                                   std::vector<const char*>& in, const float* scratch) const {
     std::vector<Products> products;
+    products.reserve(end - first);
     for (int64_t y = first; y < end; ++y) {
       Products p{};
       p.weights = layer.weights;
       p.init = layer.bias;
       p.init_plane = kOutputs;
-      p.pixels = rows_of(layer).pixels;
+      p.pixels = rows_of(layer).columns.count;
       p.groups = groups_of(layer);
       p.three = both_;
       if (layer.kind == Layer::head)
@@ -177,6 +175,7 @@ class AmxStrip {
   static void run_rows(const std::vector<Products>& products, float* scratch,
                        const MakeRow& make_row) {
     std::vector<decltype(make_row(products[0], 0))> rows;
+    rows.reserve(products.size());
     for (const Products& p : products)
       rows.push_back(make_row(p, static_cast<int64_t>(rows.size())));
     amx::run(rows.data(), static_cast<int64_t>(rows.size()), scratch);
@@ -187,7 +186,7 @@ class AmxStrip {
     FeatureRow r{p, layer.activation, {}, rows.at(y, 0), both_};
     if (layer.activation == Activation::gate) {
       const Rows& other = rings_[layer.other];
-      r.other = other.at(y, 4 * (rows.tiles.first - other.tiles.first));
+      r.other = other.at(y, rows.columns.first - other.columns.first);
     }
     return r;
   }
@@ -195,7 +194,7 @@ class AmxStrip {
   ImageRow image_row(const Layer& layer, const Products& p, int64_t y, Range* range) const {
     ImageRow r{p, outside_[layer.outside], 1, range};
     while (3 * r.scale * r.scale < layer.outputs) ++r.scale;
-    r.image.data = r.image.at(r.scale * y, r.scale * 4 * rows_of(layer).tiles.first);
+    r.image.data = r.image.at(r.scale * y, r.scale * rows_of(layer).columns.first);
     return r;
   }
 
@@ -203,7 +202,7 @@ class AmxStrip {
   void read_from_image(const Layer& layer, int64_t row, std::vector<const char*>& in,
                        const float* scratch, Products& p) const {
     const char* halves = reinterpret_cast<const char*>(scratch);
-    const HeadRows head = head_rows(layer, rings_.front().tiles, 0);
+    const HeadRows head = head_rows(layer, rings_.front().columns, 0);
     for (int64_t i = 0; i < layer.kernel; ++i)
       for (int64_t k = 0; k < 3 * layer.kernel; k += kChunk)
         in.push_back(halves + (row + i) * 2 * head.half() + 2 * k);
@@ -216,7 +215,7 @@ class AmxStrip {
                        std::vector<const char*>& in, Products& p) const {
     const Rows& from = rings_[layer.input];
     const int64_t reach = layer.reach();
-    const int64_t left = 4 * (rows.tiles.first - from.tiles.first) - reach;
+    const int64_t left = rows.columns.first - from.columns.first - reach;
     for (int64_t i = y - reach; i <= y + reach; ++i) {
       const bool inside = i >= 0 && i < plan_.height();
       const char* at = inside ? from.at(i, left).data : zeros_;
@@ -226,7 +225,7 @@ class AmxStrip {
     p.low = from.low();
     if (layer.kind != Layer::upsample && layer.other >= 0 && layer.activation != Activation::gate) {
       const Rows& other = rings_[layer.other];
-      p.init = other.sums(y, 4 * (rows.tiles.first - other.tiles.first));
+      p.init = other.sums(y, rows.columns.first - other.columns.first);
       p.init_plane = other.sums_plane();
       p.init_step = kOutputs;
     }

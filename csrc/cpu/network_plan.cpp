@@ -72,19 +72,18 @@ int Layers::store(int64_t c, int input, int map) {
 }
 
 Plan::Plan(const Layers& layers, int64_t height, int64_t width, int64_t lanes)
-    : height_(height), width_(width), lanes_(lanes), columns_((width + 3) / 4) {
+    : height_(height), width_(width), lanes_(lanes), unit_(unit_of(layers.form())) {
   for (const Layer& layer : layers.all()) add(layer);
   for (int i = static_cast<int>(layers_.size()) - 1; i >= 0; --i)
     for (int reader : layers_[i].readers)
       layers_[i].margin =
-          std::max(layers_[i].margin, layers_[reader].margin + layers_[reader].reach());
+          std::max(layers_[i].margin, layers_[reader].margin + unit_ * layers_[reader].reach());
   set_rings();
-  while (ring_floats(strips_ / 2) * 4 > kRingBytes && strips_ < columns_) ++strips_;
-  const int64_t tile_rows = (height + 3) / 4;
-  const int64_t two_rows = 2 * 4 * 4 * row_size(strips_ / 2, layers_.front());
-  group_rows_ =
-      4 * std::clamp<int64_t>(kTaskBytes / two_rows, 1, std::max<int64_t>(tile_rows / 8, 1));
-  groups_ = (4 * (tile_rows + layers_.back().lag) + group_rows_ - 1) / group_rows_;
+  while (ring_floats(strips_ / 2) * 4 > kRingBytes && strips_ < units(width)) ++strips_;
+  const int64_t two_units = 2 * 4 * unit_ * row_size(strips_ / 2, layers_.front());
+  const int64_t most = units(height) / 8 * unit_;
+  group_rows_ = std::max(std::min(kTaskBytes / two_units * unit_, most), group_rows_);
+  groups_ = (unit_ * units(height) + layers_.back().lag + group_rows_ - 1) / group_rows_;
   set_rings();
 }
 
@@ -92,21 +91,22 @@ void Plan::add(Layer layer) {
   const int index = static_cast<int>(layers_.size());
   for (int source : {layer.input, layer.other}) {
     if (source < 0) continue;
-    const int64_t behind = source == layer.input ? layer.reach() : 0;
+    const int64_t behind = source == layer.input ? unit_ * layer.reach() : 0;
     layer.lag = std::max(layer.lag, layers_[source].lag + behind);
     layers_[source].readers.push_back(index);
   }
   layers_.push_back(layer);
 }
 
-Plan::Tiles Plan::tiles(int64_t strip, const Layer& layer) const {
-  const int64_t first = std::max<int64_t>(columns_ * strip / strips_ - layer.margin, 0);
-  const int64_t end = std::min(columns_ * (strip + 1) / strips_ + layer.margin, columns_);
+Plan::Columns Plan::columns(int64_t strip, const Layer& layer) const {
+  const int64_t all = units(width_);
+  const int64_t first = std::max<int64_t>(all * strip / strips_ * unit_ - layer.margin, 0);
+  const int64_t end = std::min(all * (strip + 1) / strips_ * unit_ + layer.margin, all * unit_);
   return {first, end - first};
 }
 
 int64_t Plan::first_row(const Layer& layer, int64_t group) const {
-  return std::clamp<int64_t>(group * group_rows_ - 4 * layer.lag, 0, (height_ + 3) / 4 * 4);
+  return std::clamp<int64_t>(group * group_rows_ - layer.lag, 0, units(height_) * unit_);
 }
 
 // A layer's group and all rows above it that its reader's next group still reads, where the layers
@@ -115,13 +115,13 @@ void Plan::set_rings() {
   for (Layer& layer : layers_)
     for (int reader : layer.readers) {
       const Layer& r = layers_[reader];
-      layer.ring = std::max(layer.ring, group_rows_ + 4 * (r.lag - layer.lag) + r.reach());
+      layer.ring = std::max(layer.ring, group_rows_ + r.lag - layer.lag + r.reach());
     }
 }
 
 // A pixel of zeros, or the neighbour strip's, on each side.
 int64_t Plan::plane(int64_t strip, const Layer& layer) const {
-  return (4 * tiles(strip, layer).count + 2) * lanes_;
+  return (columns(strip, layer).count + 2) * lanes_;
 }
 
 int64_t Plan::row_size(int64_t strip, const Layer& layer) const {

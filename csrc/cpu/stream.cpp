@@ -30,7 +30,7 @@ class Strip {
     std::memset(zeros_, 0, plan.longest_row(strip) * sizeof(float));
     for (const Layer& layer : plan.layers()) {
       Rows rows{memory, plan.row_size(strip, layer), plan.plane(strip, layer), layer.ring,
-                plan.tiles(strip, layer)};
+                plan.columns(strip, layer)};
       rings_.push_back(rows);
       memory += rows.size * rows.ring;
       clear_borders(rows);
@@ -48,7 +48,7 @@ class Strip {
   static int64_t scratch_size(const Plan& plan, const NetworkKernels& kernels, int64_t strip) {
     int64_t floats = 0;
     for (const Layer& layer : plan.layers()) {
-      const int64_t width = 4 * plan.tiles(strip, layer).count + layer.kernel;
+      const int64_t width = plan.columns(strip, layer).count + layer.kernel;
       if (layer.kind == Layer::head) floats = std::max(floats, (3 + layer.kernel) * width * 3);
       if (layer.kind == Layer::conv || layer.kind == Layer::upsample)
         floats = std::max(floats, kernels.scratch(layer.inputs, layer.outputs));
@@ -57,13 +57,13 @@ class Strip {
   }
 
  private:
-  // A layer's output: its latest `ring` rows, from one pixel left of the first tile on.
+  // A layer's output: its latest `ring` rows, from one pixel left of the first column on.
   struct Rows {
     float* data;
     int64_t size, plane, ring;
-    Plan::Tiles tiles;
+    Plan::Columns columns;
 
-    // Row y from the pixel `offset` from the first tile on.
+    // Row y from the pixel `offset` from the first column on.
     float* at(int64_t y, int64_t offset, int64_t lanes) const {
       return data + y % ring * size + (offset + 1) * lanes;
     }
@@ -81,7 +81,7 @@ class Strip {
 
   // Pixels right of the image are zeros to the layers that read them.
   void clear_beyond(const Rows& rows, int64_t y) const {
-    const int64_t inside = plan_.width() - 4 * rows.tiles.first, all = 4 * rows.tiles.count;
+    const int64_t inside = plan_.width() - rows.columns.first, all = rows.columns.count;
     if (inside >= all) return;
     for (int64_t i = 0; i < 4; ++i)
       for (int64_t at = 0; at < rows.size; at += rows.plane)
@@ -119,18 +119,18 @@ class Strip {
     for (int64_t i = 0; i < 6; ++i) {
       const int64_t from = y - 1 + i;
       const bool inside = from >= 0 && from < plan_.height();
-      const int64_t left = 4 * (rows.tiles.first - in.tiles.first) - 1;
+      const int64_t left = rows.columns.first - in.columns.first - 1;
       c.in[i] = inside ? in.at(from, left, lanes) : zeros_;
     }
     c.in_plane = in.plane;
     const Rows& other = layer.other < 0 ? in : rings_[layer.other];
     for (int64_t i = 0; i < 4; ++i) {
-      c.other[i] = other.at(y + i, 4 * (rows.tiles.first - other.tiles.first), lanes);
+      c.other[i] = other.at(y + i, rows.columns.first - other.columns.first, lanes);
       c.out[i] = rows.ring ? rows.at(y + i, 0, lanes) : nullptr;
     }
     c.other_plane = other.plane;
     c.out_plane = rows.plane;
-    c.tiles = rows.tiles.count;
+    c.tiles = rows.columns.count / 4;
     c.inputs = layer.inputs;
     c.outputs = layer.outputs;
     c.weights = layer.weights;
@@ -146,7 +146,7 @@ class Strip {
     r.init = layer.bias;
     r.init_plane = kernels_.lanes;
     r.out_plane = rows.plane;
-    r.pixels = 4 * rows.tiles.count;
+    r.pixels = rows.columns.count;
     r.outputs = layer.outputs;
     r.weights = layer.weights;
     r.weight_stride = layer.weight_stride;
@@ -156,7 +156,7 @@ class Strip {
   void run_head(const Layer& layer, const Rows& rows, int64_t y, float* scratch) const {
     const Pixels& image = outside_[layer.outside];
     const int64_t kernel = layer.kernel, radius = kernel / 2;
-    const int64_t left = 4 * rows.tiles.first - radius, pixels = 4 * rows.tiles.count + 2 * radius;
+    const int64_t left = rows.columns.first - radius, pixels = rows.columns.count + 2 * radius;
     ProductRow r = product_row(layer, rows);
     r.in_pitch = 3 * pixels;
     r.parts = kernel;
@@ -178,11 +178,11 @@ class Strip {
     r.parts = in.size / in.plane;
     r.depth = layer.inputs;
     for (int64_t i = 0; i < 4; ++i) {
-      r.in = in.at(y + i, 4 * (rows.tiles.first - in.tiles.first), lanes);
+      r.in = in.at(y + i, rows.columns.first - in.columns.first, lanes);
       r.out = rows.at(y + i, 0, lanes);
       if (layer.other >= 0) {
         const Rows& other = rings_[layer.other];
-        r.init = other.at(y + i, 4 * (rows.tiles.first - other.tiles.first), lanes);
+        r.init = other.at(y + i, rows.columns.first - other.columns.first, lanes);
         r.init_plane = other.plane;
         r.init_step = lanes;
       }
@@ -190,21 +190,21 @@ class Strip {
     }
   }
 
-  // The pixels of row y of the layer's tiles that lie in the image, outside.
-  MapRow map_row(const Layer& layer, const Plan::Tiles& tiles, int64_t y) const {
+  // The pixels of row y of the layer's columns that lie in the image, outside.
+  MapRow map_row(const Layer& layer, const Plan::Columns& columns, int64_t y) const {
     const Pixels& map = outside_[layer.outside];
     MapRow m{};
-    m.map = map.at(y, 4 * tiles.first);
+    m.map = map.at(y, columns.first);
     m.type = map.type;
     m.pitch = map.column;
     m.channels = layer.outputs;
-    m.pixels = std::min(plan_.width() - 4 * tiles.first, 4 * tiles.count);
+    m.pixels = std::min(plan_.width() - columns.first, columns.count);
     return m;
   }
 
   void run_load(const Layer& layer, const Rows& rows, int64_t y) const {
     for (int64_t end = std::min(y + 4, plan_.height()); y < end; ++y) {
-      MapRow m = map_row(layer, rows.tiles, y);
+      MapRow m = map_row(layer, rows.columns, y);
       m.row = rows.at(y, 0, kernels_.lanes);
       m.plane = rows.plane;
       kernels_.load(m);
@@ -214,8 +214,8 @@ class Strip {
   void run_store(const Layer& layer, const Rows& rows, int64_t y) const {
     const Rows& in = rings_[layer.input];
     for (int64_t end = std::min(y + 4, plan_.height()); y < end; ++y) {
-      MapRow m = map_row(layer, rows.tiles, y);
-      m.row = in.at(y, 4 * (rows.tiles.first - in.tiles.first), kernels_.lanes);
+      MapRow m = map_row(layer, rows.columns, y);
+      m.row = in.at(y, rows.columns.first - in.columns.first, kernels_.lanes);
       m.plane = in.plane;
       kernels_.store(m);
     }
@@ -227,8 +227,8 @@ class Strip {
     const Pixels& image = outside_[layer.outside];
     u.image = image;
     u.rows = std::min<int64_t>(plan_.height() - y, 4);
-    const int64_t x = 4 * rows.tiles.first;
-    u.columns = std::min(plan_.width() - x, 4 * rows.tiles.count);
+    const int64_t x = rows.columns.first;
+    u.columns = std::min(plan_.width() - x, rows.columns.count);
     for (u.scale = 1; 3 * u.scale * u.scale < layer.outputs;) ++u.scale;
     u.image.data = image.at(u.scale * y, u.scale * x);
     u.range = range;

@@ -159,6 +159,32 @@ def test_a_part_is_the_same_as_in_the_whole(dtype: torch.dtype) -> None:
         assert torch.equal(inner, whole[:, :, y : y + inner.shape[2], x0 : x0 + inner.shape[3]])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [(75, 93), (41, 34), (131, 17), (50, 129)])
+def test_rows_of_a_task(size: tuple[int, int], dtype: torch.dtype, threads: None) -> None:
+    """Tasks of 9, 5, 16 and 6 rows, which no layer begins at one row: rows equal those of parts.
+
+    A part begins anywhere and has tasks of other sizes; both images of a batch do.
+    """
+    case = Case(20, (3, 2), head_kernel=5, scale=3, concat_activation=True)
+    packed, reach = case.pack(dtype), 2 + 5 + 1 + 1
+    x = image(2, 3, *size, dtype=torch.uint8)
+    torch.set_num_threads(1)
+    whole, ranges = case.run(x, packed)
+    for count in (2, 3, 7):
+        torch.set_num_threads(count)
+        again, ranges_again = case.run(x, packed)
+        assert torch.equal(again, whole)
+        assert torch.equal(ranges_again, ranges)
+    for top in range(0, size[0] - 2 * reach, 7):
+        part, _ = case.run(x[:, :, top : top + 2 * reach + 8], packed)
+        first = 0 if top == 0 else reach
+        end = min(8 + reach, size[0] - top)
+        assert torch.equal(
+            part[:, :, 3 * first : 3 * end], whole[:, :, 3 * (top + first) : 3 * (top + end)]
+        )
+
+
 def test_numbers_below_the_normal_ones_are_left_to_others() -> None:
     """The op has zeros for them; no thread of the pool keeps that."""
     ESPAN.run(image(1, 3, 64, 64), ESPAN.pack())
