@@ -3,7 +3,7 @@
 // Layers stream: a layer computes a group of rows as soon as the rows that it reads are there, and
 // keeps a ring of its latest rows until all that read them have done so.  A layer's groups begin
 // one unit (of Form) above those of the layer that it reads, so that it reads what was just
-// written.  An image too wide for the rings to fit into kRingBytes is cut into strips of columns.
+// written.  An image too wide for the rings to fit into ring_bytes is cut into strips of columns.
 #pragma once
 
 #include <cstdint>

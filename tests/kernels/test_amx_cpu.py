@@ -185,6 +185,28 @@ def test_rows_of_a_task(size: tuple[int, int], dtype: torch.dtype, threads: None
         )
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_strips_begin_at_any_pixel(dtype: torch.dtype, threads: None) -> None:
+    """Of 3461 columns in three strips, of which no border is a multiple of 4, any part is the same.
+
+    61 rows of 320 bytes a pixel are 68 MB, of which 32 may be kept: strips begin at 1153 and 2307.
+    """
+    case = Case(70, (2,), head_kernel=3, scale=1)
+    packed, reach, width = case.pack(dtype), 1 + 2 + 1 + 1, 3461
+    x = image(2, 3, 5, width)
+    torch.set_num_threads(1)
+    whole, ranges = case.run(x, packed)
+    torch.set_num_threads(3)
+    again, ranges_again = case.run(x, packed)
+    assert torch.equal(again, whole)
+    assert torch.equal(ranges_again, ranges)
+    for start in range(0, width - 2 * reach, 87):
+        part, _ = case.run(x[..., start : start + 87 + 2 * reach], packed)
+        first = 0 if start == 0 else reach
+        end = min(87 + reach, width - start)
+        assert torch.equal(part[..., first:end], whole[..., start + first : start + end])
+
+
 def test_numbers_below_the_normal_ones_are_left_to_others() -> None:
     """The op has zeros for them; no thread of the pool keeps that."""
     ESPAN.run(image(1, 3, 64, 64), ESPAN.pack())

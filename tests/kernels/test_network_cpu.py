@@ -121,7 +121,7 @@ def test_result_does_not_depend_on_strips(cpu_path: str) -> None:
     """
     case = Case(70, (2,), head_kernel=3, scale=1)
     packed, reach = case.pack(), 4 * 6
-    width = 3900  # 59 rows of 288 bytes a pixel: 66 MB, of which 56 may be kept
+    width = 3900  # 59 rows of 288 bytes a pixel: 66 MB, of which 56 may be kept; amx keeps 32
     x = image(1, 3, 5, width)
     whole, _ = case.run(x, packed)
     for start in range(0, width - 200, 100):
