@@ -15,9 +15,9 @@ from torch import Tensor
 
 from tests.kernels.winograd_bound import AT, BT, G
 
-# For another order of operations, a few layers deep: of 550 random blocks the worst, of 360 values,
-# had 3.3 times the error.
-FACTOR = 4
+# For another order of operations, a few layers deep: of 7,000 random blocks and tails the worst had
+# 5.5 times the error, with 16 values; of those with 360 or more 4.1 times.
+FACTOR = 8
 
 _direct = F.conv2d
 
