@@ -62,3 +62,19 @@ def test_files_and_sanitized_tests_exist(gpu):
     )
     assert collected.returncode == 0, collected.stdout
     assert f"{len(gpu.SANITIZED)} tests collected" in collected.stdout
+
+
+def test_benchmarks_without_time_are_told(gpu, tmp_path, monkeypatch):
+    started = []
+
+    def run(*command, limit, **environment):
+        started.append(command)
+        return 0, ""
+
+    monkeypatch.setattr(gpu, "run", run)
+    assert gpu.benchmarks(tmp_path) == []
+    assert len(started) == len(gpu.BENCHMARKS)
+    monkeypatch.setattr(gpu, "BENCHMARK_LIMIT", gpu.GRACE - 1)
+    rows = gpu.benchmarks(tmp_path)
+    assert {row["status"] for row in rows} == {"no time left"}
+    assert len(rows) == len(gpu.BENCHMARKS)
