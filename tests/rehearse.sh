@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The tests marked gpu where there is no GPU: csrc/cuda's host code and torch's CUDA build run as
 # they are, on a runtime of ours whose memory is the host's, and the kernels under the emulators.
-# Needs a Python whose torch is a CUDA build, with numpy, pillow, pytest, rich, safetensors and
-# typer; nvcc; g++ on x86-64.      PYTHON=python3 tests/rehearse.sh [pytest arguments]
+# Needs a Python whose torch is a CUDA build, with all that espan and its tests depend on; nvcc; g++
+# on x86-64.  It takes a quarter of an hour.     PYTHON=python3 tests/rehearse.sh [pytest arguments]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD

@@ -1,7 +1,7 @@
 // A CUDA runtime without a GPU: memory is the host's, streams do their work at once, and kernels
 // are what tests/rehearsal/kernels_*.cpp make of their sources.  It stands in for libcudart.so, so
 // that torch's CUDA build and the host code of csrc/cuda run as they do on a GPU.  What is not here
-// is added by build.py as a function that returns "not supported".
+// is added by rehearse.sh as a function that returns "not supported".
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
