@@ -42,7 +42,7 @@ SANITIZED = [
     "tests/kernels/test_frequency_loss_cuda.py::test_values_and_gradients[cuda-dtype0]",
 ]
 # Seconds; beside a minute for the build.
-TEST_LIMIT, BENCHMARK_LIMIT, SANITIZER_LIMIT, GRACE = 120, 200, 35, 10
+TEST_LIMIT, BENCHMARK_LIMIT, SANITIZER_LIMIT, GRACE = 120, 190, 35, 10
 
 
 def run(*command: str, limit: float | None = None, **environment: str) -> tuple[int, str]:

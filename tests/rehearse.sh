@@ -12,6 +12,7 @@ mkdir -p "$work/objects"
 cuda=$("$python" -c 'import torch; print(torch.version.cuda or "")')
 [ -n "$cuda" ] || { echo "the torch of $python is not a CUDA build"; exit 1; }
 torch=$("$python" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent / "lib")')
+command -v nvcc > /dev/null || { echo "there is no nvcc on PATH"; exit 1; }
 toolkit=$(nvcc --dryrun -c x.cu 2>&1 | sed -n 's/^#\$ TOP=//p')
 runtime=libcudart.so.${cuda%%.*}
 
@@ -33,11 +34,13 @@ mkdir -p "$work/include"
 ln -sfn "$root/csrc/cuda" "$work/include/cuda"
 ln -sfn "$root/tests/emulator" "$work/include/emulator"
 flags+=(-shared -fno-gnu-unique -Wl,-Bsymbolic -Itests/emulator -Icsrc)
+builds=()
 for name in tensor_cores frequency_loss gate; do
   g++ "${flags[@]}" "tests/rehearsal/kernels_$name.cpp" tests/emulator/machine.cpp \
     -o "$work/kernels_$name.so" &
+  builds+=($!)
 done
-wait
+for build in "${builds[@]}"; do wait "$build"; done
 
 # The extension as ever, but for its runtime: the linker finds ours first.
 echo "INPUT($work/$runtime)" > "$work/libcudart_static.a"

@@ -1,31 +1,20 @@
 """What `make gpu` does, as far as it can be seen without a GPU."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from benchmarks import gpu
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture
-def gpu():
-    spec = importlib.util.spec_from_file_location("gpu", ROOT / "benchmarks" / "gpu.py")
-    assert spec is not None
-    assert spec.loader is not None
-    gpu = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(gpu)
-    return gpu
-
-
-def test_run_tells_status_and_output(gpu):
+def test_run_tells_status_and_output():
     assert gpu.run("bash", "-c", "echo out; echo err >&2; exit 3") == (3, "out\nerr\n")
     assert gpu.run("bash", "-c", "echo $HERE", HERE="there", limit=60) == (0, "there\n")
 
 
-def test_run_interrupts_what_is_late(gpu, monkeypatch):
+def test_run_interrupts_what_is_late(monkeypatch):
     monkeypatch.setattr(gpu, "GRACE", 1)
     slow = "import time\nprint('begun', flush=True)\n"
     polite = slow + "try: time.sleep(60)\nexcept KeyboardInterrupt: print('told')"
@@ -34,7 +23,7 @@ def test_run_interrupts_what_is_late(gpu, monkeypatch):
     assert gpu.run("bash", "-c", deaf, limit=0.5) == (124, "begun\n")
 
 
-def test_an_interrupted_pytest_tells_what_it_found(gpu, tmp_path, monkeypatch):
+def test_an_interrupted_pytest_tells_what_it_found(tmp_path, monkeypatch):
     (tmp_path / "test_some.py").write_text(
         "import time, pytest\npytestmark = pytest.mark.gpu\n"
         "def test_a(): pass\ndef test_b(): assert 0\ndef test_c(): time.sleep(60)\n"
@@ -46,7 +35,7 @@ def test_an_interrupted_pytest_tells_what_it_found(gpu, tmp_path, monkeypatch):
     assert (found["status"], found["passed"], len(found["failed"])) == (124, 1, 1)
 
 
-def test_files_and_sanitized_tests_exist(gpu):
+def test_files_and_sanitized_tests_exist():
     files, left_out = gpu.test_files()
     assert left_out == ""
     assert len(files) == len(set(files))
@@ -64,7 +53,7 @@ def test_files_and_sanitized_tests_exist(gpu):
     assert f"{len(gpu.SANITIZED)} tests collected" in collected.stdout
 
 
-def test_benchmarks_without_time_are_told(gpu, tmp_path, monkeypatch):
+def test_benchmarks_without_time_are_told(tmp_path, monkeypatch):
     started = []
 
     def run(*command, limit, **environment):

@@ -1,25 +1,16 @@
 """The speed tables in the documents are what the committed results say."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
+from benchmarks import report
+
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture
-def report():
-    spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks" / "report.py")
-    assert spec is not None
-    assert spec.loader is not None
-    report = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(report)
-    return report
-
-
 @pytest.mark.parametrize("name", ["README.md", "docs/performance.md", "docs/training.md"])
-def test_documents_are_up_to_date(name, report):
+def test_documents_are_up_to_date(name):
     assert ROOT / name in report.DOCUMENTS
     text = (ROOT / name).read_text("utf-8")
     results = report.load()
@@ -29,7 +20,7 @@ def test_documents_are_up_to_date(name, report):
     assert report.updated(text, results) != text
 
 
-def test_targets(report):
+def test_targets():
     """Ours in fp32 against the best other in fp32, the fastest of ours against the best bf16."""
 
     def of(case="ESPAN c", **times):
