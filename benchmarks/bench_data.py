@@ -41,7 +41,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def images(pack: Path) -> list[TrainingImage]:
     """Each has been used, so that its pages are in memory and its hash is checked."""
     found, _ = open_images([pack], scale=4, smallest=PATCH)
-    return [dataclasses.replace(i, given_lr=i.lr) for i in found]
+    return [dataclasses.replace(i, lr_pixels=i.lr) for i in found]
 
 
 def per_sample(benchmark: BenchmarkFixture) -> None:
@@ -51,7 +51,7 @@ def per_sample(benchmark: BenchmarkFixture) -> None:
 @pytest.mark.parametrize("lr", ["made of the crop", "given"])
 def test_batch(benchmark: BenchmarkFixture, images: list[TrainingImage], lr: str) -> None:
     given = Crops(images, patch=PATCH, seed=0)
-    made = Crops([dataclasses.replace(i, given_lr=None) for i in images], patch=PATCH, seed=0)
+    made = Crops([dataclasses.replace(i, lr_pixels=None) for i in images], patch=PATCH, seed=0)
     assert torch.equal(made.batch(0, 64)[0], given.batch(0, 64)[0])
     crops, first = given if lr == "given" else made, itertools.count(0, BATCH)
     benchmark(lambda: crops.batch(next(first), BATCH))
@@ -59,7 +59,7 @@ def test_batch(benchmark: BenchmarkFixture, images: list[TrainingImage], lr: str
 
 
 def test_cut(benchmark: BenchmarkFixture, images: list[TrainingImage]) -> None:
-    crops = Crops([dataclasses.replace(i, given_lr=None) for i in images], patch=PATCH, seed=0)
+    crops = Crops([dataclasses.replace(i, lr_pixels=None) for i in images], patch=PATCH, seed=0)
     assert torch.equal(finish(cut(crops, 0, 64, pin=False))[0], crops.batch(0, 64)[0])
     first = itertools.count(0, BATCH)
     benchmark(lambda: cut(crops, next(first), BATCH, pin=False))

@@ -24,7 +24,7 @@ from benchmarks.bench_ops import finished
 from espan.branches import GRepConv, conv_factory
 from espan.data import Crops, batches, image_in_memory
 from espan.fused import FusedNetwork
-from espan.losses import Loss, LossWeights
+from espan.losses import Loss
 from espan.models import ESPAN, Network
 from espan.training.initialise import initialise
 from espan_kernels import reference
@@ -32,7 +32,7 @@ from espan_kernels import reference
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 BATCH, PATCH = 16, 64
-WEIGHTS = LossWeights("l2", alpha=1, beta=0.001)  # Eq. 9
+EQ_9 = Loss("l2", hf=1, dct=0.001)
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -47,7 +47,7 @@ def loss_of(name: str) -> LossFunction:
         compiled = torch.compile(eager_loss, dynamic=False)
         # For two channels-last images PyTorch 2.13 compiles the blur's gradient wrongly: 16% off.
         return lambda sr, hr: compiled(sr.contiguous(), hr.contiguous())
-    return Loss(WEIGHTS) if name == "espan" else eager_loss
+    return EQ_9 if name == "espan" else eager_loss
 
 
 def network_of(convolutions: str, gate: str) -> Network:

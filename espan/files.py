@@ -14,7 +14,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give the path of a temporary file beside `path`; put it in place if the block succeeds.
 
     On any failure, an interrupt included, the temporary file is removed and what stood at `path`
-    stays as it was.
+    stays as it was.  An OSError, of a full disk for example, names `path`.
     """
     target = Path(path)
     name = f".{target.stem[:40]}.{secrets.token_hex(6)}.part"
@@ -25,6 +25,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(target)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            error.filename = str(target)
         raise

@@ -9,9 +9,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import typer
 
 from espan import checkpoints
 from espan.cli import main
+from espan.cli.main import app
 from espan.imaging import Image, imresize, read_image, write_image
 from espan.models import ESPAN, SPAN, Architecture
 
@@ -272,11 +274,30 @@ def test_train_lists_its_experiments(run) -> None:
         (["smok", "photos", "-o", "run"], "the experiments that come with espan are"),
         (["tab7", "photos", "-o", "run"], "choose one: tab7:VARIANT"),
         (["smoke", "no", "-o", "run"], "no does not exist"),
-        (["smoke", "--resume", "run"], "give nothing else"),
+        (["smoke", "--list"], "EXPERIMENT cannot be given with --list"),
+        (["--list", "--cpu"], "--cpu cannot be given with --list"),
         (["--resume", "run"], "run is not the folder of a run"),
         (["smoke", "photos", "-o", "run", "--precision", "int8"], "unknown precision 'int8'"),
     ],
 )
-def test_train_tells_what_it_expects(run, arguments, message, tmp_path, monkeypatch) -> None:
+def test_train_says_what_it_expects(run, arguments, message, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert message in run("train", *arguments, status=1).stderr
+
+
+def test_options_without_effect_on_a_resumed_run(run) -> None:
+    """Every parameter but the two that can be changed, whatever is added to the command."""
+    parameters = typer.main.get_command(app).commands["train"].params
+    names = {parameter.name for parameter in parameters}
+    assert {"accumulate", "workers", "precision", "validate"} < names
+    for parameter in parameters:
+        if parameter.name in ("resume", "accumulate", "workers", "help", "list_"):
+            continue
+        option = parameter.opts[0] if parameter.opts[0].startswith("-") else None
+        value = [] if getattr(parameter, "is_flag", False) else ["1"]
+        arguments = value if option is None else [option, *value]
+        if parameter.name == "data":
+            arguments = ["smoke", "photos"]
+        error = run("train", "--resume", "run", *arguments, status=1).stderr
+        assert f"{option or parameter.name.upper()} " in error.replace(",", " ")
+        assert "cannot be given with --resume, which uses the settings of the run" in error

@@ -1,5 +1,6 @@
 """Training images and the crops made of them."""
 
+import pickle
 from fractions import Fraction
 from pathlib import Path
 
@@ -7,9 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from espan.data import Crops, batches, fingerprint, image_in_memory, images, open_images
+from espan.data import (
+    Crops,
+    batches,
+    fingerprint,
+    image_in_memory,
+    images,
+    move_to_pack,
+    open_images,
+)
 from espan.data.downscale import context, downscale, weights
 from espan.data.on_device import cut, finish
+from espan.data.pack import Pack
 from espan.data.photographs import find_photographs
 from espan.data.prepare import prepare
 from espan.errors import EspanError
@@ -93,7 +103,7 @@ def test_more_than_fits_into_memory(folder: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(images, "free_memory", lambda: 2 * 19266)
     assert len(open_images([folder], scale=4, smallest=8)[0]) == 2
     monkeypatch.setattr(images, "free_memory", lambda: 2 * 19265)
-    with pytest.raises(EspanError, match=r"file 3 of 6; `espan prepare DIR -o PACK`"):
+    with pytest.raises(EspanError, match=r"file 3 of 6\); `espan prepare DIR -o PACK`"):
         open_images([folder], scale=4, smallest=8)
 
 
@@ -164,6 +174,28 @@ def test_hr_that_is_not_an_exact_multiple_of_its_lr(pairs: tuple[Path, Path]) ->
     write_image(hr / "0001.png", Image(made_up(66, 80)))
     with pytest.raises(EspanError, match=r"exactly 4 times its LR image; not so: 0001.png 80x66"):
         open_images([hr], scale=4, smallest=8, lr=lr)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_images_moved_to_a_pack_can_be_pickled(
+    pairs: tuple[Path, Path], given: bool, tmp_path: Path
+) -> None:
+    """What one process decodes, others map; packs that were there remain where they are."""
+    hr, lr = pairs
+    prepare([hr], tmp_path / "there", smallest=1)
+    sources = [hr] if given else [hr, tmp_path / "there"]
+    before, _ = open_images(sources, scale=4, smallest=8, lr=lr if given else None)
+    moved = move_to_pack(before, tmp_path / "moved")
+    after = pickle.loads(pickle.dumps(moved))
+    assert fingerprint(after) == fingerprint(before)
+    packs = [image.hr_pixels.pack.path.name for image in after]
+    assert packs == (["moved"] * 2 if given else ["moved"] * 2 + ["there"] * 2)
+    assert len(Pack(tmp_path / "moved").entries) == (4 if given else 2)
+    assert len({id(image.hr_pixels.pack) for image in after}) == len(set(packs))
+    assert len(pickle.dumps(moved)) < 2000  # no pixels
+    a, b = (Crops(images, patch=8, seed=4).batch(5, 20) for images in (before, after))
+    assert torch.equal(a[0], b[0])
+    assert torch.equal(a[1], b[1])
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4, 6])

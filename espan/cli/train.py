@@ -12,33 +12,36 @@ from espan.errors import EspanError
 
 
 def command(
+    context: typer.Context,
     experiment: Annotated[
         str | None,
-        typer.Argument(help="A TOML file, or the name of one that comes with espan (--list)."),
+        typer.Argument(help="A TOML file, or the name of an experiment of --list."),
     ] = None,
     data: Annotated[
         list[Path] | None,
-        typer.Argument(help="Folders of images, with all below, and packs (espan prepare)."),
+        typer.Argument(help="Folders of images, with their subfolders, and packs (espan prepare)."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The folder of the run, a new one.")
+        Path | None, typer.Option("--output", "-o", help="A new folder for the run.")
     ] = None,
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Go on with the run in this folder; nothing else is given.", metavar="RUN"
+            help="Resume the run in this folder with its own settings; only --accumulate and "
+            "--workers may be changed, until it stops again.",
+            metavar="RUN",
         ),
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option("--from", help="Start from these weights: a file, or a bundled name."),
+        typer.Option("--from", help="Start from these weights: a file or a bundled name."),
     ] = None,
     data_lr: Annotated[
         Path | None,
         typer.Option(help="LR images of the one folder of data; default: made from HR."),
     ] = None,
     validate: Annotated[
-        Path | None, typer.Option(help="A folder of HR images to measure on.")
+        Path | None, typer.Option(help="A folder of HR images to validate on.")
     ] = None,
     validate_lr: Annotated[
         Path | None, typer.Option(help="Their LR images, by name; default: made from HR.")
@@ -46,8 +49,8 @@ def command(
     hold_out: Annotated[
         list[str] | None,
         typer.Option(
-            help="Name of an image in the data to measure on, not to train on; may be repeated.  "
-            "Without these and --validate: one in twenty, but 1 to 8."
+            help="An image of the data to validate on instead of training on it; can be repeated.  "
+            "Default without --validate: one image in twenty, 1 to 8."
         ),
     ] = None,
     precision: Annotated[
@@ -58,38 +61,39 @@ def command(
         bool, typer.Option("--cpu", help="Train on the CPU even if there is a GPU.")
     ] = False,
     accumulate: Annotated[
-        int, typer.Option(help="Take the crops of a step in so many parts, to save memory.")
+        int, typer.Option(help="Process the crops of a step in this many parts, to save memory.")
     ] = 1,
     workers: Annotated[
-        int, typer.Option(help="Threads that make the crops of the steps to come; 0: none.")
+        int, typer.Option(help="Threads that prepare the crops of the next steps; 0: none.")
     ] = 1,
     about: Annotated[
-        str, typer.Option(help="Words on the images, kept in the weights' file.")
+        str, typer.Option(help="A description of the images, stored with the weights.")
     ] = "",
     list_: Annotated[
         bool, typer.Option("--list", help="List the experiments that come with espan.")
     ] = False,
 ) -> None:
-    r"""Train a network: an experiment's stages, on images, into the folder of a run.
+    r"""Train a network: run the stages of an experiment on a set of images.
 
     \b
-    espan train smoke photos/ -o run               a shipped experiment
-    espan train mine.toml train.pack -o run        one's own, on a pack
-    espan train finetune photos/ -o run --from W   go on from weights
-    espan train --resume run                       after any kind of stop
+    espan train smoke photos/ -o run               an experiment that comes with espan
+    espan train mine.toml train.pack -o run        an experiment file, on a pack
+    espan train finetune photos/ -o run --from W   start from weights
+    espan train --resume run                       after an interruption
 
-    Under `torchrun -m espan` or `accelerate launch -m espan` it uses all their processes.
+    Under `torchrun -m espan` or `accelerate launch -m espan`, all processes train one network.
     """
     try:
         from espan.training import experiment as experiments
+        from espan.training import train as training
         from espan.training.run import Setup
-        from espan.training.train import resume as go_on
-        from espan.training.train import train
     except ImportError as error:
         raise EspanError(
-            f'training needs what `pip install "espan[train]"` installs: {error}'
+            f'training needs more packages ({error}); `pip install ".[train]"` in the source '
+            "folder of espan installs them"
         ) from error
     if list_:
+        _only(context, "--list", "list_")
         for name, path in experiments.shipped().items():
             text = path.read_text(encoding="utf-8")
             names = experiments.variants(text)
@@ -98,9 +102,13 @@ def command(
             print("".join(f"    {name}:{variant}\n" for variant in names), end="")
         return
     if resume is not None:
-        if experiment or data or output or weights:
-            raise EspanError("--resume RUN goes by what the run was begun with; give nothing else")
-        print(go_on(resume))
+        given = _only(context, "--resume", "resume", "accumulate", "workers")
+        best = training.resume(
+            resume,
+            accumulate=accumulate if "accumulate" in given else None,
+            workers=workers if "workers" in given else None,
+        )
+        print(best)
         return
     if experiment is None or not data or output is None:
         raise EspanError(
@@ -122,4 +130,20 @@ def command(
         workers=workers,
         about=about,
     )
-    print(train(output, experiments.read(experiment), setup))
+    print(training.train(output, experiments.read(experiment), setup))
+
+
+def _only(context: typer.Context, option: str, *allowed: str) -> list[str]:
+    """The names of the parameters given; EspanError if others than those have no effect."""
+    given = {
+        parameter.name: parameter.opts[0] if parameter.opts[0][0] == "-" else parameter.name.upper()
+        for parameter in context.command.params
+        if parameter.name is not None
+        and getattr(context.get_parameter_source(parameter.name), "name", "") == "COMMANDLINE"
+    }
+    if others := [text for name, text in given.items() if name not in allowed]:
+        raise EspanError(
+            f"{', '.join(others)} cannot be given with {option}"
+            + (", which uses the settings of the run" if option == "--resume" else "")
+        )
+    return list(given)

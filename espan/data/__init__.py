@@ -5,6 +5,7 @@ from espan.data.images import (
     TrainingImage,
     fingerprint,
     image_in_memory,
+    move_to_pack,
     open_images,
 )
 from espan.data.loader import batches
@@ -17,5 +18,6 @@ __all__ = [
     "batches",
     "fingerprint",
     "image_in_memory",
+    "move_to_pack",
     "open_images",
 ]

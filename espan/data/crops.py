@@ -56,6 +56,11 @@ class Crops:
         lr, hr = image.crop(y, x, self.patch, self.patch)
         return turned(lr, symmetry), turned(hr, symmetry)
 
+    def zeros(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Tensors of the shape of a batch."""
+        lr = torch.zeros(count, 3, self.patch, self.patch, device=device)
+        return lr, lr.new_zeros(count, 3, self.scale * self.patch, self.scale * self.patch)
+
     def batch(self, first: int, count: int) -> tuple[Tensor, Tensor]:
         """Samples first ... first + count - 1: LR (N, 3, p, p) and HR (N, 3, s*p, s*p).
 

@@ -1,10 +1,9 @@
-"""What a network is trained on: images of a folder in memory, or of a pack on disk."""
+"""What a network is trained on: images of folders, in memory, and of packs, on disk."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,8 +14,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from espan.data.downscale import context, downscale, weights
-from espan.data.pack import Pack
+from espan.data.pack import Pack, write_pack
 from espan.data.photographs import (
+    Decoded,
     Skipped,
     decode_photographs,
     find_photographs,
@@ -27,25 +27,33 @@ from espan.errors import EspanError
 from espan.imaging import imresize
 
 
+@dataclass(frozen=True)
+class Packed:
+    """The pixels of an image in a pack, which are read when they are used."""
+
+    pack: Pack
+    index: int
+
+
 @dataclass(frozen=True, eq=False)
 class TrainingImage:
-    """An HR image and what it shall be restored from.
+    """An HR image and the LR image that it is to be restored from.
 
     Attributes:
-        name: the path below its folder, "/" between.
-        scale: HR is this many times LR's size.
-        hr_size: height and width of HR as it is in the file.
+        name: the path below its folder, with "/" as separator.
+        scale: HR is this many times the size of LR.
+        hr_size: height and width of HR in the file.
         sha256: of the HR pixels and, where LR is given, of its pixels.
-        pixels: gives HR, (*hr_size, 3) uint8.
-        given_lr: (height, width, 3) uint8; None: LR is made as MATLAB's imresize does.
+        hr_pixels: HR, (*hr_size, 3) uint8.
+        lr_pixels: LR, (height, width, 3) uint8; None: made as MATLAB's imresize does.
     """
 
     name: str
     scale: int
     hr_size: tuple[int, int]
     sha256: str
-    pixels: Callable[[], np.ndarray]
-    given_lr: np.ndarray | None = None
+    hr_pixels: np.ndarray | Packed
+    lr_pixels: np.ndarray | Packed | None = None
 
     @property
     def height(self) -> int:
@@ -60,21 +68,21 @@ class TrainingImage:
     @property
     def hr(self) -> np.ndarray:
         """(s*height, s*width, 3) uint8, cropped at the bottom and the right; a view."""
-        return self.pixels()[: self.scale * self.height, : self.scale * self.width]
+        return _read(self.hr_pixels)[: self.scale * self.height, : self.scale * self.width]
 
     @property
     def lr(self) -> np.ndarray:
-        """(height, width, 3) uint8, computed anew each time if it is not given."""
-        return (
-            imresize(self.hr, Fraction(1, self.scale)) if self.given_lr is None else self.given_lr
-        )
+        """(height, width, 3) uint8, computed each time if it is not given."""
+        if self.lr_pixels is None:
+            return imresize(self.hr, Fraction(1, self.scale))
+        return _read(self.lr_pixels)
 
     def crop(self, y: int, x: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """LR (h, w, 3) at (y, x) and HR (s*h, s*w, 3), uint8; LR is that of the whole image."""
         s, hr = self.scale, self.hr
         large = hr[s * y : s * (y + height), s * x : s * (x + width)]
-        if self.given_lr is not None:
-            return self.given_lr[y : y + height, x : x + width], large
+        if self.lr_pixels is not None:
+            return self.lr[y : y + height, x : x + width], large
         rows, columns = weights(s, y, height), weights(s, x, width)
         pixels = context(hr, s, y, x, (height, width)).astype(rows.dtype)
         return downscale(pixels, rows, columns, s).astype(np.uint8), large
@@ -83,10 +91,42 @@ class TrainingImage:
 def image_in_memory(
     name: str, hr: np.ndarray, scale: int, *, sha256: str | None = None
 ) -> TrainingImage:
-    """A training image of contiguous (H, W, 3) uint8 pixels; `sha256` of them, if it is known."""
+    """A training image of contiguous (H, W, 3) uint8 pixels, and their SHA-256 if it is known."""
     height, width = hr.shape[:2]
     digest = sha256_of(hr) if sha256 is None else sha256
-    return TrainingImage(name, scale, (height, width), digest, lambda: hr)
+    return TrainingImage(name, scale, (height, width), digest, hr)
+
+
+def move_to_pack(images: Sequence[TrainingImage], path: Path) -> list[TrainingImage]:
+    """Write all pixels that are in memory to a pack, and return images that read from there.
+
+    The images can then be pickled: another process of the machine opens the same files.
+
+    Raises OSError, naming `path`, if the disk is full.
+    """
+
+    def in_memory(image: TrainingImage) -> Iterator[np.ndarray]:
+        for pixels in (image.hr_pixels, image.lr_pixels):
+            if isinstance(pixels, np.ndarray):
+                yield pixels
+
+    decoded = (
+        Decoded(path, image.name, pixels, sha256_of(pixels))
+        for image in images
+        for pixels in in_memory(image)
+    )
+    write_pack(path, decoded)
+    pack, count = Pack(path), 0
+    moved = []
+    for image in images:
+        sources = [image.hr_pixels, image.lr_pixels]
+        for i, pixels in enumerate(sources):
+            if isinstance(pixels, np.ndarray):
+                sources[i], count = Packed(pack, count), count + 1
+        hr, lr = sources
+        assert hr is not None
+        moved.append(dataclasses.replace(image, hr_pixels=hr, lr_pixels=lr))
+    return moved
 
 
 def open_images(
@@ -99,23 +139,23 @@ def open_images(
 ) -> tuple[list[TrainingImage], list[Skipped]]:
     """The images of folders and packs, in the order of the sources.
 
-    Packs stay on disk.  Folders are decoded into memory, 3 bytes for each HR pixel.
+    Packs remain on disk.  Folders are decoded into memory, 3 bytes per HR pixel.
 
     Args:
-        sources: folders, searched with all below, and files that `espan prepare` wrote.
-        scale: HR is this many times LR's size.
+        sources: folders, searched with their subfolders, and packs (`espan prepare`).
+        scale: HR is this many times the size of LR.
         smallest: LR pixels that both sides must have.
         lr: a folder with the LR images of the one source: for "a/b.png" its "a/b" or "a/bx4" (the
-            number is the scale) with any ending of an image.
-        each: told (done, total) of the files of each folder.
+            number is the scale) with any image suffix.
+        each: called with (done, total) files of each folder.
 
     Returns:
         The images, and the files that are damaged, have an alpha channel or are too small.
 
     Raises:
-        EspanError: a source that is neither, a folder without images, a pack that is damaged or of
-            another version, no usable image at all, more in folders than half of the free memory,
-            LR images that are missing, ambiguous or of another size than HR / scale.
+        EspanError: a source that is neither folder nor pack, a folder without images, a pack that
+            is damaged or of another version, no usable image at all, more in folders than half of
+            the free memory, LR images that are missing, ambiguous or not HR / scale in size.
     """
     sources = list(dict.fromkeys(sources))
     if lr is not None and len(sources) != 1:
@@ -123,7 +163,7 @@ def open_images(
     for source in sources:
         if not source.exists():
             raise EspanError(f"{source} does not exist; a folder or a pack is expected")
-    # What can be found wrong at once, before the minutes that decoding takes.
+    # Checked at once, before the minutes that decoding takes.
     packs = {source: Pack(source) for source in sources if not source.is_dir()}
     found = {source: find_photographs([source]) for source in sources if source not in packs}
     names = [e.name for p in packs.values() for e in p.entries]
@@ -153,13 +193,13 @@ def open_images(
 
 
 def fingerprint(images: Sequence[TrainingImage]) -> str:
-    """A hash of all names and pixels, in their order: whether data are those of an earlier run."""
+    """A hash of all names and pixels in order, which tells whether data have changed."""
     listed = "".join(f"{image.name}\n{image.sha256}\n" for image in images)
     return hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()
 
 
 def free_memory() -> int:
-    """Bytes that can be taken: what the system calls available, or the limit of a container."""
+    """Bytes of available memory, or the limit of the container if that is less."""
     sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     with contextlib.suppress(OSError):
         about = Path("/proc/meminfo").read_text()
@@ -170,20 +210,20 @@ def free_memory() -> int:
 
 
 class _Memory:
-    """Counts what is kept in memory."""
+    """Counts the bytes of decoded images."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.taken = 0
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
 
-    def take(self, pixels: np.ndarray, done: int, total: int) -> None:
-        """Raise EspanError if, with this file `done` of `total`, it is more than the most."""
-        self.taken += pixels.nbytes
-        if self.taken > self.most:
+    def add(self, pixels: np.ndarray, done: int, total: int) -> None:
+        """Raise EspanError if file `done` of `total` exceeds the limit."""
+        self.used += pixels.nbytes
+        if self.used > self.limit:
             raise EspanError(
-                f"decoded, the images take more than {self.most / 1e9:.1f} GB, half of the free "
-                f"memory: that is reached with file {done} of {total}; `espan prepare DIR -o PACK` "
-                f"makes a pack of them, which is read from disk as it is needed"
+                f"the decoded images need more than {self.limit / 1e9:.1f} GB, half of the free "
+                f"memory (reached at file {done} of {total}); `espan prepare DIR -o PACK` writes "
+                f"them to a pack, which is read from disk as needed"
             )
 
 
@@ -194,8 +234,8 @@ def _packed(
         if reason := usable(f"{pack.path}: {entry.name}", entry.height, entry.width):
             yield Skipped(pack.path / entry.name, reason)
             continue
-        size, pixels = (entry.height, entry.width), functools.partial(pack.pixels, index)
-        yield TrainingImage(entry.name, scale, size, entry.sha256, pixels)
+        size = (entry.height, entry.width)
+        yield TrainingImage(entry.name, scale, size, entry.sha256, Packed(pack, index))
 
 
 def _decoded(
@@ -210,7 +250,7 @@ def _decoded(
         if isinstance(result, Skipped):
             yield result
         else:
-            memory.take(result.pixels, done, len(names))
+            memory.add(result.pixels, done, len(names))
             yield image_in_memory(result.name, result.pixels, scale, sha256=result.sha256)
 
 
@@ -229,8 +269,8 @@ def _lr_files(names: Sequence[str], folder: Path, scale: int) -> dict[str, Path]
             wrong.append(f"{name} ({len(candidates)} files)")
     if wrong or len(set(result.values())) < len(names):
         raise EspanError(
-            f"{folder}: one LR image is expected for each HR image, of the same name or with "
-            f"x{scale} behind it; not so for {_some(wrong or list(names))}"
+            f"{folder}: one LR image is expected for each HR image, with the same name or with "
+            f"x{scale} after it; not so for {_some(wrong or list(names))}"
         )
     return result
 
@@ -241,7 +281,7 @@ def _with_lr(
     memory: _Memory,
     skipped: list[Skipped],
 ) -> list[TrainingImage]:
-    """The images with their LR pixels; what has a damaged LR file is added to `skipped`."""
+    """The images with their LR pixels; damaged LR files are added to `skipped`."""
     by_path = {pairs[image.name]: image for image in images}
     decoded = decode_photographs({p: p.name for p in by_path}, lambda path, height, width: None)
     result: list[TrainingImage] = []
@@ -250,19 +290,23 @@ def _with_lr(
         if isinstance(lr, Skipped):
             skipped.append(lr)
             continue
-        memory.take(lr.pixels, done, len(by_path))
+        memory.add(lr.pixels, done, len(by_path))
         image = by_path[lr.path]
         (hr_height, hr_width), (height, width) = image.hr_size, lr.pixels.shape[:2]
         if image.hr_size != (image.scale * height, image.scale * width):
             wrong.append(f"{image.name} {hr_width}x{hr_height} and {lr.path} {width}x{height}")
             continue
         sha256 = f"{image.sha256}+{lr.sha256}"
-        result.append(dataclasses.replace(image, sha256=sha256, given_lr=lr.pixels))
+        result.append(dataclasses.replace(image, sha256=sha256, lr_pixels=lr.pixels))
     if wrong:
         raise EspanError(
             f"HR must be exactly {images[0].scale} times its LR image; not so: {_some(wrong)}"
         )
     return result
+
+
+def _read(pixels: np.ndarray | Packed) -> np.ndarray:
+    return pixels if isinstance(pixels, np.ndarray) else pixels.pack.pixels(pixels.index)
 
 
 def _some(names: Sequence[str]) -> str:

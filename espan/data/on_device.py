@@ -55,7 +55,7 @@ def cut(crops: Crops, first: int, count: int, *, pin: bool) -> Cuttings:
     def empty(*shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
         return torch.empty(count, *shape, dtype=dtype, pin_memory=pin)
 
-    if crops.images[0].given_lr is not None:
+    if crops.images[0].lr_pixels is not None:
         lr, hr = empty(p, p, 3), empty(s * p, s * p, 3)
         for i, (image, y, x, _) in enumerate(places):
             lr.numpy()[i], hr.numpy()[i] = image.crop(y, x, p, p)

@@ -63,6 +63,10 @@ class Pack:
         self._stamp = self._now()
         self._proven = bytearray(len(self.entries))
 
+    def __reduce__(self) -> tuple[type[Pack], tuple[Path]]:
+        """Pickled as its path; another process opens the file itself."""
+        return Pack, (self.path,)
+
     def __del__(self) -> None:
         if hasattr(self, "_file"):
             os.close(self._file)
@@ -122,23 +126,20 @@ class Pack:
 def write_pack(path: Path, images: Iterable[Decoded]) -> int:
     """Write a pack, whole or not at all, one image at a time; returns its size in bytes.
 
-    An OSError, of a full disk for example, names `path`.
+    Raises OSError, naming `path`, if the disk is full, for example.
     """
     index, size = [], 0
-    try:
-        with atomic_write(path) as temporary, temporary.open("r+b") as file:
-            file.write(bytes(_HEADER.size))
-            for image in images:
-                file.write(image.pixels.data)
-                index.append([image.name, *image.pixels.shape[:2], image.sha256])
-                size += image.pixels.nbytes
-            data = json.dumps(index, separators=(",", ":")).encode()
-            file.write(data)
-            file.seek(0)
-            digest = hashlib.sha256(data).digest()
-            file.write(_HEADER.pack(MAGIC, VERSION, 0, size, len(data), digest))
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    with atomic_write(path) as temporary, temporary.open("r+b") as file:
+        file.write(bytes(_HEADER.size))
+        for image in images:
+            file.write(image.pixels.data)
+            index.append([image.name, *image.pixels.shape[:2], image.sha256])
+            size += image.pixels.nbytes
+        data = json.dumps(index, separators=(",", ":")).encode()
+        file.write(data)
+        file.seek(0)
+        digest = hashlib.sha256(data).digest()
+        file.write(_HEADER.pack(MAGIC, VERSION, 0, size, len(data), digest))
     return _HEADER.size + size + len(data)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from espan.errors import EspanError
 
-_WINDOW = 11  # pixels; the Gaussian of SSIM, cut off where Wang et al. (2004) do
+SSIM_WINDOW = 11  # pixels; the Gaussian of SSIM, cut off where Wang et al. (2004) do
 _SIGMA = 1.5
 _ROWS = (
     16  # computed at once: they stay in the cache, 5 times as quick as a whole 2040 x 1356 image
@@ -53,11 +53,11 @@ def ssim(sr: np.ndarray, hr: np.ndarray, *, border: int, y_channel: bool = False
 
     Raises EspanError as `psnr` does, and if a side is below 11 pixels after the border is cut.
     """
-    a, b = _inner(sr, hr, border, _WINDOW)
-    height = a.shape[0] - _WINDOW + 1
+    a, b = _inner(sr, hr, border, SSIM_WINDOW)
+    height = a.shape[0] - SSIM_WINDOW + 1
     sums = []
     for top in range(0, height, _ROWS):
-        rows = slice(top, min(top + _ROWS, height) + _WINDOW - 1)
+        rows = slice(top, min(top + _ROWS, height) + SSIM_WINDOW - 1)
         scores = _ssim_map(*(luma(x[rows]) if y_channel else x[rows] for x in (a, b)))
         sums.append(scores.sum())
     return float(sum(sums) / (height * scores[0].size))
@@ -99,9 +99,9 @@ def _ssim_map(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _blur(image: np.ndarray) -> np.ndarray:
     """(H, W, C) -> (H - 10, W - 10, C): weighted means over SSIM's window."""
-    offsets = np.arange(_WINDOW) - _WINDOW // 2
+    offsets = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
     weights = np.exp(-(offsets**2) / (2 * _SIGMA**2))
     weights /= weights.sum()
-    height, width = image.shape[0] - _WINDOW + 1, image.shape[1] - _WINDOW + 1
+    height, width = image.shape[0] - SSIM_WINDOW + 1, image.shape[1] - SSIM_WINDOW + 1
     rows = sum(weight * image[i : i + height] for i, weight in enumerate(weights))
     return np.asarray(sum(weight * rows[:, i : i + width] for i, weight in enumerate(weights)))

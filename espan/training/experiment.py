@@ -1,7 +1,8 @@
-"""An experiment as data: a TOML file that lists the stages of a training run."""
+"""Experiments: TOML files that list the stages of a training run."""
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from importlib import resources
@@ -11,8 +12,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from espan.errors import EspanError
-from espan.models import Architecture, architecture_from_name
-from espan.training.shape import Shape
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,48 +23,59 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Table(BaseModel):
-    """A table of the file: unknown keys and values of another type are errors."""
+    """A table of the file.  Unknown keys and values of the wrong type are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class NetworkTable(_Table):
-    """The network that the first stage starts with.
+    """The network of the first stage.
 
     Attributes:
-        architecture: a name that `espan.models.architecture_from_name` knows.  Without one, it is
-            that of the weights that training starts from.
-        conv: what a convolution is made of while it is trained (Tab. 7).
-        grep: [a, b] of GRep: a sequences 1x1 - k x k, b sequences k x k - 1x1 (Eq. 5).
-        middle: channels between the two convolutions of a sequence; default: as many as its input.
+        architecture: a name that `espan.models.architecture_from_name` knows.  By default, the
+            architecture of the weights that training starts from.
+        conv: the training form of each convolution (Tab. 7).
+        grep: [a, b] of GRep: a sequences 1x1 - kxk and b sequences kxk - 1x1 (Eq. 5).
+        middle: channels between the two convolutions of a sequence; default: those of its input.
+        init: initial weights, of the first stage's network and of blocks added later.
+            ``"pytorch"`` keeps PyTorch's defaults; ``"bilinear"`` is that of
+            `espan.training.initialise`.
     """
 
     architecture: str | None = None
     conv: Literal["plain", "grep", "repvgg", "edbb", "rrrb", "repmbconv"] = "grep"
     grep: tuple[int, int] = Field(default=(2, 0), strict=False)
     middle: Positive | None = None
+    init: Literal["pytorch", "bilinear"] = "pytorch"
 
 
 class OptimizerTable(_Table):
-    """AdamW, the limit of the gradient's norm, and the running average of the weights."""
+    """AdamW, and two additions that are off by default.
+
+    Attributes:
+        beta1, beta2, weight_decay: of AdamW; PyTorch's defaults.
+        clip: largest norm of the gradient; a larger gradient is scaled down to it.
+        average: decay of the moving average of the weights (EMA), which is then what is validated
+            and what a stage passes on; 0: the weights themselves.
+    """
 
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
     weight_decay: Weight = 0.01
-    clip: float = Field(default=1.0, gt=0)
-    average: float = Field(default=0.999, ge=0, lt=1)
+    clip: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    average: float = Field(default=0.0, ge=0, lt=1)
 
 
 class Change(_Table):
-    """What a stage does to the network that the stage before it left, in this order.
+    """How a stage changes the network of the stage before it.  Applied in this order.
 
     Attributes:
-        keep: of a student and its teacher, the one that goes on alone.
-        scale: another upscaling factor; the upsampling convolution starts anew.
-        remove_blocks: so many of the last blocks go.
-        remove_convs: so many convolutions of the last block go, the last ones.
-        add_blocks: so many new blocks of three convolutions come after the last.
-        teacher: the network becomes the student, with a teacher of so many more blocks (Sec. 3.1).
+        keep: keep the student or the teacher, and drop the other.
+        scale: a new upscaling factor; the upsampling convolution is initialised again.
+        remove_blocks: number of blocks to remove from the end.
+        remove_convs: number of convolutions to remove from the end of the last block.
+        add_blocks: number of blocks of three convolutions to append.
+        teacher: make the network the student of a teacher with this many more blocks (Sec. 3.1).
     """
 
     keep: Literal["student", "teacher"] | None = None
@@ -77,15 +87,15 @@ class Change(_Table):
 
 
 class LossTable(_Table):
-    """Weights of the terms: ``pixel + hf * L_HF + dct * L_DCT + ...`` (Eq. 9, Tab. 8).
+    """The loss: ``pixel + hf * HF + dct * DCT + fft * FFT + dwt * DWT`` (Eq. 9, Tab. 8).
 
     Attributes:
         pixel: ``"l1"``, ``"l2"`` or ``"none"``.
-        hf: of the high-frequency loss (Eq. 7), alpha in the paper.
-        dct: of the DCT loss (Eq. 8), beta in the paper.
-        fft, dwt: of the losses on Fourier and Haar wavelet coefficients (Tab. 8).
-        distillation: of L_sd (Eq. 3, 4); counts where there is a teacher.
-        threshold: by how much the teacher must be better for a pixel to count in it (Eq. 1).
+        hf: weight of the high-frequency loss (Eq. 7), the paper's alpha.
+        dct: weight of the DCT loss (Eq. 8), the paper's beta.
+        fft, dwt: weights of the losses on Fourier and Haar wavelet coefficients (Tab. 8).
+        distillation: weight of L_sd (Eq. 3, 4); used in stages with a teacher.
+        threshold: a pixel counts in L_sd where the teacher is better by more than this (Eq. 1).
     """
 
     pixel: Literal["l1", "l2", "none"] = "l1"
@@ -107,17 +117,17 @@ class Stage(_Table):
     """One stage: a change of the network, then `iterations` steps, `repeats` times.
 
     Attributes:
-        name: for logs and files.
-        change: of the network, before the first step.
-        loss: the terms and their weights.
+        name: used in logs and file names.
+        change: applied to the network before the first step.
+        loss: terms and weights.
         hr_patch: side of the HR crops, a multiple of the scale.
         batch: crops per step, over all processes.
-        lr: the peak of the learning rate.
-        decay: ``"halving"`` every `halve_every` steps, or ``"cosine"`` down to zero at the end.
+        lr: the highest learning rate.
+        decay: ``"halving"`` every `halve_every` steps, or ``"cosine"`` to zero at the end.
         warm_up: steps in which the learning rate rises from zero.
-        iterations: steps.
-        repeats: how often the stage is run, each time from its own result, with a fresh optimizer
-            and schedule.
+        iterations: number of steps.
+        repeats: how often the stage is run; each repeat starts from the result of the one before,
+            with a new optimizer and schedule.
     """
 
     name: str = Field(min_length=1, pattern=r"^[\w .+-]+$")
@@ -133,23 +143,32 @@ class Stage(_Table):
     repeats: Positive = 1
 
     @model_validator(mode="after")
-    def _fits(self) -> Stage:
+    def _consistent(self) -> Stage:
         if (self.decay == "halving") != (self.halve_every is not None):
-            raise ValueError('halve_every goes with decay = "halving", and must be given there')
+            raise ValueError('halve_every must be given with decay = "halving", and only then')
         if self.warm_up >= self.iterations:
             raise ValueError(f"warm_up ({self.warm_up}) must be below iterations")
         return self
 
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        rise = min(1.0, (step + 1) / (self.warm_up + 1))
+        if self.halve_every is None:
+            fall = 0.5 + 0.5 * math.cos(math.pi * step / self.iterations)
+        else:
+            fall = 0.5 ** (step // self.halve_every)
+        return self.lr * rise * fall
+
 
 class Experiment(_Table):
-    """A training run from the first stage to the last.
+    """A training run.
 
     Attributes:
-        about: what it is for, in words.
-        seed: of the weights and the crops, 0 or more.
-        validate_every: steps between two measurements, each followed by a save.
-        network: at the first stage.
-        optimizer: in all stages.
+        about: a description.
+        seed: of the initial weights and the crops, 0 or more.
+        validate_every: number of steps between two validations, each followed by a save.
+        network: the network of the first stage.
+        optimizer: used in all stages.
         stage: the stages, in order.
     """
 
@@ -160,44 +179,10 @@ class Experiment(_Table):
     optimizer: OptimizerTable = OptimizerTable()
     stage: list[Stage] = Field(min_length=1)
 
-    def shapes(self, start: Architecture | None = None) -> list[Shape]:
-        """The network of each stage, checked.
-
-        Args:
-            start: the architecture of the weights that training starts from, if there are any.
-
-        Raises:
-            EspanError: a change that cannot be made, a patch that does not fit the scale, or an
-                architecture that is missing or not that of the weights.
-        """
-        named = self.network.architecture
-        if named is None and start is None:
-            raise EspanError(
-                "the experiment names no network.architecture; it is for fine-tuning and needs "
-                "weights to start from (--from)"
-            )
-        first = start if named is None else architecture_from_name(named)
-        assert first is not None
-        if start is not None and start != first:
-            raise EspanError(
-                f"the weights are of another architecture ({_told(start)}) than the experiment's "
-                f"{named!r} ({_told(first)}); an experiment without network.architecture takes "
-                "that of the weights"
-            )
-        shape, shapes = Shape(first), []
-        for number, stage in enumerate(self.stage, 1):
-            try:
-                shape = shape.changed(**stage.change.model_dump())
-            except EspanError as error:
-                raise EspanError(f"stage {number} ({stage.name}): {error}") from None
-            scale = shape.architecture.scale
-            if stage.hr_patch % scale:
-                raise EspanError(
-                    f"stage {number} ({stage.name}): hr_patch {stage.hr_patch} is not a multiple "
-                    f"of the scale {scale}"
-                )
-            shapes.append(shape)
-        return shapes
+    @property
+    def iterations(self) -> int:
+        """Steps of all stages with their repeats."""
+        return sum(stage.iterations * stage.repeats for stage in self.stage)
 
 
 def shipped() -> dict[str, Path]:
@@ -207,9 +192,9 @@ def shipped() -> dict[str, Path]:
 
 
 def read(name: str) -> Experiment:
-    """A shipped experiment, by name, or one's own, by path; of several variants, ``NAME:VARIANT``.
+    """Read an experiment: a shipped one by name or a file by path; ``NAME:VARIANT`` for a variant.
 
-    Raises EspanError for a file that is not there, and for what `parse` refuses.
+    Raises EspanError for a file that cannot be read, and as `parse` does.
     """
     known = shipped()
     file, _, variant = (name, "", "") if Path(name).is_file() else name.partition(":")
@@ -225,13 +210,13 @@ def read(name: str) -> Experiment:
 
 
 def parse(text: str, name: str, variant: str | None = None) -> Experiment:
-    """An experiment from the text of its file, which is called `name`.
+    """Parse an experiment; errors call it `name`.
 
-    A file may have variants: tables ``[variant.x]`` whose `network` is laid over the file's, whose
-    `loss` is that of all stages, or whose `stage` takes the place of the file's.
+    A file may have variants: tables ``[variant.x]`` whose `network` updates that of the file, whose
+    `loss` replaces that of all stages, or whose `stage` replaces all stages.
 
-    Raises EspanError that names each key that is unknown, missing or of a wrong value, and for a
-    variant that is missing or not in the file.
+    Raises EspanError naming each key that is unknown, missing or wrong, or if the file has variants
+    and none of them is given.
     """
     try:
         data = tomllib.loads(text)
@@ -244,12 +229,12 @@ def parse(text: str, name: str, variant: str | None = None) -> Experiment:
             + (f"{variant!r} is not among them" if variant else f"choose one: {name}:VARIANT")
         )
     if variant is not None:
-        data = _overlaid(data, found[variant], f"{name}: variant.{variant}")
+        data = _with_variant(data, found[variant], f"{name}: variant.{variant}")
     return from_data(data, name)
 
 
 def from_data(data: dict[str, Any], name: str) -> Experiment:
-    """An experiment from the tables of its file, or from its JSON."""
+    """Validate an experiment given as plain data, from TOML or JSON."""
     try:
         return Experiment.model_validate(data)
     except ValidationError as error:
@@ -257,11 +242,11 @@ def from_data(data: dict[str, Any], name: str) -> Experiment:
 
 
 def variants(text: str) -> list[str]:
-    """The names of the variants in a file; none for a file that is one experiment."""
+    """The names of the variants in a file."""
     return list(tomllib.loads(text).get("variant", {}))
 
 
-def _overlaid(data: dict[str, Any], variant: dict[str, Any], name: str) -> dict[str, Any]:
+def _with_variant(data: dict[str, Any], variant: dict[str, Any], name: str) -> dict[str, Any]:
     if unknown := sorted(set(variant) - {"network", "loss", "stage"}):
         raise EspanError(f"{name}: unknown keys {', '.join(unknown)}")
     stages = variant.get("stage", data.get("stage", []))
@@ -286,11 +271,3 @@ def _problems(error: ValidationError) -> Iterator[str]:
             yield f"{where} is missing"
         else:
             yield f"{where or 'file'}: {problem['msg']}, got {problem['input']!r}"
-
-
-def _told(architecture: Architecture) -> str:
-    return (
-        f"{architecture.channels} channels, blocks of {'-'.join(map(str, architecture.convs))}, "
-        f"{architecture.head_kernel}x{architecture.head_kernel} head, x{architecture.scale}"
-        + ("" if architecture.normalization is None else ", normalised")
-    )

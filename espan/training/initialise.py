@@ -1,14 +1,16 @@
-"""Starting weights: every block passes its input on, and the output is upsampled bilinearly.
+"""Initial weights with which every block passes its input on and the output is bilinear upsampling.
 
-With random kernels the last blocks die: what they give is noise, so the tail learns from the head
-and the first block instead and shrinks what comes from the others; and the gate, whose slope is
-proportional to the signal near zero, shrinks small signals further until no gradient comes back.
-That start (unit variance, no bias) left block 6 a deviation of 1e-6 after 1,500 steps on Set5's
-butterfly, and nothing was lost with its output made constant.  With this one it is 0.34, and 0.80
-of 26.46 dB on eight photographs held out are lost; the other start came to 26.19 dB.  (AdamW at
-8e-4, cosine, batch 8, patch 48, GRep [2, 0], bf16, one seed.)  After 400 steps and with a mean of 2
-before the gates it was at 25.98 dB, with 1 at 26.07; without the zeros for the head and the first
-block, and a mean of 2, at 25.83.
+An experiment chooses them by ``init = "bilinear"``; the paper does not describe its own.
+
+With random kernels the last blocks die: their output is noise, so the tail learns from the head and
+the first block and shrinks the others; and the gate, whose slope near zero is proportional to the
+signal, shrinks small signals further until no gradient comes back.  From such a start (unit
+variance, no bias) the output of block 6 had a deviation of 1e-6 after 1,500 steps on Set5's
+butterfly, and making it constant cost nothing.  From this start it is 0.34, and making it constant
+costs 0.80 dB of the 26.46 dB on eight held-out photographs; the other start reached 26.19 dB.
+(AdamW at 8e-4, cosine, batch 8, patch 48, GRep [2, 0], bf16, one seed.)  After 400 steps, a mean of
+2 before the gates had reached 25.98 dB, a mean of 1 26.07 dB; a mean of 2 without the zeros for the
+head and the first block, 25.83 dB.
 """
 
 from __future__ import annotations
@@ -21,33 +23,61 @@ from torch import Tensor, nn
 
 from espan.models import Network
 from espan.reparameterize import Kernel, Reparameterized
+from espan.training.networks import SelfDistilled, Trainable
 
-MIX = 0.3  # random part of a block's kernels, beside an identity of 1, in deviation of the output
-OPEN = 1.0  # mean of a block's last convolution: where the gate's slope is not near zero
-DETAIL = 0.01  # standard deviation that the features give the output at the start, in 0-1
+MIX = 0.3  # standard deviation of a block's random kernels at their output; the identity has 1
+OPEN = 1.0  # mean of a block's last convolution, where the slope of the gate is not near zero
+DETAIL = 0.01  # standard deviation that the features add to the output, in 0-1
 
 
-@torch.no_grad()
-def initialise(network: Network, images: Tensor) -> None:
-    """Change a network of freshly made convolutions, plain or of `espan.branches`, in place.
+def initialise(trained: Trainable, images: Tensor) -> None:
+    """Initialise a new network of convolutions, plain or of `espan.branches`, in place.
 
     The convolutions of the blocks and the one after them become identities plus `MIX` times a
-    random kernel.  Then all convolutions are scaled, in the order in which they run, so that on
-    `images` (N, 3, H, W), in 0-1, their outputs have a standard deviation of 1 over space
+    random kernel.  Then all convolutions are scaled, in the order in which they run, so that their
+    outputs for `images` (N, 3, H, W), in 0-1, have a standard deviation of 1 over space
     (layer-sequential unit variance; Mishkin and Matas, 2016), and shifted to a mean of 0, or of
     `OPEN` before a gate.  The features reach the output through the last block alone: the 1x1 after
     the concat has zeros for the head and the first block.  The first three channels of the head and
-    of that 1x1 are made to carry the input, and the last convolution to upsample it bilinearly.
+    of that 1x1 carry the input, and the last convolution upsamples it bilinearly.  The tail of a
+    student is a copy of its teacher's.
     """
+    if isinstance(trained, SelfDistilled):
+        _initialise(trained.teacher, images)
+        trained.student_tail.load_state_dict(trained.teacher.tail.state_dict())
+    else:
+        _initialise(trained, images)
+
+
+@torch.no_grad()
+def initialise_added(trained: Trainable, names: Sequence[str], images: Tensor) -> None:
+    """Initialise blocks that were added to a trained network as `initialise` does, in place.
+
+    Args:
+        trained: the network with the new blocks.
+        names: of the new modules; those that are not convolutions of a block are left unchanged.
+        images: as for `initialise`.
+    """
+    network = trained.teacher if isinstance(trained, SelfDistilled) else trained
+    convs = [network.get_submodule(name) for name in names if name.startswith("blocks.")]
+    for conv in convs:
+        _zero_biases(conv)
+        weight = _near_identity(_kernel(conv).weight)
+        _set(conv, weight, weight.new_zeros(len(weight)))
+    _standardise(network, convs, images)
+
+
+@torch.no_grad()
+def _initialise(network: Network, images: Tensor) -> None:
     head, post, fuse = network.head, network.tail.post, network.tail.fuse
     upsample, channels, scale = network.tail.upsample, fuse.out_channels, network.scale
-    # A bias between two convolutions of a branch makes every step of the second one move the merged
-    # bias: 26.05 dB on the photographs held out after 500 steps of 1,500, and 26.20 dB without.
+    # If there is a bias between two convolutions of a branch, each step of the second one moves the
+    # merged bias: 26.05 dB on the held-out photographs after 500 of 1,500 steps; 26.20 dB without.
     _zero_biases(network)
     rgb = torch.arange(3)
     img_range = network.img_range or 1.0  # the head's input is (x - mean) * img_range
 
-    # The mean colour tells nothing, and would make up most of the deviation over all channels.
+    # The mean colour carries no detail, but would dominate the deviation over all channels.
     factor = 1 / head((images - images.mean()) * img_range).std()
     weight = factor * _kernel(head).weight
     bias = weight.new_zeros(channels)
@@ -79,23 +109,6 @@ def initialise(network: Network, images: Tensor) -> None:
     _set(upsample, weight, weight.new_zeros(len(weight)))
 
 
-@torch.no_grad()
-def initialise_added(network: Network, names: Sequence[str], images: Tensor) -> None:
-    """Make the blocks that were added to a trained network as `initialise` makes them, in place.
-
-    Args:
-        network: with the new blocks.
-        names: of the new modules; those that are not a block's convolution are left as they are.
-        images: as for `initialise`.
-    """
-    convs = [network.get_submodule(name) for name in names if name.startswith("blocks.")]
-    for conv in convs:
-        _zero_biases(conv)
-        weight = _near_identity(_kernel(conv).weight)
-        _set(conv, weight, weight.new_zeros(len(weight)))
-    _standardise(network, convs, images)
-
-
 def _standardise(network: Network, convs: Sequence[nn.Module], images: Tensor) -> None:
     """Scale and shift convolutions, in the order in which they run."""
     before_gate = {id(block.get_submodule("convs")[-1]) for block in network.blocks}  # type: ignore[index]
@@ -125,7 +138,7 @@ def _near_identity(weight: Tensor) -> Tensor:
 
 
 def _standardise_one(conv: nn.Module, _: object, output: Tensor, *, mean: float) -> Tensor:
-    """A forward hook: scale and shift a convolution by what it gave, and return what it gives then.
+    """A forward hook: scale and shift a convolution and its output.
 
     The deviation over space, averaged over the channels, becomes 1; each channel's mean `mean`.
     """
@@ -146,7 +159,7 @@ def _kernel(conv: nn.Module) -> Kernel:
 
 
 def _scale(conv: nn.Module, factor: Tensor) -> None:
-    """Multiply the output, in each of the branches."""
+    """Multiply the output by a factor, in every branch."""
     if isinstance(conv, Reparameterized):
         conv.scale_(factor)
     else:
@@ -155,7 +168,7 @@ def _scale(conv: nn.Module, factor: Tensor) -> None:
 
 
 def _set(conv: nn.Module, weight: Tensor, bias: Tensor) -> None:
-    """Make this the merged kernel; the other branches stay as they are, to be trained on."""
+    """Make this the merged kernel.  Only the k x k branch changes."""
     old = _kernel(conv)
     if isinstance(conv, Reparameterized):
         conv.add_(Kernel(weight - old.weight, bias - old.bias))

@@ -1,39 +1,74 @@
-"""What a run tells: a metrics file, TensorBoard, and lines for people."""
+"""What a run reports: metrics, TensorBoard, messages and a progress bar."""
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from espan.files import atomic_write
 
 
-class Log:
-    """The metrics of a run.
+class Speed:
+    """Steps per second, and the share of the time that was spent waiting for data."""
 
-    `metrics.jsonl` has a line of JSON for each measurement, with the step of the whole run;
-    `tensorboard/` has the same.  What was written after the save that a run goes on from is
-    removed: those steps are made again.
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.steps = 0
+        self.waited = 0.0
+
+    @property
+    def steps_per_second(self) -> float:
+        return self.steps / max(1e-9, time.perf_counter() - self.start)
+
+    @property
+    def waiting(self) -> float:
+        """In 0-1."""
+        return self.waited / max(1e-9, time.perf_counter() - self.start)
+
+
+class Log:
+    """Reports the progress of a run.
+
+    `metrics.jsonl` has one line of JSON per measurement, with the step of the whole run;
+    `tensorboard/` has the same.  When a run is resumed, what was logged after the save is removed,
+    because those steps are repeated.  The progress bar is shown on terminals only.
 
     Args:
         folder: of the run.
-        console: for people.
-        lines: of metrics.jsonl that stay, from the first; 0 for a new run.
-        step: of the whole run, after which TensorBoard's are removed.
-        shown: whether this process is the one that tells and writes.
+        console: for messages.
+        total: number of steps of the run.
+        lines: number of lines of metrics.jsonl to keep; 0 for a new run.
+        step: steps of the run that are done.
+        enabled: whether this process reports anything.
     """
 
     def __init__(
-        self, folder: Path, console: Console, *, lines: int, step: int, shown: bool
+        self, folder: Path, console: Console, *, total: int, lines: int, step: int, enabled: bool
     ) -> None:
         self.path = folder / "metrics.jsonl"
         self.console = console
-        self.shown = shown
-        if not shown:
+        self.enabled = enabled
+        self.lines = 0
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not enabled or not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, note="")
+        if not enabled:
             return
         kept = read_metrics(folder)[:lines]
         self.lines = len(kept)
@@ -44,20 +79,21 @@ class Log:
         )
 
     def __enter__(self) -> Log:
+        self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.shown:
+        self._bar.stop()
+        if self.enabled:
             self._board.close()
 
-    def tell(self, text: str) -> None:
-        """A line for people."""
-        if self.shown:
+    def message(self, text: str) -> None:
+        if self.enabled:
             self.console.print(text, markup=False)
 
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        """A measurement after `step` steps of the whole run."""
-        if not self.shown:
+    def metrics(self, step: int, values: dict[str, Any]) -> None:
+        """Log a measurement after a step of the whole run."""
+        if not self.enabled:
             return
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
@@ -67,9 +103,17 @@ class Log:
                 self._board.add_scalar(name, value, step)
         self._board.flush()
 
+    def progress(self, step: int, stage: str, loss: float, speed: Speed) -> None:
+        """Update the progress bar after a step of the whole run."""
+        note = (
+            f"loss {loss:.4f}  {speed.steps_per_second:.1f} steps/s  "
+            f"data {100 * speed.waiting:.0f}%"
+        )
+        self._bar.update(self._task, completed=step, description=stage, note=note)
+
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics file; one that was cut off by a kill is left out."""
+    """The lines of a run's metrics file up to the first that is damaged, as after a kill."""
     path = folder / "metrics.jsonl"
     lines = []
     for line in path.read_text().splitlines() if path.is_file() else ():

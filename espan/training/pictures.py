@@ -1,4 +1,4 @@
-"""Pictures at the end of a run: its curves, and crops of what the network makes."""
+"""Pictures at the end of a run: curves, and crops of the network's output."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from espan.files import atomic_write
 from espan.imaging import Image, imresize, write_image
 from espan.models import Network
+from espan.training.data import ValidationImage
 from espan.training.log import read_metrics
-from espan.training.validation import Sample
 from espan.upscaling import Upscaler
 
 CROP = 96  # HR pixels
@@ -46,19 +46,20 @@ def curves(folder: Path) -> None:
         figure.savefig(path, format="png", dpi=110)
 
 
-def crops(path: Path, network: Network, samples: Sequence[Sample], *, device: torch.device) -> None:
-    """Write a PNG: centres of a few samples, in columns bicubic, the network's result, and HR."""
+def crops(
+    path: Path, network: Network, images: Sequence[ValidationImage], *, device: torch.device
+) -> None:
+    """Write a PNG with centres of a few validation images; columns: bicubic, network, HR."""
     upscaler = Upscaler(network, device=device)
     scale, rows = network.scale, []
-    for sample in samples[:CROPS]:
-        lr, hr = sample.pair(scale)
+    for image in images[:CROPS]:
+        lr, hr = image.pair(scale)
         height, width = (min(CROP, n) // scale * scale for n in hr.shape[:2])
         y, x = ((n - m) // 2 for n, m in zip(hr.shape, (height, width), strict=False))
-        images = (imresize(lr, scale), upscaler(torch.from_numpy(lr)).numpy(), hr)
-        cut = [image[y : y + height, x : x + width] for image in images]
+        columns = (imresize(lr, scale), upscaler(torch.from_numpy(lr)).numpy(), hr)
         row = np.full((CROP + _GAP, 3 * (CROP + _GAP), 3), 255, np.uint8)
-        for column, crop in enumerate(cut):
-            left = column * (CROP + _GAP)
-            row[:height, left : left + width] = crop
+        for number, pixels in enumerate(columns):
+            left = number * (CROP + _GAP)
+            row[:height, left : left + width] = pixels[y : y + height, x : x + width]
         rows.append(row)
     write_image(path, Image(np.repeat(np.repeat(np.concatenate(rows), 3, axis=0), 3, axis=1)))

@@ -1,39 +1,47 @@
-"""The folder of a training run: what was asked for, and what has come of it."""
+"""The folder of a training run: what was asked for, and its saves."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from espan.errors import EspanError
 from espan.files import atomic_write
+from espan.models import Architecture
 from espan.training.experiment import Experiment, from_data
 
 PRECISIONS = ("fp32", "fp16", "bf16", "fp64")
+_MAGIC = b"espan training state 1\n"
+_KEPT = 2  # if the last save is damaged, the one before it is used
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run needs beside its experiment: data, start, machine.
+    """What a run needs beside its experiment: data, weights, machine.
 
     Attributes:
-        data: folders of images, searched with all folders below, and packs.
-        data_lr: a folder with the LR images of the one folder in `data`; default: made from HR as
-            MATLAB does.
-        validate: a folder of HR images to measure on.
-        validate_lr: a folder with their LR images; default: made.
-        hold_out: names of images in `data` that are not trained on, but measured on.  Without
-            these and without `validate`: one in twenty, but 1 to 8, drawn by the seed.
-        weights: a file or a bundled name whose weights training starts from; default: fresh ones.
+        data: folders of images, searched with their subfolders, and packs.
+        data_lr: a folder with the LR images of the one source in `data`; default: LR is
+            made from HR as MATLAB's imresize does.
+        validate: a folder of HR images to validate on.
+        validate_lr: a folder with their LR images; default: made from HR.
+        hold_out: names of images in `data` to validate on instead of training on them.  Without
+            these and without `validate`: one image in twenty, 1 to 8, chosen by the seed.
+        weights: a file or a bundled name to start from; default: new weights.
         precision: of the convolutions; weights, loss and averages are fp32 (with ``"fp64"``: fp64).
             Default: what the launcher says, else fp32.
         cpu: train on the CPU even if there is a GPU.
-        accumulate: the crops of a step are taken in so many parts, one after the other.
-        workers: threads that make crops ahead of the steps; 0: none, at 6% of the time on a CPU.
-        about: words on the images for the record: where from, on what terms.
+        accumulate: number of parts that the crops of a step are processed in, to save memory.
+        workers: threads that prepare crops ahead of the steps; 0: none, 6% slower on a CPU.
+        about: a description of the images and their licence, for the record in the weights.
     """
 
     data: tuple[Path, ...]
@@ -61,9 +69,9 @@ class Setup:
                 f"{self.accumulate} and {self.workers}"
             )
         if self.validate_lr is not None and self.validate is None:
-            raise EspanError("train: validate_lr goes with validate, the folder of HR images")
+            raise EspanError("train: validate_lr needs validate, the folder of HR images")
         if self.validate is not None and self.hold_out:
-            raise EspanError("train: give either a folder to validate on or names to hold out")
+            raise EspanError("train: give either validation images or names to hold out, not both")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON data, with absolute paths; the inverse of `from_dict`."""
@@ -77,7 +85,7 @@ class Setup:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Setup:
-        """From `to_dict`'s data."""
+        """From the data of `to_dict`."""
         fields = dict(data)
         fields["data"] = tuple(Path(p) for p in fields["data"])
         fields["hold_out"] = tuple(fields["hold_out"])
@@ -90,20 +98,27 @@ class Setup:
 class Run:
     """A run and its folder.
 
-    In the folder::
+    The folder holds::
 
-        experiment.json, setup.json   what was asked for; `resume` goes by these
-        states/                       the last two saves, from which a run goes on
-        best.safetensors              the best average so far of the network as it is now
-        last.safetensors              the newest
-        stages/                       the result of each stage that is over
+        experiment.json, setup.json   what was asked for; read again by `resume`
+        states/                       the last two saves
+        best.safetensors              the best weights so far of the current network
+        last.safetensors              the newest weights
+        stages/                       the result of each finished stage
         metrics.jsonl, tensorboard/   measurements
         curves.png, crops.png         pictures, at the end
+
+    Attributes:
+        folder: of the run.
+        experiment: the stages.
+        setup: the rest.
+        start: the architecture of the weights that the run started from, if any.
     """
 
     folder: Path
     experiment: Experiment
     setup: Setup
+    start: Architecture | None = None
 
     @property
     def best(self) -> Path:
@@ -121,30 +136,67 @@ class Run:
     def stages(self) -> Path:
         return self.folder / "stages"
 
+    def check_new(self) -> None:
+        """Raise EspanError unless a run can start in this folder."""
+        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise EspanError(
+                f"{self.folder} is not empty; give a new folder, or resume the run in it with "
+                f"--resume {self.folder}"
+            )
+        parent = self.folder.absolute().parent
+        if not parent.is_dir():
+            raise EspanError(f"{self.folder}: the folder {parent} does not exist")
 
-def check_new(folder: Path) -> None:
-    """Raise EspanError unless a run can begin in this folder."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise EspanError(
-            f"{folder} is not empty; give the folder of a new run, or go on with --resume {folder}"
-        )
-    if not folder.absolute().parent.is_dir():
-        raise EspanError(f"{folder}: the folder {folder.absolute().parent} does not exist")
+    def create(self) -> None:
+        """Create the folder of a new run."""
+        for path in (self.states, self.stages):
+            path.mkdir(parents=True)
+        _write(self.folder / "experiment.json", self.experiment.model_dump(mode="json"))
+        start = None if self.start is None else self.start.to_dict()
+        _write(self.folder / "setup.json", self.setup.to_dict() | {"start": start})
 
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Save the state after a step of the run, and remove all saves but the last two.
 
-def create(run: Run) -> None:
-    """Make the folder of a new run."""
-    for path in (run.states, run.stages):
-        path.mkdir(parents=True)
-    _write(run.folder / "experiment.json", run.experiment.model_dump(mode="json"))
-    _write(run.folder / "setup.json", run.setup.to_dict())
+        If it cannot be written, the older saves remain.
+        """
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        body = buffer.getbuffer()
+        with atomic_write(self.states / f"{step:09d}.state") as path, path.open("wb") as file:
+            file.write(_MAGIC + hashlib.sha256(body).digest())
+            file.write(body)
+        for old in self._saves()[_KEPT:]:
+            old.unlink()
+
+    def load(self, warn: Callable[[str], None]) -> dict[str, Any] | None:
+        """The newest undamaged save, on the CPU; None if there is none yet.
+
+        `warn` is called with a sentence for each damaged save.  Raises EspanError if all are.
+        """
+        for part in self.states.glob(".*.part"):  # from a save that was killed
+            part.unlink(missing_ok=True)
+        saves = self._saves()
+        head = len(_MAGIC) + 32
+        for path in saves:
+            data = path.read_bytes()
+            if data[:head] == _MAGIC + hashlib.sha256(data[head:]).digest():
+                return torch.load(io.BytesIO(data[head:]), map_location="cpu", weights_only=True)
+            warn(f"{path} is damaged; resuming from the save before it")
+        if saves:
+            raise EspanError(f"{self.states}: all {len(saves)} saves are damaged")
+        return None
+
+    def _saves(self) -> list[Path]:
+        """Newest first."""
+        return sorted(self.states.glob("*.state"), reverse=True)
 
 
 def reopen(folder: Path) -> Run:
-    """A run that was begun earlier.  Raises EspanError if the folder holds none."""
+    """An existing run.  Raises EspanError if there is none in the folder."""
     experiment, setup = folder / "experiment.json", folder / "setup.json"
     try:
-        asked = json.loads(experiment.read_text(encoding="utf-8"))
+        stages = json.loads(experiment.read_text(encoding="utf-8"))
         data = json.loads(setup.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise EspanError(
@@ -152,7 +204,13 @@ def reopen(folder: Path) -> Run:
         ) from None
     except ValueError as error:
         raise EspanError(f"{folder}: experiment.json or setup.json is damaged: {error}") from error
-    return Run(folder, from_data(asked, str(experiment)), Setup.from_dict(data))
+    start = data.pop("start", None)
+    return Run(
+        folder,
+        from_data(stages, str(experiment)),
+        Setup.from_dict(data),
+        None if start is None else Architecture.from_dict(start),
+    )
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:

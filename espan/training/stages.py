@@ -1,126 +1,186 @@
-"""From one stage's network to the next one's: weights go over by name."""
+"""The stages of an experiment as they are run: the networks, repeats, steps and seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
-from torch import Tensor
+import numpy as np
 
-from espan.models import ConvFactory, Gate, Network
-from espan.reparameterize import merged_state
-from espan.training.distillation import SelfDistilled
-from espan.training.experiment import Change
-from espan.training.shape import Shape
-
-Trained = Network | SelfDistilled
-_STUDENT = "student_tail."
+from espan.errors import EspanError
+from espan.models import Architecture, architecture_from_name
+from espan.training.experiment import Change, Experiment, Stage
 
 
 @dataclass(frozen=True)
-class Carried:
-    """Names of modules that a change of the network made anew, and of those it left behind."""
+class Shape:
+    """A network to train: alone, or a teacher with the student that shares its first blocks.
 
-    added: tuple[str, ...]
-    dropped: tuple[str, ...]
+    Attributes:
+        architecture: of the network; of the teacher if there is a student.
+        student_blocks: number of blocks of the student; None: no student.
+    """
+
+    architecture: Architecture
+    student_blocks: int | None = None
+
+    @property
+    def student(self) -> Architecture | None:
+        """The student's architecture."""
+        if self.student_blocks is None:
+            return None
+        return self.architecture.replace(convs=self.architecture.convs[: self.student_blocks])
+
+    @property
+    def deployed(self) -> Architecture:
+        """The architecture of the weights to use: the student's if there is one."""
+        return self.student or self.architecture
+
+    def changed(self, change: Change) -> Shape:
+        """The shape after a change.  Raises EspanError for a change that is impossible here."""
+        shape = self
+        if change.keep is not None:
+            if shape.student is None:
+                raise EspanError(f"keep = {change.keep!r}, but there is no student and no teacher")
+            shape = Shape(shape.student if change.keep == "student" else shape.architecture)
+        if change.scale is not None:
+            shape = replace(shape, architecture=shape.architecture.replace(scale=change.scale))
+        blocks = change.remove_blocks or change.remove_convs or change.add_blocks or change.teacher
+        if blocks and shape.student_blocks:
+            raise EspanError(
+                "the blocks of a student and its teacher cannot be changed; keep one of the two "
+                "first (keep = 'teacher' or 'student')"
+            )
+        convs = shape.architecture.convs
+        if change.remove_blocks:
+            if change.remove_blocks >= len(convs):
+                raise EspanError(
+                    f"remove_blocks = {change.remove_blocks}, but the network has {len(convs)} "
+                    f"block{'s' * (len(convs) > 1)}, of which one must remain"
+                )
+            convs = convs[: -change.remove_blocks]
+        if change.remove_convs:
+            if convs[-1] - change.remove_convs < 2:
+                raise EspanError(
+                    f"remove_convs = {change.remove_convs}, but the last block has {convs[-1]} "
+                    "convolutions, of which two must remain"
+                )
+            convs = (*convs[:-1], convs[-1] - change.remove_convs)
+        convs += (3,) * (change.add_blocks + change.teacher)
+        architecture = shape.architecture.replace(convs=convs)
+        if change.teacher:
+            return Shape(architecture, student_blocks=len(convs) - change.teacher)
+        return replace(shape, architecture=architecture)
 
     def __str__(self) -> str:
-        said = [
-            f"{verb} {', '.join(names)}"
-            for verb, names in (("added", self.added), ("dropped", self.dropped))
-            if names
-        ]
-        return "; ".join(said) or "nothing added, nothing dropped"
+        convs = self.architecture.convs
+        text = f"x{self.architecture.scale}, {self.architecture.channels} channels, blocks of "
+        if self.student_blocks is None:
+            return text + "-".join(map(str, convs))
+        student, teacher = convs[: self.student_blocks], convs[self.student_blocks :]
+        return (
+            text + "-".join(map(str, student)) + f", teacher of {'-'.join(map(str, teacher))} more"
+        )
 
 
-def build(shape: Shape, *, conv: ConvFactory, gate: Gate) -> Trained:
-    """A network of the shape, with fresh weights."""
-    if shape.student_blocks is None:
-        return Network(shape.architecture, conv=conv, gate=gate)
-    return SelfDistilled(shape, conv=conv, gate=gate)
+@dataclass(frozen=True)
+class StageRun:
+    """One run of a stage; a stage with repeats has several.
 
-
-def carry(old: Trained, new: Trained, change: Change) -> Carried:
-    """Copy into `new`, made for the shape after `change`, what it keeps of `old`.
-
-    A new teacher's tail starts as a copy of the student's; an upsampling convolution for another
-    scale, with all its branches, and new blocks keep the weights they were made with.
+    Attributes:
+        number: position in the training run, from 0.
+        stage: what to do.
+        repeat: which of the stage's repeats, from 0.
+        shape: of the network.
+        seed: of its new weights and its crops.
+        first: number of steps of the training run before it.
     """
-    state = _by_name(old)
-    left: set[str] = set()
-    if change.keep == "student":
-        assert isinstance(old, SelfDistilled)
-        depths = range(old.student_blocks, len(old.teacher.blocks))
-        left |= _take(state, "tail.", *(f"blocks.{i}." for i in depths))
-        state = {
-            "tail." + name.removeprefix(_STUDENT) if name.startswith(_STUDENT) else name: value
-            for name, value in state.items()
-        }
-    elif change.keep == "teacher":
-        left |= _take(state, _STUDENT)
-    if change.scale not in (None, _network(old).scale):
-        left |= _take(state, "tail.upsample.", f"{_STUDENT}upsample.")
-    if change.remove_blocks:
-        count = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
-        gone = range(count - change.remove_blocks, count)
-        left |= _take(state, *(f"blocks.{i}." for i in gone))
-    if change.teacher:
-        state |= {
-            _STUDENT + name.removeprefix("tail."): value
-            for name, value in state.items()
-            if name.startswith("tail.")
-        }
-    wanted = _by_name(new)
-    left |= {name for name in state if name not in wanted}
-    for name, value in wanted.items():
-        if name in state:
-            value.copy_(state[name])
-    return Carried(
-        added=_modules(name for name in wanted if name not in state),
-        dropped=_modules(left),
+
+    number: int
+    stage: Stage
+    repeat: int
+    shape: Shape
+    seed: int
+    first: int
+
+    @property
+    def name(self) -> str:
+        repeat = f" {self.repeat + 1}/{self.stage.repeats}" if self.stage.repeats > 1 else ""
+        return self.stage.name + repeat
+
+    @property
+    def file_name(self) -> str:
+        """Number and name, as part of a file name."""
+        words = "-".join(re.findall(r"\w+", self.name))
+        return f"{self.number + 1:02d}-{words}"
+
+    @property
+    def change(self) -> Change:
+        """The change of the network; repeats have none."""
+        return self.stage.change if self.repeat == 0 else Change()
+
+    @property
+    def scale(self) -> int:
+        return self.shape.architecture.scale
+
+    @property
+    def last(self) -> int:
+        """Number of steps of the training run when it ends."""
+        return self.first + self.stage.iterations
+
+    @property
+    def patch(self) -> int:
+        """Side of the LR crops."""
+        return self.stage.hr_patch // self.scale
+
+
+def plan(experiment: Experiment, start: Architecture | None = None) -> list[StageRun]:
+    """All stages with their repeats, in order.
+
+    Args:
+        experiment: the stages.
+        start: the architecture of the weights that training starts from, if any.
+
+    Raises:
+        EspanError: an impossible change, a patch that is not a multiple of the scale, or an
+            architecture that is missing or differs from that of the weights.
+    """
+    named = experiment.network.architecture
+    if named is None and start is None:
+        raise EspanError(
+            "the experiment has no network.architecture: it is for fine-tuning and needs weights "
+            "to start from (--from)"
+        )
+    first = start if named is None else architecture_from_name(named)
+    assert first is not None
+    if start is not None and start != first:
+        raise EspanError(
+            f"the weights have another architecture ({_describe(start)}) than the experiment's "
+            f"{named!r} ({_describe(first)}); an experiment without network.architecture takes "
+            "that of the weights"
+        )
+    shape, steps, runs = Shape(first), 0, list[StageRun]()
+    for index, stage in enumerate(experiment.stage):
+        try:
+            shape = shape.changed(stage.change)
+        except EspanError as error:
+            raise EspanError(f"stage {index + 1} ({stage.name}): {error}") from None
+        if stage.hr_patch % shape.architecture.scale:
+            raise EspanError(
+                f"stage {index + 1} ({stage.name}): hr_patch {stage.hr_patch} is not a multiple "
+                f"of the scale {shape.architecture.scale}"
+            )
+        for repeat in range(stage.repeats):
+            entropy = np.random.SeedSequence([experiment.seed, index, repeat])
+            seed = int(entropy.generate_state(1, np.uint64)[0] >> 1)
+            runs.append(StageRun(len(runs), stage, repeat, shape, seed, steps))
+            steps += stage.iterations
+    return runs
+
+
+def _describe(architecture: Architecture) -> str:
+    return (
+        f"{architecture.channels} channels, blocks of {'-'.join(map(str, architecture.convs))}, "
+        f"{architecture.head_kernel}x{architecture.head_kernel} head, x{architecture.scale}"
+        + ("" if architecture.normalization is None else ", normalised")
     )
-
-
-def plain_networks(trained: Trained, shape: Shape) -> dict[str, Network]:
-    """The plain networks that are trained, merged: "network", or "student" and "teacher"."""
-    state = merged_state(trained)
-    if shape.student is None:
-        return {"network": _plain(Network(shape.architecture), state)}
-    network = {n.removeprefix("teacher."): v for n, v in state.items() if n.startswith("teacher.")}
-    tail = {
-        f"tail.{n.removeprefix(_STUDENT)}": v for n, v in state.items() if n.startswith(_STUDENT)
-    }
-    return {
-        "student": _plain(Network(shape.student), network | tail),
-        "teacher": _plain(Network(shape.architecture), network),
-    }
-
-
-def _plain(network: Network, state: dict[str, Tensor]) -> Network:
-    own = network.state_dict()
-    network.load_state_dict({name: state[name] for name in own})
-    return network.eval().requires_grad_(False)
-
-
-def _network(trained: Trained) -> Network:
-    return trained.teacher if isinstance(trained, SelfDistilled) else trained
-
-
-def _by_name(trained: Trained) -> dict[str, Tensor]:
-    """The tensors, the teacher's by the names they have in a network alone."""
-    return {name.removeprefix("teacher."): value for name, value in trained.state_dict().items()}
-
-
-def _take(state: dict[str, Tensor], *prefixes: str) -> set[str]:
-    """Remove what starts so, and return its names."""
-    names = {name for name in state if name.startswith(prefixes)}
-    for name in names:
-        del state[name]
-    return names
-
-
-def _modules(names: Iterable[str]) -> tuple[str, ...]:
-    """The blocks, convolutions or tails that the tensors are of, each once."""
-    depth = {"head": 1, "blocks": 4, "tail": 2, "student_tail": 2}
-    parts = (name.split(".") for name in names)
-    return tuple(sorted({".".join(p[: depth[p[0]]]) for p in parts}))

@@ -3,74 +3,86 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import math
+import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor, nn
 
 from espan import checkpoints
+from espan._version import __version__
 from espan.data import Crops, batches
 from espan.errors import EspanError
-from espan.models import Architecture
-from espan.training.average import update_average
-from espan.training.experiment import OptimizerTable
-from espan.training.jobs import Job
-from espan.training.log import Log
-from espan.training.objective import Objective
-from espan.training.progress import Line, Speed
-from espan.training.record import record
+from espan.losses import Loss, self_distillation
+from espan.training.data import Data, validate
+from espan.training.experiment import LossTable
+from espan.training.log import Log, Speed
+from espan.training.networks import Trainable, plain_networks
+from espan.training.processes import StopRequest, run_once
 from espan.training.run import Run
-from espan.training.samples import Data
-from espan.training.stages import Trained, plain_networks
-from espan.training.state import save_state
-from espan.training.validation import measure
+from espan.training.stages import StageRun
 
 NON_FINITE_IN_A_ROW = 20
 
 
-@dataclass
-class Trainee:
-    """What is trained, and all of it that a save holds.
+class Trainer:
+    """Trains a network for one run of a stage.
+
+    Args:
+        run: its folder, experiment and setup.
+        stage: the stage.
+        network: in training form, before its first step.
+        data: what to train and to validate on.
+        accelerator: device and processes.
+        log: where to report.
+        stop: whether the run was asked to stop.
 
     Attributes:
-        network: in training form.
-        average: its running average.
-        optimizer: AdamW.
-        accelerator: whose loss scale belongs to it (fp16).
-        step: steps that are done of the stage.
+        average: the moving average of the weights, which is validated and passed on.
+        step: number of steps done.
         best: the best PSNR so far, in dB.
-        skipped: steps whose loss or gradient was not finite.
+        skipped: number of steps whose loss or gradient was not finite.
     """
 
-    network: Trained
-    average: Trained
-    optimizer: torch.optim.Optimizer
-    accelerator: Accelerator
-    step: int = 0
-    best: float = -math.inf
-    skipped: int = 0
-
-    @classmethod
-    def of(cls, network: Trained, options: OptimizerTable, accelerator: Accelerator) -> Trainee:
-        """A network before its first step, on the accelerator's device."""
-        # 1.3 times the steps per second of NCHW (bf16, two AMX cores).
-        network = network.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = torch.optim.AdamW(
-            network.parameters(),
+    def __init__(
+        self,
+        run: Run,
+        stage: StageRun,
+        network: Trainable,
+        *,
+        data: Data,
+        accelerator: Accelerator,
+        log: Log,
+        stop: StopRequest,
+    ) -> None:
+        self.run, self.stage, self.data, self.log, self.stop = run, stage, data, log, stop
+        self.accelerator = accelerator
+        # Channels last: 1.3 times the steps per second of NCHW (bf16, two AMX cores).
+        self.network = network.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        options = run.experiment.optimizer
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(),
             betas=(options.beta1, options.beta2),
             weight_decay=options.weight_decay,
             fused=True,  # a third of foreach's time on a CPU, 4% of a step of ESPAN with [4, 0]
         )
-        average = copy.deepcopy(network).requires_grad_(False)
-        return cls(network, average, optimizer, accelerator)
+        self.average = copy.deepcopy(self.network).requires_grad_(False)
+        self.step = 0
+        self.best = -math.inf
+        self.skipped = 0
 
     def state(self) -> dict[str, Any]:
-        scaler = self.accelerator.scaler
+        """What a save contains."""
+        scaler = self.accelerator.scaler  # of fp16
         return {
+            "job": self.stage.number,
+            "total": self.stage.first + self.step,
+            "lines": self.log.lines,
+            "data": self.data.fingerprint,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -80,7 +92,7 @@ class Trainee:
             "skipped": self.skipped,
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -88,168 +100,233 @@ class Trainee:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.best, self.skipped = state["step"], state["best"], state["skipped"]
 
+    def train(self, crops: Crops) -> None:
+        """Train to the end of the stage, validating and saving at intervals.
 
-@dataclass(frozen=True)
-class Session:
-    """Where a stage is run, and what it tells."""
+        Raises:
+            EspanError: naming stage, step and remedy.  The loss or the gradient was not finite for
+                20 steps in a row, data turned out to be damaged, or a file could not be written.
+            KeyboardInterrupt: after the run was asked to stop and its state was saved.
+        """
+        try:
+            self._train(crops)
+        except EspanError as error:
+            raise EspanError(f"{self._where}: {error}") from error
+        except OSError as error:  # a full disk, for example
+            raise EspanError(
+                f"{self._where}: {error.filename or self.run.folder}: {error.strerror}.  Once this "
+                f"is mended, --resume {self.run.folder} continues from the last save"
+            ) from error
+        except torch.OutOfMemoryError as error:
+            raise EspanError(
+                f"{self._where}: {self.accelerator.device} is out of memory.  --resume "
+                f"{self.run.folder} --accumulate {2 * self.run.setup.accumulate} takes the steps "
+                "in smaller parts"
+            ) from error
 
-    run: Run
-    job: Job
-    accelerator: Accelerator
-    data: Data
-    begun_with: Architecture | None
-    log: Log
-    line: Line
-    stopped: Callable[[], bool]
+    @property
+    def _where(self) -> str:
+        return f"stage {self.stage.name}, step {self.step}"
 
-
-def steps(session: Session, trainee: Trainee, crops: Crops) -> None:
-    """Train from `trainee.step` to the end of the stage, measuring and saving as it goes.
-
-    Raises:
-        EspanError: the loss or the gradient was not finite for 20 steps in a row; or the data
-            turned out to be damaged, after the state was saved.
-        KeyboardInterrupt: the run was asked to stop; its state is saved.
-    """
-    run, job, accelerator, line = session.run, session.job, session.accelerator, session.line
-    stage, options = job.stage, run.experiment.optimizer
-    parts, every = run.setup.accumulate, run.experiment.validate_every
-    network, optimizer = accelerator.prepare(trainee.network, trainee.optimizer)
-    objective = Objective(stage.loss)
-    dtype = next(trainee.network.parameters()).dtype
-    stream = batches(
-        crops,
-        batch=stage.batch // parts,
-        first_step=trainee.step * parts,
-        steps=(stage.iterations - trainee.step) * parts,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        workers=run.setup.workers,
-        device=accelerator.device,
-    )
-    if trainee.step == 0:
-        _measure(session, trainee, {})
-        _save(session, trainee)
-    speed, in_a_row = Speed(), 0
-    losses: list[float] = []
-    while trainee.step < stage.iterations:
-        for group in optimizer.param_groups:
-            group["lr"] = job.lr(trainee.step)
-        loss: Any = 0.0
-        for _ in range(parts):
-            asked = time.perf_counter()
-            try:
-                lr, hr = next(stream)
-            except EspanError:  # a pack that changed on disk
-                _save(session, trainee)
-                raise
-            speed.waited += time.perf_counter() - asked
-            with accelerator.accumulate(network):
-                part = objective(network(lr.to(dtype)), hr)
-                accelerator.backward(part)
-            loss = loss + part.detach() / parts
-        norm = accelerator.clip_grad_norm_(network.parameters(), options.clip)
-        loss = accelerator.reduce(loss, "mean")
-        finite = bool(torch.isfinite(loss + norm))
-        if finite or accelerator.scaler is not None:  # the scaler skips by itself, and must know
-            optimizer.step()
-        optimizer.zero_grad()
-
-        trainee.step += 1
-        speed.steps += 1
-        if finite:
-            update_average(trainee.average, trainee.network, trainee.step, decay=options.average)
-            losses.append(float(loss))
-            in_a_row = 0
-        else:
-            trainee.skipped, in_a_row = trainee.skipped + 1, in_a_row + 1
-            if in_a_row == NON_FINITE_IN_A_ROW:
-                raise EspanError(
-                    f"{job.name}: the loss or its gradient was not finite for {in_a_row} steps up "
-                    f"to step {trainee.step}; a learning rate below {stage.lr:g} may help.  The "
-                    f"last good state is saved in {run.states}"
-                )
-        line.show(job.first + trainee.step, job.name, float(loss), speed)
-
-        if trainee.step % every == 0 or trainee.step == stage.iterations:
-            values = {
-                "loss": sum(losses) / max(1, len(losses)),
-                "lr": job.lr(trainee.step - 1),
-                "gradient norm": float(norm),
-                "skipped": trainee.skipped,
-                "steps per second": round(speed.steps_per_second, 3),
-                "waiting for data": round(speed.waiting, 4),
-            }
-            _measure(session, trainee, values)
-            _save(session, trainee)
-            speed, losses = Speed(), []
-        if _asked_to_stop(session):
-            _save(session, trainee)
-            session.log.tell(
-                f"stopped after step {trainee.step} of {job.name}; go on with --resume"
-            )
-            raise KeyboardInterrupt
-
-
-def _asked_to_stop(session: Session) -> bool:
-    return session.stopped()
-
-
-def _measure(session: Session, trainee: Trainee, values: dict[str, Any]) -> None:
-    """PSNR and SSIM of the averaged networks; writes the last and the best weights."""
-    run, job, accelerator = session.run, session.job, session.accelerator
-    samples, total = session.data.samples, job.first + trainee.step
-    share = samples[accelerator.process_index :: accelerator.num_processes]
-    networks = plain_networks(trainee.average, job.shape)
-    for name, network in networks.items():
-        scores = measure(network, share, device=accelerator.device)
-        sums = torch.tensor([[0.0, 0.0], *((s.psnr, s.ssim) for s in scores)]).sum(0)
-        psnr, ssim = (
-            accelerator.reduce(sums.to(accelerator.device), "sum") / len(samples)
-        ).tolist()
-        values |= {f"psnr {name}": round(psnr, 4), f"ssim {name}": round(ssim, 5)}
-    deployed = next(iter(networks))
-    better = values[f"psnr {deployed}"] > trainee.best
-    trainee.best = max(trainee.best, values[f"psnr {deployed}"])
-    session.log.write(total, {"stage": job.name, **values})
-    session.log.tell(_told(job, trainee, values))
-    if not accelerator.is_main_process:
-        return
-    about = record(run, job, session.data, accelerator, total=total, measured=values)
-    checkpoints.save(networks[deployed], run.last, record=about)
-    if better:
-        checkpoints.save(networks[deployed], run.best, record=about)
-    if trainee.step == job.stage.iterations:
-        for name, network in networks.items():
-            suffix = "" if name == "network" else f"-{name}"
-            path = run.stages / f"{job.number + 1:02d}-{job.file_name}{suffix}.safetensors"
-            checkpoints.save(network, path, record=about)
-
-
-def _told(job: Job, trainee: Trainee, values: dict[str, Any]) -> str:
-    """A line for people."""
-    line = f"{job.name}  step {trainee.step}/{job.stage.iterations}"
-    if "loss" in values:
-        line += (
-            f"  loss {values['loss']:.5f}  {values['steps per second']:.2f} steps/s  "
-            f"data {values['waiting for data']:.1%}"
+    def _train(self, crops: Crops) -> None:
+        stage, options = self.stage.stage, self.run.experiment.optimizer
+        accelerator = self.accelerator
+        parts, every = self.run.setup.accumulate, self.run.experiment.validate_every
+        network, optimizer = accelerator.prepare(self.network, self.optimizer)
+        dtype = next(self.network.parameters()).dtype
+        stream = batches(
+            crops,
+            batch=stage.batch // parts,
+            first_step=self.step * parts,
+            steps=(stage.iterations - self.step) * parts,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            workers=self.run.setup.workers,
+            device=accelerator.device,
         )
-    for name in ("network", "student", "teacher"):
-        if f"psnr {name}" in values:
-            line += f"  {name} {values[f'psnr {name}']:.3f} dB, SSIM {values[f'ssim {name}']:.4f}"
-    return line + (f"  skipped {trainee.skipped}" if trainee.skipped else "")
+        if self.step == 0:
+            self._validate({})
+            self._save()
+        speed, in_a_row = Speed(), 0
+        losses: list[float] = []
+        while self.step < stage.iterations:
+            for group in optimizer.param_groups:
+                group["lr"] = stage.learning_rate(self.step)
+            total = torch.zeros((), device=accelerator.device)
+            error: EspanError | None = None
+            for _ in range(parts):
+                started = time.perf_counter()
+                try:
+                    lr, hr = next(stream)
+                except (EspanError, StopIteration) as found:  # a pack that was damaged or changed
+                    # The other processes are in this step already and wait for this one's
+                    # gradients, so it computes some; then all of them discard the step.
+                    error = error or EspanError(str(found))
+                    lr, hr = crops.zeros(
+                        stage.batch // parts // accelerator.num_processes, accelerator.device
+                    )
+                speed.waited += time.perf_counter() - started
+                with accelerator.accumulate(network):
+                    part = loss_of(stage.loss, network(lr.to(dtype)), hr)
+                    accelerator.backward(part)
+                total += part.detach() / parts
+            gradient = accelerator.clip_grad_norm_(network.parameters(), options.clip or math.inf)
+            # All processes take the same decisions: what only one of them knows, that it was
+            # signalled or that its data are damaged, goes through the reduction of the loss.
+            flags = total.new_tensor([self.stop.requested, error is not None])
+            status = torch.cat([total[None], gradient[None].to(total), flags])
+            loss, norm, stop, failed = accelerator.reduce(status, "mean").tolist()
+            if failed:
+                optimizer.zero_grad()
+                self._save()
+                raise error or EspanError("another process could not read its training data")
+            finite = math.isfinite(loss + norm)
+            if finite or accelerator.scaler is not None:  # which skips such steps and adapts
+                optimizer.step()
+            optimizer.zero_grad()
 
+            self.step += 1
+            speed.steps += 1
+            if finite:
+                update_average(self.average, self.network, self.step, decay=options.average)
+                losses.append(loss)
+                in_a_row = 0
+            else:
+                self.skipped, in_a_row = self.skipped + 1, in_a_row + 1
+                if in_a_row == NON_FINITE_IN_A_ROW:
+                    raise EspanError(
+                        f"the loss or its gradient was NaN or infinite for {in_a_row} steps in a "
+                        f"row.  Train with a learning rate below {stage.lr:g} or clip the gradient "
+                        f"(optimizer.clip); the last save in {self.run.states} is from before"
+                    )
+            self.log.progress(self.stage.first + self.step, self.stage.name, loss, speed)
 
-def _save(session: Session, trainee: Trainee) -> None:
-    job = session.job
-    total = job.first + trainee.step
-    if session.accelerator.is_main_process:
-        begun_with = session.begun_with
-        about = {
-            "job": job.number,
-            "total": total,
-            "lines": session.log.lines,
-            "data": session.data.fingerprint,
-            "begun_with": None if begun_with is None else begun_with.to_dict(),
+            if self.step % every == 0 or self.step == stage.iterations:
+                values = {
+                    "loss": sum(losses) / max(1, len(losses)),
+                    "lr": stage.learning_rate(self.step - 1),
+                    "gradient norm": norm,
+                    "skipped": self.skipped,
+                    "steps per second": round(speed.steps_per_second, 3),
+                    "waiting for data": round(speed.waiting, 4),
+                }
+                try:
+                    self._validate(values)
+                finally:
+                    self._save()
+                speed, losses = Speed(), []
+            if stop:
+                self._save()
+                self.log.message(
+                    f"stopped after step {self.step} of {self.stage.name}; continue with --resume"
+                )
+                raise KeyboardInterrupt
+
+    def _validate(self, values: dict[str, Any]) -> None:
+        """Measure PSNR and SSIM of the averaged networks; write the last and the best weights."""
+        run, stage, accelerator = self.run, self.stage, self.accelerator
+        images = self.data.validation
+        share = images[accelerator.process_index :: accelerator.num_processes]
+        networks = plain_networks(self.average, stage.shape)
+        for name, network in networks.items():
+            error: EspanError | None = None
+            sums = torch.zeros(3)
+            try:
+                for score in validate(network, share, device=accelerator.device):
+                    sums += torch.tensor([score.psnr, score.ssim, 0])
+            except EspanError as found:  # an image that was removed or replaced
+                error, sums[2] = found, 1
+            psnr, ssim, failed = accelerator.reduce(sums.to(accelerator.device), "sum").tolist()
+            if failed:
+                raise error or EspanError("another process could not read its validation images")
+            psnr, ssim = psnr / len(images), ssim / len(images)
+            values |= {f"psnr {name}": round(psnr, 4), f"ssim {name}": round(ssim, 5)}
+        deployed = next(iter(networks))
+        better = values[f"psnr {deployed}"] > self.best
+        self.best = max(self.best, values[f"psnr {deployed}"])
+        self.log.message(self._summary(values))
+
+        def write() -> None:
+            self.log.metrics(stage.first + self.step, {"stage": stage.name, **values})
+            record = self._record(values)
+            checkpoints.save(networks[deployed], run.last, record=record)
+            if better:
+                checkpoints.save(networks[deployed], run.best, record=record)
+            if self.step == stage.stage.iterations:
+                for name, network in networks.items():
+                    suffix = "" if name == "network" else f"-{name}"
+                    path = run.stages / f"{stage.file_name}{suffix}.safetensors"
+                    checkpoints.save(network, path, record=record)
+
+        run_once(accelerator, write)
+
+    def _save(self) -> None:
+        """Save the state.  All processes wait, because a launcher ends them all when one ends."""
+        step = self.stage.first + self.step
+        run_once(self.accelerator, lambda: self.run.save(step, self.state()))
+
+    def _summary(self, values: dict[str, Any]) -> str:
+        line = f"{self.stage.name}  step {self.step}/{self.stage.stage.iterations}"
+        if "loss" in values:
+            line += (
+                f"  loss {values['loss']:.5f}  {values['steps per second']:.2f} steps/s  "
+                f"data {values['waiting for data']:.1%}"
+            )
+        for name in ("network", "student", "teacher"):
+            if f"psnr {name}" in values:
+                psnr, ssim = values[f"psnr {name}"], values[f"ssim {name}"]
+                line += f"  {name} {psnr:.3f} dB, SSIM {ssim:.4f}"
+        return line + (f"  skipped {self.skipped}" if self.skipped else "")
+
+    def _record(self, values: dict[str, Any]) -> dict[str, Any]:
+        """How the weights were made, as JSON data for their file.  It has no paths."""
+        setup, accelerator = self.run.setup, self.accelerator
+        if accelerator.device.type == "cuda":
+            machine = torch.cuda.get_device_name(accelerator.device)
+        else:
+            machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+        return {
+            "made by": f"espan train {__version__}",
+            "date": datetime.date.today().isoformat(),
+            "stage": self.stage.name,
+            "steps": self.stage.first + self.step,
+            **{name: value for name, value in values.items() if name.startswith(("psnr", "ssim"))},
+            "images": len(self.data.training),
+            "pixels": self.data.pixels,
+            "about": setup.about,
+            "held_out": list(self.data.held_out),
+            "from": setup.weights and setup.weights.rpartition("/")[2],
+            "experiment": self.run.experiment.model_dump(mode="json", exclude_none=True),
+            "precision": setup.precision or accelerator.mixed_precision,
+            "processes": accelerator.num_processes,
+            "machine": machine,
+            "torch": torch.__version__,
         }
-        save_state(session.run.states, total, about | trainee.state())
+
+
+def loss_of(table: LossTable, output: Tensor | tuple[Tensor, Tensor], hr: Tensor) -> Tensor:
+    """The loss of a network's output, or of a student's and its teacher's with L_sd (Eq. 4).
+
+    Computed in fp32, also for outputs in fp64.
+    """
+    loss = Loss(table.pixel, hf=table.hf, dct=table.dct, fft=table.fft, dwt=table.dwt)
+    hr = hr.float()
+    if isinstance(output, Tensor):
+        return loss(output.float(), hr)
+    student, teacher = (image.float() for image in output)
+    total = loss(student, hr) + loss(teacher, hr)
+    if table.distillation:
+        distance = self_distillation(student, teacher, hr, threshold=table.threshold)
+        total = total + table.distillation * distance
+    return total
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, step: int, *, decay: float) -> None:
+    """Move the average, branch by branch, towards the network after `step` steps (1, 2, ...).
+
+    With a decay of 0 it becomes the network.  An average of merged kernels would be different,
+    because the kernel of a sequence is a product of two.
+    """
+    weight = 1 - min(decay, (1 + step) / (10 + step))  # the first steps are forgotten faster
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), weight)

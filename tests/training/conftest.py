@@ -22,7 +22,8 @@ collect_ignore_glob = [] if all(map(importlib.util.find_spec, needed)) else ["te
 
 TINY = {
     "validate_every": 4,
-    "network": {"architecture": "c8d2k3x2"},
+    "network": {"architecture": "c8d2k3x2", "init": "bilinear"},
+    "optimizer": {"clip": 1.0, "average": 0.999},
     "stage": [
         {
             "name": "one",

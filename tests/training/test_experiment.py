@@ -6,15 +6,21 @@ import itertools
 from pathlib import Path
 
 import pytest
+import torch
 
 from espan.branches import conv_factory
 from espan.errors import EspanError
 from espan.models import ESPAN, SPAN, complexity
 from espan.training.experiment import Experiment, parse, read, shipped, variants
-from espan.training.jobs import jobs
-from espan.training.objective import Objective
-from espan.training.stages import build
+from espan.training.networks import build
+from espan.training.stages import Shape, plan
+from espan.training.steps import loss_of
 from espan_kernels import reference
+
+
+def shapes_of(experiment: Experiment) -> list[Shape]:
+    """The shape of each stage, without its repeats."""
+    return [run.shape for run in plan(experiment) if run.repeat == 0]
 
 
 def every() -> list[str]:
@@ -30,21 +36,20 @@ def test_every_shipped_experiment_can_be_run(name: str) -> None:
     """Its networks can be built, from its first stage to its last, and its losses computed."""
     experiment = read(name)
     assert experiment.about
-    shapes = experiment.shapes(ESPAN if experiment.network.architecture is None else None)
+    stages = plan(experiment, ESPAN if experiment.network.architecture is None else None)
     table = experiment.network
-    for shape in shapes:
-        build(shape, conv=conv_factory(table.conv, grep=table.grep), gate=reference.gate)
-    for stage in experiment.stage:
-        Objective(stage.loss)
-    assert jobs(experiment, shapes)[-1].last == sum(
-        s.iterations * s.repeats for s in experiment.stage
-    )
+    image = torch.rand(1, 3, 8, 8)
+    for stage in stages:
+        build(stage.shape, conv=conv_factory(table.conv, grep=table.grep), gate=reference.gate)
+        output = image if stage.shape.student is None else (image, image)
+        assert loss_of(stage.stage.loss, output, image) == 0
+    assert stages[-1].last == experiment.iterations
 
 
 def test_the_papers_steps_end_in_its_network() -> None:
     """Sec. 4.1.3, and the official network in the end: 192,272 parameters."""
     experiment = read("espan_ntire2025")
-    shapes = experiment.shapes()
+    shapes = shapes_of(experiment)
     assert shapes[-1].architecture == ESPAN
     assert complexity(shapes[-1].architecture).parameters == 192_272
     assert [len(s.architecture.convs) for s in shapes] == [8, 8, 8, 8, 7, 6, 6, 6]
@@ -66,29 +71,45 @@ def test_the_papers_steps_end_in_its_network() -> None:
     ]
     assert {(s.iterations, s.halve_every) for s in experiment.stage} == {(500_000, 100_000)}
     assert {s.loss.distillation for s in experiment.stage[:3]} == {0.001}
+    assert experiment.iterations == 7_500_000
+    assert "# 7.5 million iterations" in shipped()["espan_ntire2025"].read_text()
+
+
+@pytest.mark.parametrize("name", every())
+def test_our_additions_are_off_where_the_paper_is_reproduced(name: str) -> None:
+    """Initial weights, clipping and average are not in the paper."""
+    experiment = read(name)
+    paper = name.startswith(("espan_ntire2025", "tab"))
+    optimizer = experiment.optimizer
+    assert (optimizer.clip is None) == (optimizer.average == 0) == paper
+    if name != "finetune":  # which has no new weights
+        assert (experiment.network.init == "pytorch") == paper
+    if paper:
+        assert (optimizer.beta1, optimizer.beta2, optimizer.weight_decay) == (0.9, 0.999, 0.01)
 
 
 def test_the_ablations_are_those_of_the_tables() -> None:
     count = {t: len(variants(shipped()[t].read_text())) for t in ("tab2", "tab4", "tab7", "tab8")}
     assert count == {"tab2": 2, "tab4": 8, "tab7": 10, "tab8": 10}
     parameters = {
-        v: complexity(read(f"tab4:{v}").shapes()[0].architecture).parameters
+        v: complexity(shapes_of(read(f"tab4:{v}"))[0].architecture).parameters
         for v in ("c28d6", "c22d8", "c32d5")
     }
     assert parameters["c32d5"] == 166_864
     assert parameters["c22d8"] == 121_576
-    depths = [[len(s.architecture.convs) for s in read(f"tab6:{v}").shapes()] for v in
-              ("d5d6d6", "d5d7d6")]  # fmt: skip
+    depths = [
+        [len(s.architecture.convs) for s in shapes_of(read(f"tab6:{v}"))]
+        for v in ("d5d6d6", "d5d7d6")
+    ]
     assert depths == [[8, 6], [8, 7, 6]]
 
 
 def test_learning_rates(tiny) -> None:
     halving = tiny({"lr": 8.0, "decay": "halving", "halve_every": 3, "warm_up": 1})
-    (job,) = jobs(halving, halving.shapes())
-    assert [job.lr(i) for i in range(8)] == [4, 8, 8, 4, 4, 4, 2, 2]
+    (stage,) = halving.stage
+    assert [stage.learning_rate(i) for i in range(8)] == [4, 8, 8, 4, 4, 4, 2, 2]
     cosine = tiny({"lr": 1.0, "iterations": 100, "warm_up": 9})
-    (job,) = jobs(cosine, cosine.shapes())
-    rates = [job.lr(i) for i in range(100)]
+    rates = [cosine.stage[0].learning_rate(i) for i in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates.index(max(rates)) == 9
     assert rates[50] == pytest.approx(0.5)
@@ -97,10 +118,9 @@ def test_learning_rates(tiny) -> None:
 
 def test_every_run_of_a_stage_has_its_own_seed(tiny) -> None:
     seeds = [
-        job.seed
+        run.seed
         for seed in (0, 1)
-        for experiment in [tiny({"repeats": 3}, {"name": "two"}, top={"seed": seed})]
-        for job in jobs(experiment, experiment.shapes())
+        for run in plan(tiny({"repeats": 3}, {"name": "two"}, top={"seed": seed}))
     ]
     assert len(set(seeds)) == 8
     assert min(seeds) >= 0
@@ -124,8 +144,8 @@ HEAD = '[network]\narchitecture = "c8d2x2"\n[[stage]]\n'
         (HEAD + STAGE.replace("batch = 4", "batch = 4.5"), r"stage\[1\].batch: .* got 4.5"),
         (HEAD + STAGE.replace("1e-3", "nan"), r"stage\[1\].lr"),
         (HEAD + STAGE.replace("cosine", "linear"), r"stage\[1\].decay: .* got 'linear'"),
-        (HEAD + STAGE.replace("cosine", "halving"), "halve_every goes with decay"),
-        (HEAD + STAGE + "halve_every = 3\n", "halve_every goes with decay"),
+        (HEAD + STAGE.replace("cosine", "halving"), "halve_every must be given with decay"),
+        (HEAD + STAGE + "halve_every = 3\n", "halve_every must be given with decay"),
         (HEAD + STAGE + "warm_up = 8\n", r"warm_up \(8\) must be below iterations"),
         (HEAD + STAGE + 'loss = { pixel = "none" }\n', "one of hf, dct, fft and dwt"),
         (HEAD + STAGE + "loss = { hf = -1.0 }\n", r"loss.hf: .* got -1.0"),
@@ -169,18 +189,18 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ([{"remove_blocks": 2}], r"stage 1 \(one\): remove_blocks = 2, but the network has 2"),
-        ([{"remove_convs": 2}], "last block has 3 convolutions, of which two must stay"),
+        ([{"remove_convs": 2}], "last block has 3 convolutions, of which two must remain"),
         ([{"remove_convs": 1}, {"remove_convs": 1}], r"stage 2 \(one\): remove_convs = 1"),
         ([{"keep": "student"}], "there is no student and no teacher"),
-        ([{"teacher": 1}, {"add_blocks": 1}], "keep one of them first"),
-        ([{"teacher": 1}, {"teacher": 1}], "keep one of them first"),
+        ([{"teacher": 1}, {"add_blocks": 1}], "keep one of the two first"),
+        ([{"teacher": 1}, {"teacher": 1}], "keep one of the two first"),
         ([{"scale": 5}], "hr_patch 24 is not a multiple of the scale 5"),
     ],
 )
 def test_impossible_changes(tiny, changes: list[dict], message: str) -> None:
     experiment = tiny(*({"change": change} for change in changes))
     with pytest.raises(EspanError, match=message):
-        experiment.shapes()
+        plan(experiment)
 
 
 def test_changes_follow_one_another(tiny) -> None:
@@ -192,7 +212,7 @@ def test_changes_follow_one_another(tiny) -> None:
         {"keep": None, "teacher": 1},
         {"keep": "student"},
     ]
-    shapes = tiny(*({"change": change} for change in changes)).shapes()
+    shapes = shapes_of(tiny(*({"change": change} for change in changes)))
     assert [s.architecture.convs for s in shapes] == [
         (3, 3, 3, 3), (3, 3, 3, 3), (3, 3, 2), (3, 3, 2, 3, 3), (3, 3, 2, 3, 3, 3), (3, 3, 2, 3, 3)
     ]  # fmt: skip
@@ -202,18 +222,18 @@ def test_changes_follow_one_another(tiny) -> None:
 
 def test_weights_to_start_from_must_fit(tiny) -> None:
     named, unnamed = tiny(), tiny(top={"network": {}})
-    assert unnamed.shapes(SPAN)[0].architecture == SPAN
+    assert plan(unnamed, SPAN)[0].shape.architecture == SPAN
     with pytest.raises(EspanError, match="needs weights to start from"):
-        unnamed.shapes()
+        plan(unnamed)
     with pytest.raises(EspanError, match=r"28 channels.* than the experiment's 'c8d2k3x2'"):
-        named.shapes(SPAN)
+        plan(named, SPAN)
 
 
-def test_all_of_the_jobs_are_numbered(tiny) -> None:
-    experiment = tiny({"repeats": 2, "change": {"add_blocks": 1}}, {"name": "b/ c"[::2] + "x"})
-    found = jobs(experiment, experiment.shapes())
-    assert [job.number for job in found] == [0, 1, 2]
-    assert [job.first for job in found] == [0, 8, 16]
-    assert [job.change.add_blocks for job in found] == [1, 0, 0]  # a repeat changes nothing
-    assert [job.name for job in found][:2] == ["one 1/2", "one 2/2"]
+def test_repeats_are_runs_of_their_own(tiny) -> None:
+    found = plan(tiny({"repeats": 2, "change": {"add_blocks": 1}}, {"name": "two + x"}))
+    assert [run.number for run in found] == [0, 1, 2]
+    assert [run.first for run in found] == [0, 8, 16]
+    assert [run.change.add_blocks for run in found] == [1, 0, 0]  # a repeat changes nothing
+    assert [run.name for run in found] == ["one 1/2", "one 2/2", "two + x"]
+    assert [run.file_name for run in found] == ["01-one-1-2", "02-one-2-2", "03-two-x"]
     assert all(a.last == b.first for a, b in itertools.pairwise(found))

@@ -16,10 +16,8 @@ from torch import Tensor
 from espan.branches import GRepConv, Kind, conv_factory
 from espan.models import ESPAN, SPAN_NORMALIZATION, Architecture, Network, Normalization
 from espan.reparameterize import collapse
-from espan.training.average import update_average
-from espan.training.experiment import OptimizerTable
 from espan.training.initialise import initialise
-from espan.training.steps import Trainee
+from espan.training.steps import update_average
 
 SMALL = Architecture(channels=6, convs=(3, 2), scale=2, head_kernel=9)
 
@@ -54,6 +52,10 @@ def test_the_average_is_of_the_branches() -> None:
     update_average(average, network, 10**6, decay=0.999)
     for mean, old, new in zip(average.parameters(), before, network.parameters(), strict=True):
         torch.testing.assert_close(mean, 0.999 * old + 0.001 * new)
+
+    update_average(average, network, 1, decay=0)
+    for mean, new in zip(average.parameters(), network.parameters(), strict=True):
+        assert torch.equal(mean, new)
 
 
 @pytest.mark.parametrize("norm", [None, SPAN_NORMALIZATION])
@@ -108,11 +110,11 @@ def test_at_the_start_every_block_lives_and_matters(kind: Kind) -> None:
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("no", torch.float32)])
 def test_mixed_precision_is_for_the_convolutions_alone(precision: str, dtype: torch.dtype) -> None:
     accelerator = Accelerator(cpu=True, mixed_precision=precision)
-    trainee = Trainee.of(grep_network(), OptimizerTable(), accelerator)
-    network = accelerator.prepare(trainee.network)
+    network = grep_network()
     dtypes = []
-    trainee.network.head.register_forward_hook(lambda _m, _i, output: dtypes.append(output.dtype))
-    output = network(torch.rand(1, 3, 8, 8))
+    network.head.register_forward_hook(lambda _m, _i, output: dtypes.append(output.dtype))
+    prepared = accelerator.prepare(network)
+    output = prepared(torch.rand(1, 3, 8, 8))
     accelerator.backward(output.square().mean())
     assert dtypes == [dtype]
     assert output.dtype == torch.float32

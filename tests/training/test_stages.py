@@ -9,24 +9,23 @@ from torch import Tensor
 from espan.branches import conv_factory
 from espan.models import SPAN, Architecture
 from espan.reparameterize import collapse
-from espan.training.distillation import SelfDistilled
 from espan.training.experiment import Change
 from espan.training.initialise import initialise_added
-from espan.training.shape import Shape
-from espan.training.stages import Trained, build, carry, plain_networks
+from espan.training.networks import SelfDistilled, Trainable, build, plain_networks, transfer
+from espan.training.stages import Shape
 from espan_kernels import reference
 
 CONV = conv_factory("grep", grep=(1, 1))
 ARCHITECTURE = Architecture(channels=6, convs=(3, 3), scale=2)
 
 
-def made(shape: Shape, seed: int = 0) -> Trained:
+def made(shape: Shape, seed: int = 0) -> Trainable:
     torch.manual_seed(seed)
     return build(shape, conv=CONV, gate=reference.gate).double()
 
 
 def after(shape: Shape, **change) -> tuple[Shape, Change]:
-    return shape.changed(**Change(**change).model_dump()), Change(**change)
+    return shape.changed(Change(**change)), Change(**change)
 
 
 @pytest.fixture
@@ -69,10 +68,10 @@ def test_keeping_the_student_or_the_teacher_changes_nothing(image) -> None:
         for keep, output in outputs.items():
             new_shape, change = after(shape, keep=keep)
             network = made(new_shape, seed=1)
-            carried = carry(trained, network, change)
+            moved = transfer(trained, network, change)
             torch.testing.assert_close(network(image), output)
-            assert carried.added == ()
-            gone = {n.split(".")[0] for n in carried.dropped}
+            assert moved.added == ()
+            gone = {n.split(".")[0] for n in moved.dropped}
             assert gone == ({"tail", "blocks"} if keep == "student" else {"student_tail"})
 
 
@@ -81,9 +80,9 @@ def test_a_teacher_is_put_on_top_of_a_network(image) -> None:
     network = made(shape)
     new_shape, change = after(shape, teacher=2)
     trained = made(new_shape, seed=1)
-    carried = carry(network, trained, change)
-    assert {name[:8] for name in carried.added} == {"blocks.2", "blocks.3"}
-    assert carried.dropped == ()
+    moved = transfer(network, trained, change)
+    assert {name[:8] for name in moved.added} == {"blocks.2", "blocks.3"}
+    assert moved.dropped == ()
     with torch.no_grad():
         torch.testing.assert_close(trained(image)[0], network(image))
         for name, value in trained.teacher.tail.state_dict().items():  # starts as a copy
@@ -96,8 +95,8 @@ def test_another_scale_starts_the_upsampling_anew(image) -> None:
     new_shape, change = after(shape, scale=4)
     larger = made(new_shape, seed=1)
     fresh = {n: v.clone() for n, v in larger.state_dict().items()}
-    carried = carry(trained, larger, change)
-    assert carried.added == carried.dropped == ("student_tail.upsample", "tail.upsample")
+    moved = transfer(trained, larger, change)
+    assert moved.added == moved.dropped == ("student_tail.upsample", "tail.upsample")
     old, new = trained.state_dict(), larger.state_dict()
     for name, value in new.items():
         source = fresh if ".upsample." in name else old
@@ -110,12 +109,12 @@ def test_blocks_and_convolutions_go(image) -> None:
     network = made(shape)
     new_shape, change = after(shape, remove_blocks=1, remove_convs=1)
     smaller = made(new_shape, seed=1)
-    carried = carry(network, smaller, change)
-    assert carried.added == ()
-    assert carried.dropped == tuple(sorted(
+    moved = transfer(network, smaller, change)
+    assert moved.added == ()
+    assert moved.dropped == tuple(sorted(
         [f"blocks.2.convs.{i}" for i in range(3)] + ["blocks.1.convs.2"]
     ))  # fmt: skip
-    assert str(carried).startswith("dropped blocks.1.convs.2, ")
+    assert str(moved).startswith("dropped blocks.1.convs.2, ")
     with torch.no_grad():
         expected = network.tail(*_features(network, image, last_of_three=False))
         torch.testing.assert_close(smaller(image), expected)
@@ -137,9 +136,9 @@ def test_a_block_that_went_does_not_come_back(image) -> None:
     new_shape, change = after(shape, remove_blocks=1, add_blocks=1)
     changed = made(new_shape, seed=1)
     fresh = changed.blocks[1].convs[0].wide.weight.clone()
-    carried = carry(network, changed, change)
-    assert "blocks.1.convs.0" in carried.added
-    assert "blocks.1.convs.0" in carried.dropped
+    moved = transfer(network, changed, change)
+    assert "blocks.1.convs.0" in moved.added
+    assert "blocks.1.convs.0" in moved.dropped
     assert torch.equal(changed.blocks[1].convs[0].wide.weight, fresh)
 
 
@@ -154,9 +153,9 @@ def test_added_blocks_pass_signals_on() -> None:
         lambda _m, _i, output: sizes.append(output[0].std(dim=(0, 2, 3)).mean().item())
     )
     with torch.no_grad():
-        carried = carry(network, deeper, change)
+        moved = transfer(network, deeper, change)
         deeper(images)
-        initialise_added(deeper, carried.added, images)
+        initialise_added(deeper, moved.added, images)
         deeper(images)
     hook.remove()
     assert sizes[0] < 0.05  # PyTorch's own start: the gates square small signals

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -26,10 +28,11 @@ from espan.errors import EspanError
 from espan.imaging import Image, imresize, read_image, write_image
 from espan.models import Network, architecture_from_name
 from espan.training import steps as steps_module
-from espan.training.experiment import Experiment, read
+from espan.training import train as train_module
+from espan.training.experiment import Experiment
 from espan.training.log import read_metrics
-from espan.training.run import Setup
-from espan.training.state import load_state
+from espan.training.processes import stop_on_signal
+from espan.training.run import Setup, reopen
 from espan.training.train import resume, train
 
 ALL_STAGES = (
@@ -49,7 +52,7 @@ def quiet() -> Console:
     return Console(quiet=True)
 
 
-def told() -> Console:
+def recorded() -> Console:
     return Console(file=io.StringIO(), width=200)
 
 
@@ -58,8 +61,19 @@ def setup(photos: Path) -> Setup:
     return Setup(data=(photos,), hold_out=("1.png", "3.png"), cpu=True, about="made up")
 
 
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Every run is asked to stop after so many steps, as by a signal."""
+    count = iter(range(1, 10**6))
+
+    class Stop:
+        deferred = False
+        requested = property(lambda self: next(count) % steps == 0)
+
+    monkeypatch.setattr(train_module, "stop_on_signal", lambda: contextlib.nullcontext(Stop()))
+
+
 def state_of(run: Path) -> dict:
-    found = load_state(run / "states", print)
+    found = reopen(run).load(print)
     assert found is not None
     return found
 
@@ -76,7 +90,7 @@ def same(one: object, other: object) -> bool:
 
 def test_a_run_learns_and_writes_what_it_says(tiny, setup: Setup, tmp_path: Path) -> None:
     experiment = tiny({"iterations": 40}, top={"validate_every": 20})
-    console = told()
+    console = recorded()
     best = train(tmp_path / "run", experiment, setup, console=console)
     run = tmp_path / "run"
     assert best == run / "best.safetensors"
@@ -132,11 +146,11 @@ def test_training_runs_on_the_kernels(tiny, setup: Setup, tmp_path: Path) -> Non
 
 
 def test_the_stages_follow_each_other(tiny, setup: Setup, tmp_path: Path) -> None:
-    console = told()
+    console = recorded()
     run = tmp_path / "run"
     train(run, tiny(*ALL_STAGES), setup, console=console)
     text = console.file.getvalue()
-    assert "one: x2, 8 channels, blocks of 3-3, teacher of 3 more; fresh weights" in text
+    assert "one: x2, 8 channels, blocks of 3-3, teacher of 3 more; new weights" in text
     assert "two 1/2: x4, 8 channels, blocks of 3-3-3; added tail.upsample; dropped student" in text
     assert "two 2/2: x4, 8 channels, blocks of 3-3-3; nothing added, nothing dropped" in text
     assert "three: x4, 8 channels, blocks of 3-3-2; dropped blocks.2.convs.2" in text
@@ -174,8 +188,7 @@ def test_resuming_is_exact(tiny, setup: Setup, tmp_path: Path, monkeypatch, prec
     experiment, setup = tiny(*ALL_STAGES), replace(setup, precision=precision)
     train(tmp_path / "whole", experiment, setup, console=quiet())
 
-    count = iter(range(10**6))
-    monkeypatch.setattr(steps_module, "_asked_to_stop", lambda _: next(count) % 5 == 4)
+    stop_after(monkeypatch, 5)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut", experiment, setup, console=quiet())
     for _ in range(20):
@@ -202,10 +215,17 @@ import os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from espan.training import state, steps
+from espan.training import steps
 from espan.training.train import resume
-where, count = sys.argv[2], int(sys.argv[3])
-def kill(calls=iter(range(10**6))):
+for case in sys.argv[2:]:
+    if (child := os.fork()) == 0:
+        break
+    print(os.waitpid(child, 0)[1])
+else:
+    sys.exit()
+where, count = case.split(":")
+count, calls = int(count), iter(range(10**6))
+def kill():
     if next(calls) == count:
         os.kill(os.getpid(), signal.SIGKILL)
 if where == "step":
@@ -225,19 +245,19 @@ def test_killed_at_any_moment(tiny, setup: Setup, tmp_path: Path, monkeypatch) -
     """By SIGKILL between steps, during a save, and while an old save is removed."""
     experiment = tiny(*ALL_STAGES)
     train(tmp_path / "whole", experiment, setup, console=quiet())
-    monkeypatch.setattr(steps_module, "_asked_to_stop", lambda _: True)
+    stop_after(monkeypatch, 1)
     run = tmp_path / "killed"
     with pytest.raises(KeyboardInterrupt):
         train(run, experiment, setup, console=quiet())
     monkeypatch.undo()
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
-    for where, count in (("step", 3), ("save", 6), ("prune", 0), ("save", 2)):
-        ended = subprocess.run(
-            [sys.executable, str(script), str(run), where, str(count)],
-            capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        assert ended.returncode == -signal.SIGKILL, ended.stderr
+    cases = ["step:3", "save:6", "prune:0", "save:2"]
+    ended = subprocess.run(
+        [sys.executable, str(script), str(run), *cases],
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert ended.stdout.split() == 4 * [str(int(signal.SIGKILL))], ended.stderr
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1')  # a line that was cut off
     resume(run, console=quiet())
@@ -248,18 +268,18 @@ def test_killed_at_any_moment(tiny, setup: Setup, tmp_path: Path, monkeypatch) -
 
 
 def test_ctrl_c_saves_and_stops(tiny, setup: Setup, tmp_path: Path, monkeypatch) -> None:
-    inner = steps_module.update_average
+    inner, calls = steps_module.loss_of, iter(range(1, 100))
 
-    def interrupted(*args, **kwargs) -> None:
-        inner(*args, **kwargs)
-        if kwargs.get("decay") and args[2] == 3:
+    def loss_of(*args):
+        if next(calls) == 3:
             os.kill(os.getpid(), signal.SIGINT)
+        return inner(*args)
 
-    monkeypatch.setattr(steps_module, "update_average", interrupted)
-    console = told()
+    monkeypatch.setattr(steps_module, "loss_of", loss_of)
+    console = recorded()
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", tiny(), setup, console=console)
-    assert "stopped after step 3 of one; go on with --resume" in console.file.getvalue()
+    assert "stopped after step 3 of one; continue with --resume" in console.file.getvalue()
     assert state_of(tmp_path / "run")["step"] == 3
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -278,7 +298,9 @@ def test_other_images_are_not_gone_on_with(tiny, setup, photos, tmp_path: Path) 
         (folder / path.name).write_bytes(path.read_bytes())
     train(tmp_path / "run", tiny(), replace(setup, data=(folder,)), console=quiet())
     write_image(folder / "2.png", Image(np.zeros((64, 80, 3), np.uint8)))
-    with pytest.raises(EspanError, match="the images are not those that the run began with"):
+    with pytest.raises(
+        EspanError, match="the training images are not those that the run was started with"
+    ):
         resume(tmp_path / "run", console=quiet())
 
 
@@ -291,47 +313,6 @@ def test_parts_of_a_step_add_up(tiny, setup: Setup, tmp_path: Path) -> None:
     one, two = (state_of(tmp_path / str(parts))["network"] for parts in (1, 2))
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-9, atol=1e-12)
-
-
-def test_two_processes_train_as_one(setup: Setup, tmp_path: Path) -> None:
-    """By torchrun with gloo, in fp64: the weights after ten steps of the same global batch."""
-    text = """
-validate_every = 10
-[network]
-architecture = "c8d2k3x2"
-[[stage]]
-name = "one"
-change = { teacher = 1 }
-loss = { pixel = "l2", hf = 1.0, dct = 0.001 }
-hr_patch = 24
-batch = 4
-lr = 1e-3
-decay = "cosine"
-iterations = 10
-"""
-    (tmp_path / "ten.toml").write_text(text)
-    train(
-        tmp_path / "one", read(str(tmp_path / "ten.toml")), replace(setup, precision="fp64"),
-        console=quiet(),
-    )  # fmt: skip
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "espan", "train", str(tmp_path / "ten.toml"), str(setup.data[0])]
-    command += ["-o", str(tmp_path / "two"), "--precision", "fp64", "--cpu"]
-    command += ["--hold-out", "1.png", "--hold-out", "3.png"]
-    ended = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stderr.count("images to train on") == 1  # told once
-    one, two = (state_of(tmp_path / name) for name in ("one", "two"))
-    for kind in ("network", "average"):
-        for name, value in one[kind].items():
-            assert value.dtype == torch.float64
-            torch.testing.assert_close(two[kind][name], value, rtol=1e-9, atol=1e-12)
-    # Each process measures its part of the samples.
-    metrics = [read_metrics(tmp_path / name)[-1] for name in ("one", "two")]
-    assert metrics[0]["psnr teacher"] == pytest.approx(metrics[1]["psnr teacher"], abs=1e-3)
 
 
 @pytest.mark.parametrize("conv", ["plain", "grep", "repvgg", "edbb", "rrrb", "repmbconv"])
@@ -348,7 +329,7 @@ def test_fine_tuning_starts_from_the_weights(tiny, setup, photos, tmp_path, conv
     for name, value in start.state_dict().items():
         torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-6)
     if conv in ("plain", "grep"):
-        console = told()
+        console = recorded()
         train(tmp_path / "again", experiment, begun, console=console)
         assert "nothing added, nothing dropped" in console.file.getvalue()
         resume(tmp_path / "again", console=quiet())  # without the weights' file
@@ -359,14 +340,14 @@ def test_fine_tuning_starts_from_the_weights(tiny, setup, photos, tmp_path, conv
 
 def test_steps_that_are_not_finite(tiny, setup: Setup, tmp_path: Path, monkeypatch) -> None:
     """Skipped and counted; twenty in a row end the run, with the last good state kept."""
-    inner, calls = steps_module.Objective.__call__, iter(range(10**6))
+    inner, calls = steps_module.loss_of, iter(range(10**6))
     bad = {3, 4, 9}
 
-    def objective(self, output, hr):
-        loss = inner(self, output, hr)
+    def loss_of(table, output, hr):
+        loss = inner(table, output, hr)
         return loss * math.nan if next(calls) in bad else loss
 
-    monkeypatch.setattr(steps_module.Objective, "__call__", objective)
+    monkeypatch.setattr(steps_module, "loss_of", loss_of)
     train(tmp_path / "run", tiny({"iterations": 12}), setup, console=quiet())
     state = state_of(tmp_path / "run")
     assert state["skipped"] == 3
@@ -375,7 +356,10 @@ def test_steps_that_are_not_finite(tiny, setup: Setup, tmp_path: Path, monkeypat
 
     bad = set(range(10**6))
     calls = iter(range(10**6))
-    with pytest.raises(EspanError, match="not finite for 20 steps up to step 20; a learning rate"):
+    with pytest.raises(
+        EspanError,
+        match=r"stage one, step 20: .* for 20 steps in a row.  Train with a .* below 0.001",
+    ):
         train(tmp_path / "bad", tiny({"iterations": 40}), setup, console=quiet())
     assert all(v.isfinite().all() for v in state_of(tmp_path / "bad")["network"].values())
 
@@ -394,7 +378,7 @@ def test_a_folder_to_measure_on(tiny, setup, photos: Path, tmp_path: Path) -> No
     assert metrics[0]["psnr network"] == metrics[1]["psnr network"]
     assert espan.load(tmp_path / "made" / "best.safetensors").record["images"] == 5
     write_image(lr / "2.png", Image(np.zeros((31, 40, 3), np.uint8)))
-    with pytest.raises(EspanError, match=r"LR image of 2 is 40x31; at x2 40x32 is expected"):
+    with pytest.raises(EspanError, match=r"stage one: .*lr/2.png is 40x31; x2 needs 40x32"):
         train(tmp_path / "no", tiny(), given, console=quiet())
 
 
@@ -422,7 +406,7 @@ def test_bad_input_is_told_before_training(tiny, setup, tmp_path: Path, monkeypa
         (run, normal, {"data": (tmp_path / "empty",)}, "no images in"),
         (run, normal, {"data": (tmp_path / "none",)}, "none does not exist"),
         (run, tiny({"hr_patch": 66}), {}, "too few"),
-        (run, tiny({"batch": 3}), {"accumulate": 2}, "batch 3 cannot be divided among 2"),
+        (run, tiny({"batch": 3}), {"accumulate": 2}, "batch 3 is not a multiple of 2"),
         (run, tiny({"change": {"remove_blocks": 2}}), {}, "remove_blocks = 2"),
         (run, normal, {"hold_out": ("1.png", "nine.png")}, "not among the images: nine.png"),
         (run, normal, {"hold_out": tuple(f"{i}.png" for i in range(5))}, "none is left to train"),
@@ -430,12 +414,131 @@ def test_bad_input_is_told_before_training(tiny, setup, tmp_path: Path, monkeypa
         (run, normal, {"weights": "missing.pth"}, "missing.pth"),
         (run, normal, {"weights": "espan_x4"}, "another architecture"),
         (run, normal, {"precision": "fp16"}, "fp16"),
-        (run, tiny({}, {"change": {"scale": 4}}), {"data_lr": setup.data[0]}, "LR images are of"),
+        (run, tiny({}, {"change": {"scale": 4}}), {"data_lr": setup.data[0]}, "have one scale"),
     ]
     for folder, experiment, changes, message in cases:
         with pytest.raises(EspanError, match=message):
             train(folder, experiment, replace(setup, **changes), console=quiet())
         assert not run.exists(), message
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("small", r"stage two: .*hr/b.png has 40x16 pixels; x4 needs 20 on both sides.  Validate"),
+        ("alpha", r"hr/b.png has an alpha channel"),
+        ("damaged", r"hr/a.png"),
+        ("lr of x2", r"stage two: .*lr/a.png is 32x24; x4 needs 16x12, .* Without --validate-lr"),
+        ("lr of x4", r"stage one: .*lr/a.png is 16x12; x2 needs 32x24"),
+        ("lr damaged", r"lr/a.png"),
+        ("held out", r"stage two: validation image b.png has 40x16 pixels; x4 needs 20"),
+    ],
+)
+def test_validation_images_are_checked_for_every_stage(
+    tiny, photos: Path, tmp_path: Path, monkeypatch, kind: str, message: str
+) -> None:
+    """Before the first step, and before there is a folder."""
+    monkeypatch.setattr(steps_module, "batches", None)  # would fail if it were reached
+    hr, lr = tmp_path / "hr", tmp_path / "lr"
+    sizes = {"small": (16, 40), "held out": (16, 40)}
+    good = np.zeros((48, 64, 3), np.uint8)
+    wrong = np.zeros((*sizes.get(kind, (48, 64)), 4 if kind == "alpha" else 3), np.uint8)
+    for folder in (hr, lr):
+        folder.mkdir()
+    scale = 2 if kind == "lr of x2" else 4
+    for name, pixels in (("a", good), ("b", wrong)):
+        write_image(hr / f"{name}.png", Image(pixels))
+        small = pixels[: pixels.shape[0] // scale, : pixels.shape[1] // scale]
+        write_image(lr / f"{name}.png", Image(np.ascontiguousarray(small)))
+    if "damaged" in kind:
+        damaged = (lr if "lr" in kind else hr) / "a.png"
+        damaged.write_bytes(damaged.read_bytes()[:50])
+    experiment = tiny({"hr_patch": 8}, {"name": "two", "hr_patch": 8, "change": {"scale": 4}})
+    if kind == "held out":
+        setup = Setup(data=(hr,), hold_out=("b.png",), cpu=True)
+    else:
+        setup = Setup(
+            data=(photos,), validate=hr, validate_lr=lr if "lr" in kind else None, cpu=True
+        )
+    with pytest.raises(EspanError, match=message):
+        train(tmp_path / "run", experiment, setup, console=quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def test_parts_and_workers_can_be_changed_when_resuming(
+    tiny, setup: Setup, tmp_path: Path, monkeypatch
+) -> None:
+    stop_after(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", tiny(), setup, console=quiet())
+    monkeypatch.undo()
+    made: list[tuple[int, int, int]] = []
+    inner = steps_module.batches
+
+    def batches(crops, **options):
+        made.append((options["batch"], options["first_step"], options["workers"]))
+        return inner(crops, **options)
+
+    monkeypatch.setattr(steps_module, "batches", batches)
+    with pytest.raises(EspanError, match="stage one: batch 4 is not a multiple of 3"):
+        resume(tmp_path / "run", accumulate=3, console=quiet())
+    with pytest.raises(EspanError, match="workers 0 or more"):
+        resume(tmp_path / "run", workers=-1, console=quiet())
+    resume(tmp_path / "run", accumulate=2, workers=0, console=quiet())
+    assert made == [(2, 6, 0)]
+    assert reopen(tmp_path / "run").setup == replace(
+        setup, data=tuple(path.absolute() for path in setup.data)
+    )
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_a_second_signal(monkeypatch, launched: bool) -> None:
+    """Stops a run at once; but a launcher that is interrupted signals its processes again."""
+    if launched:
+        monkeypatch.setenv("LOCAL_RANK", "0")
+    with stop_on_signal() as stop:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)  # before there is anything to save
+        stop.deferred = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        with contextlib.nullcontext() if launched else pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_full_disk_is_named_with_stage_step_and_remedy(
+    tiny, setup: Setup, tmp_path: Path, monkeypatch
+) -> None:
+    """A limit on the size of files stops the system's write, as a full disk does."""
+    inner, calls = steps_module.loss_of, iter(range(1, 100))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def loss_of(*args):
+        if next(calls) == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+        return inner(*args)
+
+    monkeypatch.setattr(steps_module, "loss_of", loss_of)
+    run = tmp_path / "run"
+    try:
+        with pytest.raises(EspanError) as error:
+            train(run, tiny(), setup, console=quiet())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(error.value).startswith(f"stage one, step 4: {run}/")
+    assert f"File too large.  Once this is mended, --resume {run} continues" in str(error.value)
+    resume(run, console=quiet())
+    assert state_of(run)["step"] == 8
+
+
+def test_out_of_memory_is_named_with_its_remedy(tiny, setup, tmp_path, monkeypatch) -> None:
+    def loss_of(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(steps_module, "loss_of", loss_of)
+    with pytest.raises(EspanError, match=r"stage one, step 0: cpu .* --resume .* --accumulate 2"):
+        train(tmp_path / "run", tiny(), setup, console=quiet())
 
 
 @pytest.mark.parametrize(
@@ -445,8 +548,8 @@ def test_bad_input_is_told_before_training(tiny, setup, tmp_path: Path, monkeypa
         ({"precision": "int8"}, "unknown precision 'int8'; known are fp32"),
         ({"accumulate": 0}, "accumulate must be 1 or more"),
         ({"workers": -1}, "workers 0 or more"),
-        ({"validate_lr": Path("lr")}, "validate_lr goes with validate"),
-        ({"validate": Path("hr")}, "either a folder to validate on or names"),
+        ({"validate_lr": Path("lr")}, "validate_lr needs validate"),
+        ({"validate": Path("hr")}, "either validation images or names"),
     ],
 )
 def test_setups_that_cannot_be(setup: Setup, change: dict, message: str) -> None:
@@ -476,6 +579,6 @@ def test_a_pack_that_changes_on_disk_loses_nothing(tiny, setup, photos, tmp_path
 
     monkeypatch.setattr(steps_module, "update_average", changing)
     configured = replace(setup, data=(pack,), workers=0)  # nothing is read ahead
-    with pytest.raises(EspanError, match=r"photos\.pack"):
+    with pytest.raises(EspanError, match=r"stage one, step 3: .*photos\.pack was changed"):
         train(tmp_path / "run", tiny(), configured, console=quiet())
     assert state_of(tmp_path / "run")["step"] == 3

@@ -1,0 +1,242 @@
+"""The images of a run: those to train on, and those to validate on."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import Progress
+
+from espan.data import TrainingImage, fingerprint, move_to_pack, open_images
+from espan.errors import EspanError
+from espan.evaluation.evaluate import Score, find_pairs, read_rgb, score
+from espan.evaluation.metrics import SSIM_WINDOW
+from espan.imaging import imresize, modcrop
+from espan.models import Network
+from espan.training.processes import run_once
+from espan.training.run import Setup
+from espan.training.stages import StageRun
+from espan.upscaling import RangeWarning, Upscaler
+
+HELD_OUT_CROP = 512  # HR pixels
+
+
+@dataclass(frozen=True)
+class ValidationImage:
+    """An image to validate on, read from disk each time it is used.
+
+    Attributes:
+        hr: a file, or a held-out photograph, of which the central 512 x 512 pixels are used.
+        lr: the file of its LR image; None: LR is made from HR as MATLAB's imresize does.
+    """
+
+    hr: Path | TrainingImage
+    lr: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.hr) if isinstance(self.hr, Path) else self.hr.name
+
+    def read(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """HR (H, W, 3) and the given LR image (h, w, 3), both uint8."""
+        if isinstance(self.hr, Path):
+            return read_rgb(self.hr), None if self.lr is None else read_rgb(self.lr)
+        hr = self.hr.hr
+        y, x = (max(0, n - HELD_OUT_CROP) // 2 for n in hr.shape[:2])
+        return hr[y : y + HELD_OUT_CROP, x : x + HELD_OUT_CROP], None
+
+    def pair(self, scale: int) -> tuple[np.ndarray, np.ndarray]:
+        """LR and HR, cropped to a multiple of the scale."""
+        hr, lr = self.read()
+        self.check(hr, lr, scale)
+        hr = modcrop(hr, scale)
+        return imresize(hr, Fraction(1, scale)) if lr is None else lr, hr
+
+    def check(self, hr: np.ndarray, lr: np.ndarray | None, scale: int) -> None:
+        """Raise EspanError if the images that `read` returned cannot be used at this scale."""
+        height, width = (n // scale for n in hr.shape[:2])
+        smallest = SSIM_WINDOW + 2 * scale  # SSIM's window, and the border that is cut off
+        if scale * min(height, width) < smallest:
+            raise EspanError(
+                f"validation image {self.name} has {hr.shape[1]}x{hr.shape[0]} pixels; x{scale} "
+                f"needs {math.ceil(smallest / scale) * scale} on both sides.  Validate on larger "
+                "images"
+            )
+        if lr is not None and lr.shape[:2] != (height, width):
+            raise EspanError(
+                f"validation image {self.lr} is {lr.shape[1]}x{lr.shape[0]}; x{scale} needs "
+                f"{width}x{height}, the size of {self.name} divided by {scale}.  Without "
+                "--validate-lr, LR images are made from HR at the scale of each stage"
+            )
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images to train and to validate on.
+
+    Attributes:
+        training: the training images, at the scale of the first stage.
+        held_out: names of the images in the data that are validated on instead.
+        validation: the validation images.
+    """
+
+    training: Sequence[TrainingImage]
+    held_out: Sequence[str]
+    validation: Sequence[ValidationImage]
+
+    def images(self, scale: int) -> list[TrainingImage]:
+        """The training images, at another scale."""
+        return [dataclasses.replace(image, scale=scale) for image in self.training]
+
+    @property
+    def pixels(self) -> int:
+        """Number of HR pixels of the training images."""
+        return sum(math.prod(image.hr_size) for image in self.training)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the names and pixels of the training images."""
+        return fingerprint(self.training)
+
+
+def read_data(
+    setup: Setup,
+    stages: Sequence[StageRun],
+    *,
+    seed: int,
+    console: Console,
+    accelerator: Accelerator,
+) -> Data:
+    """Read and check the images of a run.
+
+    One process of each machine decodes them.  Where there are several processes, it writes what it
+    decoded to a temporary pack, which all processes of the machine map into memory.
+
+    Raises:
+        EspanError: as `open_images`; images to hold out that do not exist; no images left to train
+            on; LR images of one scale for stages of several; validation images that cannot be read,
+            are too small for a stage or whose LR image is not of a stage's scale.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def read() -> Data:
+            pack = None
+            if accelerator.num_processes > 1:
+                pack = Path(stack.enter_context(TemporaryDirectory(prefix="espan-"))) / "pack"
+            return _read(setup, stages, seed=seed, console=console, pack=pack)
+
+        data = run_once(accelerator, read, per_machine=True)
+        accelerator.wait_for_everyone()  # the maps outlive the file
+    console.print(
+        f"{len(data.training)} images to train on, {data.pixels / 1e6:.0f} megapixels; "
+        f"{len(data.validation)} to validate on"
+    )
+    return data
+
+
+def validate(
+    network: Network, images: Sequence[ValidationImage], *, device: torch.device
+) -> list[Score]:
+    """PSNR in dB and SSIM of a plain network, run by `espan.fused`."""
+    upscaler = Upscaler(network, device=device)
+    scores = []
+    for image in images:
+        lr, hr = image.pair(network.scale)
+        with warnings.catch_warnings():
+            # Expected of a network at the start of its training.
+            warnings.simplefilter("ignore", RangeWarning)
+            sr = upscaler(torch.from_numpy(lr)).numpy()
+        scores.append(score(image.name, sr, hr, border=network.scale))
+    return scores
+
+
+def _read(
+    setup: Setup, stages: Sequence[StageRun], *, seed: int, console: Console, pack: Path | None
+) -> Data:
+    scales = {stage.scale: stage.name for stage in reversed(stages)}  # and its first stage
+    if setup.data_lr is not None and len(scales) > 1:
+        raise EspanError(
+            f"{setup.data_lr}: LR images have one scale, but the stages have "
+            f"{', '.join(f'x{s}' for s in sorted(scales))}; without --data-lr, LR is made from HR"
+        )
+    # Small mistakes are found before the minutes that decoding takes.
+    validation: list[ValidationImage] = []
+    if setup.validate is not None:
+        pairs = find_pairs(setup.validate, setup.validate_lr)
+        validation = [ValidationImage(pair.hr, pair.lr) for pair in pairs]
+        _check(validation, scales)
+    first = stages[0].scale
+    largest_patch = max(stage.stage.hr_patch for stage in stages)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("reading images")
+        images, skipped = open_images(
+            setup.data,
+            scale=first,
+            smallest=-(-largest_patch // first),
+            lr=setup.data_lr,
+            each=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    for file in skipped:
+        console.print(f"skipped: {file.reason}", markup=False)
+    if pack is not None:
+        try:
+            images = move_to_pack(images, pack)
+        except OSError as error:
+            raise EspanError(
+                f"{pack}: {error.strerror}.  Several processes share decoded images through this "
+                "file: set TMPDIR to a folder with more space, or train on a pack (espan prepare)"
+            ) from error
+
+    held_out: set[str] = set()
+    if setup.validate is None:
+        held_out = _named(images, setup.hold_out) if setup.hold_out else _drawn(images, seed)
+        validation = [ValidationImage(image) for image in images if image.name in held_out]
+        _check(validation, scales)
+    training = [image for image in images if image.name not in held_out]
+    if not training:
+        raise EspanError(
+            f"all {len(images)} images are held out for validation and none is left to train on; "
+            "give more images, or a folder of validation images (--validate)"
+        )
+    return Data(training, sorted(held_out), validation)
+
+
+def _check(validation: Sequence[ValidationImage], scales: dict[int, str]) -> None:
+    """Raise EspanError if an image cannot be used in a stage, given the stage's name by scale."""
+    for image in validation:
+        hr, lr = image.read()
+        for scale, stage in scales.items():
+            try:
+                image.check(hr, lr, scale)
+            except EspanError as error:
+                raise EspanError(f"stage {stage}: {error}") from None
+
+
+def _named(images: Sequence[TrainingImage], names: Sequence[str]) -> set[str]:
+    """The images with these names, given with or without their folders."""
+    by_name: dict[str, set[str]] = {}
+    for image in images:
+        for name in (image.name, PurePosixPath(image.name).name):
+            by_name.setdefault(name, set()).add(image.name)
+    if missing := sorted(set(names) - set(by_name)):
+        raise EspanError(f"--hold-out: not among the images: {', '.join(missing)}")
+    return set().union(*(by_name[name] for name in names))
+
+
+def _drawn(images: Sequence[TrainingImage], seed: int) -> set[str]:
+    """One image in twenty, at least 1 and at most 8, chosen at random."""
+    names = sorted({image.name for image in images})
+    count = min(8, max(1, len(names) // 20))
+    return set(np.random.Generator(np.random.Philox(seed)).choice(names, count, replace=False))

@@ -1,0 +1,147 @@
+"""The network of a stage: built, given the weights of the stage before it, and merged for use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from espan.models import ConvFactory, Gate, Network, Tail
+from espan.reparameterize import merged_state
+from espan.training.experiment import Change
+from espan.training.stages import Shape
+
+
+class SelfDistilled(nn.Module):
+    """A teacher and the student that shares its first blocks (Sec. 3.1, Fig. 1).
+
+    (N, 3, H, W) in 0-1 -> the student's and the teacher's output, both (N, 3, s*H, s*W), in one
+    pass.
+
+    Args:
+        shape: with `student_blocks`.
+        conv, gate: as for `Network`.
+    """
+
+    def __init__(self, shape: Shape, *, conv: ConvFactory, gate: Gate) -> None:
+        super().__init__()
+        assert shape.student_blocks is not None
+        self.student_blocks = shape.student_blocks
+        architecture = shape.architecture
+        self.teacher = Network(architecture, conv=conv, gate=gate)
+        self.student_tail = Tail(architecture.channels, architecture.scale, conv)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        tails = {
+            self.student_blocks: self.student_tail,
+            len(self.teacher.blocks): self.teacher.tail,
+        }
+        student, teacher = self.teacher.outputs(x, tails)
+        return student, teacher
+
+
+Trainable = Network | SelfDistilled
+_STUDENT = "student_tail."
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Names of the modules that a change of the network added and dropped."""
+
+    added: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [
+            f"{verb} {', '.join(names)}"
+            for verb, names in (("added", self.added), ("dropped", self.dropped))
+            if names
+        ]
+        return "; ".join(parts) or "nothing added, nothing dropped"
+
+
+def build(shape: Shape, *, conv: ConvFactory, gate: Gate) -> Trainable:
+    """A network of this shape with PyTorch's initial weights."""
+    if shape.student_blocks is None:
+        return Network(shape.architecture, conv=conv, gate=gate)
+    return SelfDistilled(shape, conv=conv, gate=gate)
+
+
+def transfer(old: Trainable, new: Trainable, change: Change) -> Transfer:
+    """Copy the weights of `old` into `new`, whose shape is that of `old` after `change`, by name.
+
+    A new teacher's tail starts as a copy of the student's.  New blocks, and an upsampling
+    convolution for another scale with all its branches, keep their initial weights.
+    """
+    state = _by_name(old)
+    dropped: set[str] = set()
+    if change.keep == "student":
+        assert isinstance(old, SelfDistilled)
+        depths = range(old.student_blocks, len(old.teacher.blocks))
+        dropped |= _pop(state, "tail.", *(f"blocks.{i}." for i in depths))
+        state = {
+            "tail." + name.removeprefix(_STUDENT) if name.startswith(_STUDENT) else name: value
+            for name, value in state.items()
+        }
+    elif change.keep == "teacher":
+        dropped |= _pop(state, _STUDENT)
+    scale = (old.teacher if isinstance(old, SelfDistilled) else old).scale
+    if change.scale not in (None, scale):
+        dropped |= _pop(state, "tail.upsample.", f"{_STUDENT}upsample.")
+    if change.remove_blocks:
+        count = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+        removed = range(count - change.remove_blocks, count)
+        dropped |= _pop(state, *(f"blocks.{i}." for i in removed))
+    if change.teacher:
+        state |= {
+            _STUDENT + name.removeprefix("tail."): value
+            for name, value in state.items()
+            if name.startswith("tail.")
+        }
+    wanted = _by_name(new)
+    dropped |= state.keys() - wanted.keys()
+    for name, value in wanted.items():
+        if name in state:
+            value.copy_(state[name])
+    return Transfer(added=_modules(wanted.keys() - state.keys()), dropped=_modules(dropped))
+
+
+def plain_networks(trained: Trainable, shape: Shape) -> dict[str, Network]:
+    """The merged networks: ``"network"``, or ``"student"`` and ``"teacher"``."""
+    state = merged_state(trained)
+    if shape.student is None:
+        return {"network": _plain(Network(shape.architecture), state)}
+    network = {n.removeprefix("teacher."): v for n, v in state.items() if n.startswith("teacher.")}
+    tail = {
+        f"tail.{n.removeprefix(_STUDENT)}": v for n, v in state.items() if n.startswith(_STUDENT)
+    }
+    return {
+        "student": _plain(Network(shape.student), network | tail),
+        "teacher": _plain(Network(shape.architecture), network),
+    }
+
+
+def _plain(network: Network, state: dict[str, Tensor]) -> Network:
+    network.load_state_dict({name: state[name] for name in network.state_dict()})
+    return network.eval().requires_grad_(False)
+
+
+def _by_name(trained: Trainable) -> dict[str, Tensor]:
+    """The tensors; the teacher's under the names that they have in a network alone."""
+    return {name.removeprefix("teacher."): value for name, value in trained.state_dict().items()}
+
+
+def _pop(state: dict[str, Tensor], *prefixes: str) -> set[str]:
+    """Remove the entries with these prefixes; return their names."""
+    names = {name for name in state if name.startswith(prefixes)}
+    for name in names:
+        del state[name]
+    return names
+
+
+def _modules(names: Iterable[str]) -> tuple[str, ...]:
+    """The blocks, convolutions or tails that the tensors belong to, each once."""
+    depth = {"head": 1, "blocks": 4, "tail": 2, "student_tail": 2}
+    parts = (name.split(".") for name in names)
+    return tuple(sorted({".".join(p[: depth[p[0]]]) for p in parts}))

@@ -1,0 +1,93 @@
+"""The processes of a run: their device, work that one does for all, and how they stop."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import gather_object
+
+from espan.errors import EspanError
+from espan.training.run import Setup
+
+T = TypeVar("T")
+
+
+def accelerator_for(setup: Setup) -> Accelerator:
+    """Device, mixed precision and processes; what the setup leaves open, the launcher decides."""
+    mixed = {"fp32": "no", "fp64": "no"}.get(setup.precision or "", setup.precision)
+    try:
+        return Accelerator(
+            cpu=setup.cpu or not torch.cuda.is_available(),
+            mixed_precision=mixed,
+            gradient_accumulation_steps=setup.accumulate,
+            # The only buffer is a constant.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+    except (ValueError, RuntimeError) as error:
+        raise EspanError(f"train: {error}") from error
+
+
+def run_once(accelerator: Accelerator, work: Callable[[], T], *, per_machine: bool = False) -> T:
+    """Run `work` in one process, or one of each machine; return its result, by pickle, in all.
+
+    An EspanError or OSError that it raises is raised in all processes.
+    """
+    if accelerator.num_processes == 1:
+        return work()
+    chosen = accelerator.is_local_main_process if per_machine else accelerator.is_main_process
+    outcome: tuple[bytes, Exception | None] = (b"", None)
+    if chosen:
+        try:
+            outcome = (pickle.dumps(work()), None)
+        except (EspanError, OSError) as error:
+            outcome = (b"", error)
+    outcomes = gather_object([outcome])
+    for _, raised in outcomes:
+        if raised is not None:
+            raise raised
+    first = accelerator.process_index - accelerator.local_process_index if per_machine else 0
+    result: T = pickle.loads(outcomes[first][0])
+    return result
+
+
+class StopRequest:
+    """Whether the run was asked to stop.  Until `deferred`, a signal stops it at once."""
+
+    def __init__(self) -> None:
+        self.deferred = False
+        self.requested = False
+
+    def handle(self, number: int, _: object) -> None:
+        # A launcher that is interrupted by Ctrl-C signals its processes again, all of which the
+        # terminal has signalled already.
+        launched = "LOCAL_RANK" in os.environ
+        if not self.deferred or (self.requested and not launched):
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[StopRequest]:
+    """Turn Ctrl-C and SIGTERM into a request to stop; a second signal stops the run at once.
+
+    Signals reach the main thread only; in other threads this does nothing.
+    """
+    stop = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, stop.handle) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
