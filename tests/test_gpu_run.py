@@ -1,8 +1,13 @@
 """What `make gpu` does, as far as it can be seen without a GPU."""
 
+import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import pytest
 
 from benchmarks import gpu
 
@@ -33,6 +38,93 @@ def test_an_interrupted_pytest_tells_what_it_found(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "test_files", lambda: ([str(tmp_path)], ""))
     found = gpu.tests(tmp_path)
     assert (found["status"], found["passed"], len(found["failed"])) == (124, 1, 1)
+
+
+def test_run_does_not_wait_for_what_is_left_behind():
+    start = time.monotonic()
+    assert gpu.run("bash", "-c", "echo done; sleep 60 & exit 0", limit=30) == (0, "done\n")
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize(("body", "status"), [("pass", 0), ("assert 0", 1)])
+def test_reports_are_written_before_the_exit_that_hangs(tmp_path, body, status):
+    """A thread that Python waits for at exit, as it does for Inductor's workers."""
+    (tmp_path / "test_some.py").write_text(
+        "import threading, time\n"
+        "def test_some(benchmark):\n"
+        "    benchmark.pedantic(lambda: None)\n"
+        "    threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        f"    {body}\n"
+    )
+    reports = [f"--junitxml={tmp_path}/a.xml", f"--benchmark-json={tmp_path}/a.json"]
+    found, output = gpu.run(*gpu.PYTEST, str(tmp_path / "test_some.py"), *reports, limit=40)
+    assert found == status, output
+    assert f"1 {'failed' if status else 'passed'}" in output
+    assert "test_some" in (tmp_path / "a.xml").read_text()
+    assert len(json.loads((tmp_path / "a.json").read_text())["benchmarks"]) == 1
+
+
+def test_parallel_tests_have_one_thread_each(tmp_path, monkeypatch):
+    started = {}
+
+    def run(*command, limit=None, **environment):
+        started[command[2]] = (command, environment)
+        return 0, ""
+
+    monkeypatch.setattr(gpu, "run", run)
+    monkeypatch.setattr(gpu, "test_files", lambda: ([], ""))
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(gpu.os, "cpu_count", lambda: 16)
+    gpu.tests(tmp_path)
+    command, environment = started["pytest"]
+    assert command[command.index("-n") + 1] == "15"
+    assert environment == {"OMP_NUM_THREADS": "1"}
+
+
+def test_all_sanitizers_run(monkeypatch):
+    def run(tool, check, *command, limit, **environment):
+        assert environment == {"OMP_NUM_THREADS": "1"}
+        return (9 if "race" in check else 0), f"said {check}"
+
+    monkeypatch.setattr(gpu, "run", run)
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: name)
+    found = gpu.sanitizer()
+    assert list(found) == ["memcheck", "racecheck", "initcheck", "synccheck"]
+    assert found["racecheck"] == "status 9 after 0 s: said --tool=racecheck"
+    assert found["synccheck"] == "status 0 after 0 s: said --tool=synccheck"
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
+    assert set(gpu.sanitizer().values()) == {"compute-sanitizer is not installed"}
+
+
+def test_the_report_is_written_after_each_part(tmp_path, monkeypatch):
+    """With the time, the share and the clocks of each; what fails takes nothing along."""
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 1980, 3201, 120.5, 40\necho 1500, 3201, 500, 60\nexec sleep 60")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    target, clocks = tmp_path / "card.json", gpu.Clocks(tmp_path / "clocks.csv")
+
+    def wait_for_clocks():
+        while len((tmp_path / "clocks.csv").read_text().splitlines()) < 2:
+            time.sleep(0.01)
+        time.sleep(0.05)
+
+    def fails():
+        assert json.loads(target.read_text())["tests"] == {"status": 0}
+        raise RuntimeError("planted")
+
+    report = {"card": "one"}
+    parts = {"build": wait_for_clocks, "tests": lambda: {"status": 0}, "sanitizer": fails}
+    with pytest.raises(RuntimeError, match="planted"):
+        gpu.record(report, target, clocks, parts)
+    clocks.stop()
+    written = json.loads(target.read_text())
+    assert written["card"] == "one"
+    assert list(written["parts"]) == ["build", "tests"]
+    assert "build" not in written
+    assert written["parts"]["build"]["clocks"]["clocks.sm"] == [1500, 1740, 1980]
+    assert written["parts"]["tests"]["clocks"] == {}
+    assert sum(part["share"] for part in written["parts"].values()) == pytest.approx(1, abs=2e-3)
 
 
 def test_files_and_sanitized_tests_exist():
