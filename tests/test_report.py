@@ -15,7 +15,7 @@ def test_documents_are_up_to_date(name):
     text = (ROOT / name).read_text("utf-8")
     results = report.load()
     assert report.updated(text, results) == text, "run python benchmarks/report.py"
-    results["cpu_peers"]["cases"][0]["times"]["espan fp32"]["median_ms"] += 100
+    results["cpu_peers"]["cases"][0]["times"]["OpenVINO fp32"]["median_ms"] += 100
     results["training"]["benchmarks"][0]["stats"]["median"] += 1
     assert report.updated(text, results) != text
 
@@ -36,4 +36,30 @@ def test_targets():
         "| ESPAN c | a fp32, 90 ms | espan fp32, 40 ms | 2.25 | 3 | not met |",
         "| ESPAN c | b bf16, 40 ms | espan bf16, 20 ms | 2.00 | 1.5 | met |",
     ]
+    # What espan picks by itself may keep fewer bits than fp32.
+    assert of(**others, **{"espan (default)": 20}) == [
+        "| ESPAN c | a fp32, 90 ms | espan fp32 | – | 3 | not measured |",
+        "| ESPAN c | b bf16, 40 ms | espan (default), 20 ms | 2.00 | 1.5 | met |",
+    ]
+    assert of(espan_fp32=45, **others, **{"espan (default)": 20})[0].endswith(
+        "| 2.00 | 3 | not met |"
+    )
     assert of("SPAN c48", espan_fp32=36, **others)[0].endswith("| 2.50 | 2.5 | met |")
+
+
+def test_peers_beside_what_is_fp32_in_full():
+    times = {"espan (default)": 10, "espan fp32": 20, "a fp32": 60}
+    case = {"case": "c", "times": {name: {"median_ms": time} for name, time in times.items()}}
+    machine = {"processor": "p", "threads": 2, "path": "amx", "versions": {}, "espan": "e"}
+    results = {"machine": machine, "cases": [case]}
+    assert report.peers(results).splitlines()[2:5] == [
+        "| espan (default), 17 bits | 10 (0.50) |",
+        "| espan fp32 | 20 (1.00) |",
+        "| a fp32 | 60 (3.00) |",
+    ]
+    machine["path"] = "avx2"
+    del case["times"]["espan fp32"]
+    assert report.peers(results).splitlines()[2:4] == [
+        "| espan (default) | 10 (1.00) |",
+        "| a fp32 | 60 (6.00) |",
+    ]
