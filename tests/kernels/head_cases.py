@@ -56,8 +56,7 @@ def check(
     assert features.shape[:3] == (image.shape[0], *image.shape[2:])
     assert features.is_contiguous()
     assert (features[..., channels:] == 0).all()
-    plain = reference.head(image, weight, bias, mean)
-    wide = image.double() / 255 if image.dtype == torch.uint8 else image.double()
-    wide_mean = None if mean is None else mean.double()
-    exact = reference.head(wide, weight.double(), bias.double(), wide_mean)
-    assert_accurate(to_nchw(features, channels), plain, exact)
+    assert_accurate(
+        to_nchw(features, channels),
+        lambda dtype: reference.head(image, weight.to(dtype), bias.to(dtype), mean),
+    )

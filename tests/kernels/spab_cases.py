@@ -8,8 +8,8 @@ from torch import Tensor
 
 from espan_kernels import pack_spab, reference
 from espan_kernels._features import from_nchw, to_nchw
-from tests.kernels.winograd_reference import FACTOR, by_winograd
-from tests.tolerance import assert_accurate
+from tests.kernels.winograd_reference import WINOGRAD, by_winograd
+from tests.tolerance import FACTOR, assert_accurate
 
 # (x, packed, channels, convs) -> y and activation
 Run = Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
@@ -42,13 +42,15 @@ def check(
     packed = pack_spab(weights, biases, dtype, device, form=form)
     features = from_nchw(x)
     results = run(features.to(device), packed, channels, convs)
-    # In the same memory layout: PyTorch has another order of summation for each.
-    factor = FACTOR if winograd and dtype == torch.float32 else 2
-    with by_winograd() if winograd else nullcontext():
-        expected = reference.spab(to_nchw(features, channels), weights, biases)
-    exact = reference.spab(x.double(), [w.double() for w in weights], [b.double() for b in biases])
-    for actual, plain, true in zip(results, expected, exact, strict=True):
-        assert actual.shape[:3] == shape
-        assert actual.is_contiguous()
-        assert (actual[..., channels:] == 0).all()
-        assert_accurate(to_nchw(actual, channels).cpu(), plain, true, factor=factor)
+    for t in results:
+        assert t.shape[:3] == shape
+        assert t.is_contiguous()
+        assert (t[..., channels:] == 0).all()
+
+    def block(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        cast = [[t.to(dtype) for t in tensors] for tensors in (weights, biases)]
+        with by_winograd() if winograd else nullcontext():
+            return reference.spab(x.to(dtype), *cast)
+
+    factor = WINOGRAD if winograd and dtype == torch.float32 else FACTOR
+    assert_accurate([to_nchw(t, channels) for t in results], block, factor=factor)

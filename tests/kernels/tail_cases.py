@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from espan_kernels import pack_tail, reference
-from espan_kernels._features import from_nchw, to_nchw
-from tests.kernels.winograd_reference import FACTOR, by_winograd
-from tests.tolerance import assert_accurate
+from espan_kernels._features import from_nchw
+from tests.kernels.winograd_reference import WINOGRAD, by_winograd
+from tests.tolerance import FACTOR, allowed, assert_within, expected
 
 # (head, first, last, activation, packed, channels, scale, dtype, flag) -> image
 Run = Callable[..., Tensor]
@@ -53,12 +53,13 @@ def check(
     arguments: list[Any] = [head, first, last, activation[0] if activation else None, packed]
     image = run(*arguments, channels, scale, image_dtype, flag).cpu()
 
-    same_layout = [to_nchw(t, channels) for t in features]
-    factor = FACTOR if winograd and dtype == torch.float32 else 2
-    with by_winograd() if winograd else nullcontext():
-        plain = reference.tail(same_layout[0], same_layout[1:], *weights, scale)
-    wide = [t.double() for t in maps]
-    exact = reference.tail(wide[0], wide[1:], *(w.double() for w in weights), scale)
+    def plain(dtype: torch.dtype) -> Tensor:
+        last, *sides = (t.to(dtype) for t in maps)
+        with by_winograd() if winograd else nullcontext():
+            return reference.tail(last, sides, *(w.to(dtype) for w in weights), scale)
+
+    factor = WINOGRAD if winograd and dtype == torch.float32 else FACTOR
+    ((exact, error),) = expected(plain, dtype)
     assert image.shape == exact.shape
     out_of_range = not ((exact >= -1) & (exact <= 2)).all()
     assert flag.item() == out_of_range
@@ -66,13 +67,10 @@ def check(
         assert image.permute(0, 2, 3, 1).is_contiguous()
         levels = exact.clamp(0, 1) * 255
         # Rounding to a level allows half of one; the rest is what the rule allows before it.
-        allowed = 255 * (factor * (plain.double() - exact).abs().max() + torch.finfo(dtype).eps * 3)
-        assert ((image.double() - levels).abs() <= 0.5 + allowed).all()
+        bound = allowed(error, exact.abs().clamp(max=3).max().item(), dtype, factor)
+        assert ((image.double() - levels).abs() <= 0.5 + 255 * bound).all()
         return
     assert image.is_contiguous()
-    if image_dtype != dtype and image_dtype != torch.float32:
-        plain = plain.to(image_dtype)
-        assert_accurate(image, plain, exact, factor=factor)
-    else:
-        # float32 holds the kernel's own values: they must be as good as the features' dtype.
-        assert_accurate(image.to(dtype), plain, exact, factor=factor)
+    # float32 holds the kernel's own values: they must be as good as the features' dtype.
+    image = image.to(dtype) if image_dtype == torch.float32 else image
+    assert_within(image, exact, error, factor=factor)
