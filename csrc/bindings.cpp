@@ -13,11 +13,11 @@ STABLE_TORCH_LIBRARY(espan, m) {
   m.def("gate(Tensor o, Tensor x) -> Tensor");
   m.def("gate_backward(Tensor grad, Tensor o, Tensor x) -> (Tensor, Tensor)");
   m.def(
-      "frequency_loss(Tensor sr, Tensor hr, float pixel_weight, float alpha, float beta, "
+      "frequency_loss(Tensor sr, Tensor hr, float pixel, float hf, float dct, "
       "bool squared) -> (Tensor, Tensor)");
   m.def(
-      "frequency_loss_gradient(Tensor sr, Tensor hr, Tensor scale, float pixel_weight, "
-      "float alpha, float beta, bool squared) -> (Tensor, Tensor, Tensor)");
+      "frequency_loss_gradient(Tensor sr, Tensor hr, Tensor scale, float pixel, "
+      "float hf, float dct, bool squared) -> (Tensor, Tensor, Tensor)");
   m.def(
       "spab(Tensor x, Tensor packed, int channels, int convs, bool with_activation) "
       "-> (Tensor, Tensor)");

@@ -1,7 +1,7 @@
-"""Merging linear branches into one convolution: pure functions that return new kernels and models.
+"""Merging linear branches into one convolution, by pure functions that return new objects.
 
-A merge is exact, at the border of the image too, because every branch pads *before* its first
-convolution: padded pixels then pass through a 1x1's bias just as the merged kernel sees them.
+A merge is exact, also at the border of the image, because every branch pads *before* its first
+convolution: the bias of a 1x1 then applies to padded pixels too, as in the merged kernel.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Kernel(NamedTuple):
 
 @runtime_checkable
 class Reparameterized(Protocol):
-    """A convolution of several branches; `espan.branches` has them."""
+    """A convolution of several branches, as in `espan.branches`."""
 
     def merged(self, dtype: torch.dtype | None = None) -> Kernel: ...
 
@@ -40,9 +40,9 @@ class Reparameterized(Protocol):
 
 
 def compose(first: Kernel, second: Kernel) -> Kernel:
-    """The one convolution equal to `first` and then `second`; one of them must be 1x1.
+    """The convolution equal to `first` followed by `second`, one of which must be 1x1.
 
-    Padding for both comes before `first`.
+    Padding for both is applied before `first`.
     """
     if second.weight.shape[-1] == 1:
         weight = torch.einsum("om,mikl->oikl", second.weight[:, :, 0, 0], first.weight)
@@ -53,33 +53,33 @@ def compose(first: Kernel, second: Kernel) -> Kernel:
             f"compose: one kernel must be 1x1, got {tuple(first.weight.shape)} "
             f"and {tuple(second.weight.shape)}"
         )
-    # `first`'s bias is a constant image, so `second` sees the same value under each of its taps.
+    # The bias of `first` is a constant image, the same under each tap of `second`.
     bias = second.bias + second.weight.sum(dim=(2, 3)) @ first.bias
     return Kernel(weight, bias)
 
 
 def add(*kernels: Kernel) -> Kernel:
-    """The one convolution equal to the sum of parallel ones, of odd widths and the same centre."""
+    """The convolution equal to the sum of parallel ones, of odd widths and the same centre."""
     width = max(k.weight.shape[-1] for k in kernels)
     margins = [(width - k.weight.shape[-1]) // 2 for k in kernels]
     weights = [
         F.pad(k.weight, [margin] * 4) if margin else k.weight
         for k, margin in zip(kernels, margins, strict=True)
     ]
-    # One after the other, not stacked: 0.84 of the time of merging all of a [4, 0] network.
+    # Added in turn, not stacked: merging a [4, 0] network takes 0.84 of the time.
     return Kernel(reduce(torch.add, weights), reduce(torch.add, (k.bias for k in kernels)))
 
 
 def identity(like: Tensor) -> Kernel:
-    """The 1x1 that passes its input on; weight like `like` (out, in, 1, 1), bias zero (out,)."""
+    """The 1x1 that returns its input; weight like `like` (out, in, 1, 1), bias zero (out,)."""
     eye = torch.eye(*like.shape[:2], dtype=like.dtype, device=like.device)
     return Kernel(eye[:, :, None, None], like.new_zeros(like.shape[0]))
 
 
 def collapse(network: Network) -> Network:
-    """A new plain network equal to `network` with each re-parameterised convolution merged.
+    """A new plain network equal to `network`, with each re-parameterised convolution merged.
 
-    Merged in fp64 and rounded once to the dtype of the parameters.  The input is left as it is.
+    Computed in fp64 and rounded once to the dtype of the parameters.
     """
     plain = Network(network.architecture)
     parameter = next(network.parameters())
@@ -93,7 +93,7 @@ def collapse(network: Network) -> Network:
 def merged_state(module: nn.Module) -> dict[str, Tensor]:
     """The weights of a module's convolutions by name, re-parameterised ones merged in fp64."""
     state: dict[str, Tensor] = {}
-    inside: tuple[str, ...] = ()  # names of what a merged convolution is made of start so
+    inside: tuple[str, ...] = ()  # prefixes of the parts of merged convolutions
     for name, part in module.named_modules():
         if isinstance(part, Reparameterized):
             state[f"{name}.weight"], state[f"{name}.bias"] = part.merged(torch.float64)
@@ -109,16 +109,16 @@ def expand(network: Network, conv: ConvFactory, *, gate: Gate = reference.gate) 
     """A new network in training form whose `collapse` is `network`, bit for bit.
 
     Args:
-        network: a plain one, as files have it; it is left as it is.
+        network: a plain network, as loaded from a file; it is not changed.
         conv: makes the convolutions wider than 1x1 (`espan.branches.conv_factory`); each absorbs
-            the kernel that stands in its place.
+            the kernel that it replaces.
         gate: of the new network; training passes the kernel, `espan_kernels.gate`.
 
     Raises:
-        EspanError: a network that is in training form already.
+        EspanError: the network is already in training form.
     """
     if any(isinstance(module, Reparameterized) for module in network.modules()):
-        raise EspanError("expand: the network is in training form already; collapse it first")
+        raise EspanError("expand: the network is already in training form; collapse it first")
     parameter = next(network.parameters())
     expanded = Network(network.architecture, conv=conv, gate=gate)
     expanded.to(device=parameter.device, dtype=parameter.dtype)

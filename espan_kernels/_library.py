@@ -21,10 +21,10 @@ from espan_kernels._checks import check_frequency_loss, check_gate
 SCHEMAS = (
     "gate(Tensor o, Tensor x) -> Tensor",
     "gate_backward(Tensor grad, Tensor o, Tensor x) -> (Tensor, Tensor)",
-    "frequency_loss(Tensor sr, Tensor hr, float pixel_weight, float alpha, float beta, "
+    "frequency_loss(Tensor sr, Tensor hr, float pixel, float hf, float dct, "
     "bool squared) -> (Tensor, Tensor)",
-    "frequency_loss_gradient(Tensor sr, Tensor hr, Tensor scale, float pixel_weight, float alpha, "
-    "float beta, bool squared) -> (Tensor, Tensor, Tensor)",
+    "frequency_loss_gradient(Tensor sr, Tensor hr, Tensor scale, float pixel, float hf, "
+    "float dct, bool squared) -> (Tensor, Tensor, Tensor)",
     "spab(Tensor x, Tensor packed, int channels, int convs, bool with_activation) "
     "-> (Tensor, Tensor)",
     "head(Tensor image, Tensor packed, Tensor? mean, int channels, int kernel) -> Tensor",

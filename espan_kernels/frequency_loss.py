@@ -7,6 +7,7 @@ from torch import Tensor
 
 from espan_kernels import _library  # noqa: F401  (defines torch.ops.espan)
 from espan_kernels._checks import check_frequency_loss
+from espan_kernels.frequency_loss_reference import DCT_WEIGHT, HF_WEIGHT
 from espan_kernels.gate import _in_autocast
 
 
@@ -21,45 +22,45 @@ def frequency_loss(
     sr: Tensor,
     hr: Tensor,
     *,
-    pixel_weight: float = 1.0,
-    alpha: float = 1.0,
-    beta: float = 0.001,
+    pixel: float = 1.0,
+    hf: float = HF_WEIGHT,
+    dct: float = DCT_WEIGHT,
     squared: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """``pixel_weight * pixel + alpha * HF + beta * DCT``: equations 7 to 9 of the ESPAN paper.
+    """``pixel * L + hf * HF + dct * DCT``: equations 7 to 9 of the ESPAN paper.
 
-    With ``d = hr - sr``: ``pixel = mean(d ** 2)``, or ``mean(|d|)`` unless ``squared``;
+    With ``d = hr - sr``: ``L = mean(d ** 2)``, or ``mean(|d|)`` unless ``squared``;
     ``HF = mean(|d - B(d)|)`` with ``B`` a 5x5 Gaussian blur of sigma 1.1 (Eq. 7); ``DCT =
     mean(|DCT(d)|)`` with the orthonormal DCT-II of 8x8 blocks of each channel (Eq. 8); the sum is
     Eq. 9.  Borders, and edges that are not a multiple of 8, are reflected.  Means run over all
     elements, the DCT's over all coefficients; the derivative of ``|.|`` at 0 is 0.  Arithmetic is
     float32.  Equivalent to :func:`espan_kernels.reference.frequency_loss`.
 
-    Differentiable once.  The backward pass reads ``sr`` and ``hr`` again: for 16-bit types that
-    moves 10 bytes per element in all, where keeping a float32 gradient would move 14 and hold 4;
-    for float32 it is 20 either way.  A trainer that knows the incoming gradient beforehand calls
+    Differentiable once.  The backward pass reads ``sr`` and ``hr`` again: for 16-bit types, forward
+    and backward move 10 bytes per element, where keeping a float32 gradient would move 14 and hold
+    4; for float32 it is 20 either way.  A trainer that knows the incoming gradient in advance calls
     :func:`frequency_loss_gradient` instead, which moves 6 and 12.
 
     Args:
         sr: (N, C, H, W) in any memory layout, at least one element; float32, float16 or bfloat16.
-            The weights suit values in 0 to 1, which nothing depends on.
-        hr: of the shape, dtype and device of ``sr``.  Under autocast the dtypes may differ and the
+            The default weights are meant for values in 0 to 1.
+        hr: of the shape, dtype and device of ``sr``.  Under autocast the dtypes may differ; the
             wider one is used.
-        pixel_weight: of the pixel term; 0 leaves it out of the sum.
-        alpha: of HF.
-        beta: of DCT.
-        squared: whether the pixel term is L2, as in Eq. 9, or L1.
+        pixel: weight of L; 0 leaves it out of the sum.
+        hf: weight of HF, alpha in the paper.
+        dct: weight of DCT, beta in the paper.
+        squared: whether L is the mean square, as in Eq. 9, or the mean absolute difference.
 
     Returns:
-        The loss, of shape (), and the three terms before they are weighted, of shape (3,): pixel,
-        HF, DCT.  Both are float32; the terms carry no gradient.  Not a number and infinity come
-        through.  The result does not depend on the number of threads.
+        The loss, of shape (), and the three terms before weighting, of shape (3,): L, HF, DCT.
+        Both are float32; the terms have no gradient.  NaN and infinity propagate.  The result
+        does not depend on the number of threads.
 
     Raises:
-        RuntimeError: another dtype or shape, or ``hr`` that does not match ``sr``; and in the
-            backward pass, if a second derivative is asked for.
+        RuntimeError: an unsupported dtype or shape, ``hr`` that does not match ``sr``, or a second
+            derivative.
     """
-    return torch.ops.espan.frequency_loss(*_matched(sr, hr), pixel_weight, alpha, beta, squared)
+    return torch.ops.espan.frequency_loss(*_matched(sr, hr), pixel, hf, dct, squared)
 
 
 def frequency_loss_gradient(
@@ -67,14 +68,14 @@ def frequency_loss_gradient(
     hr: Tensor,
     scale: Tensor,
     *,
-    pixel_weight: float = 1.0,
-    alpha: float = 1.0,
-    beta: float = 0.001,
+    pixel: float = 1.0,
+    hf: float = HF_WEIGHT,
+    dct: float = DCT_WEIGHT,
     squared: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, its terms and ``scale`` times its gradient for ``sr``, in one pass over both.
 
-    It takes no part in autograd; the gradient goes to ``sr.backward``::
+    It is not differentiable; pass the gradient to ``sr.backward``::
 
         scale = scaler.scale(torch.ones((), device=sr.device))  # torch.ones without a GradScaler
         loss, terms, gradient = frequency_loss_gradient(sr, hr, scale)
@@ -86,22 +87,17 @@ def frequency_loss_gradient(
     Args:
         sr: as in :func:`frequency_loss`.
         hr: as there.
-        scale: one float32 number on the device of ``sr``.
-        pixel_weight: as there.
-        alpha: as there.
-        beta: as there.
-        squared: as there.
+        scale: a float32 tensor of one element on the device of ``sr``.
+        pixel, hf, dct, squared: as there.
 
     Returns:
-        The loss, the terms, and the gradient: like ``sr``, with its strides if it has no gaps.
+        The loss, the terms, and the gradient: like ``sr``, with its strides if it is dense.
 
     Raises:
-        RuntimeError: what does not fit, as there.
+        RuntimeError: as there.
     """
     sr, hr = _matched(sr.detach(), hr.detach())
-    return torch.ops.espan.frequency_loss_gradient(
-        sr, hr, scale.detach(), pixel_weight, alpha, beta, squared
-    )
+    return torch.ops.espan.frequency_loss_gradient(sr, hr, scale.detach(), pixel, hf, dct, squared)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -133,7 +129,7 @@ def register_gradient(namespace: str) -> None:
 
 @torch.library.register_fake("espan::frequency_loss")
 def _(
-    sr: Tensor, hr: Tensor, pixel_weight: float, alpha: float, beta: float, squared: bool
+    sr: Tensor, hr: Tensor, pixel: float, hf: float, dct: float, squared: bool
 ) -> tuple[Tensor, Tensor]:
     check_frequency_loss("espan::frequency_loss", sr, hr)
     return sr.new_empty((), dtype=torch.float32), sr.new_empty(3, dtype=torch.float32)
@@ -144,9 +140,9 @@ def _(
     sr: Tensor,
     hr: Tensor,
     scale: Tensor,
-    pixel_weight: float,
-    alpha: float,
-    beta: float,
+    pixel: float,
+    hf: float,
+    dct: float,
     squared: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_frequency_loss("espan::frequency_loss_gradient", sr, hr, scale)

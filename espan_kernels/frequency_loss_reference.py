@@ -1,15 +1,18 @@
 """The frequency-aware loss in plain PyTorch, its gradient written out beside it.
 
-Everything is linear up to the norms, so only the difference ``d = HR - SR`` is needed.  Three open
-points of the paper are settled here, for all implementations alike:
+Everything is linear up to the norms, so only the difference ``d = HR - SR`` is needed.  The paper
+leaves three points open; all implementations agree on these:
 
-* **Borders** are reflected without repeating the edge pixel (NumPy's ``reflect``), again and again
-  where an image is smaller than what it lacks: a row 0 1 2 goes on 1 0 1 2 1 ..., and a single
-  pixel repeats.  The same rule pads an edge that is not a multiple of 8 for the DCT.
-* **The DCT's mean** runs over all coefficients, those of padded blocks included: it is the mean of
-  the tensor whose norm is taken, so padding does not make the term larger.
-* **The blur** is written as ``d + w1 (sum of the two nearest - 2 d) + w2 (...)``: a constant
-  difference has exactly no high frequencies, and so no gradient of random sign.
+* **Borders** are reflected without repeating the edge pixel (NumPy's ``reflect``), repeatedly where
+  the image is smaller than the padding: a row 0 1 2 continues 1 0 1 2 1 ..., and a single pixel is
+  repeated.  An edge that is not a multiple of 8 is padded for the DCT by the same rule.
+* **The mean of the DCT** is over all coefficients, including those of padded blocks, so that
+  padding does not make the term larger.
+* **The blur** is computed as ``d + w1 (sum of the two nearest - 2 d) + w2 (...)``, so that
+  a constant difference has exactly no high frequencies, and no gradient of random sign.
+
+The constants of the loss are defined here.  ``csrc/frequency_loss.h`` has their values for C++, and
+a test compares them.
 """
 
 import math
@@ -18,10 +21,11 @@ import torch
 from torch import Tensor
 
 SIGMA = 1.1  # of the 5x5 Gaussian
+HF_WEIGHT, DCT_WEIGHT = 1.0, 0.001  # the defaults: alpha and beta of Sec. 3.3
 
 
 def gaussian() -> tuple[float, float]:
-    """The weights of the neighbours at distance 1 and 2; the centre has what is left of 1."""
+    """The weights of the neighbours at distance 1 and 2; all weights of an axis sum to 1."""
     one, two = (math.exp(-k * k / (2 * SIGMA * SIGMA)) for k in (1, 2))
     total = 1 + 2 * one + 2 * two
     return one / total, two / total
@@ -99,7 +103,7 @@ def _coefficients_transposed(c: Tensor, height: int, width: int) -> Tensor:
 
 
 def _sign(v: Tensor) -> Tensor:
-    """The derivative of ``|v|``, 0 at 0; unlike torch.sign, not a number where ``v`` is none."""
+    """The derivative of ``|v|``, 0 at 0; unlike torch.sign, NaN where ``v`` is NaN."""
     return torch.where(v.isnan(), v, v.sign())
 
 
@@ -111,32 +115,33 @@ def _difference(sr: Tensor, hr: Tensor) -> Tensor:
 def frequency_loss(
     sr: Tensor,
     hr: Tensor,
-    pixel_weight: float = 1.0,
-    alpha: float = 1.0,
-    beta: float = 0.001,
+    pixel: float = 1.0,
+    hf: float = HF_WEIGHT,
+    dct: float = DCT_WEIGHT,
     squared: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """``pixel_weight * pixel + alpha * HF + beta * DCT``; its gradient comes by autograd.
+    """``pixel * L + hf * HF + dct * DCT``, differentiable by autograd.
 
     With ``d = hr - sr``, ``B`` the 5x5 Gaussian blur (sigma 1.1) and ``DCT`` the orthonormal DCT-II
-    of 8x8 blocks, each a mean over all elements: ``pixel = mean(d ** 2)``, or ``mean(|d|)`` unless
+    of 8x8 blocks, each a mean over all elements: ``L = mean(d ** 2)``, or ``mean(|d|)`` unless
     ``squared``; ``HF = mean(|d - B(d)|)``; ``DCT = mean(|DCT(d)|)``.
 
     Args:
         sr: (N, C, H, W), floating-point; 16-bit types are computed in float32.
         hr: like ``sr``.
-        pixel_weight: of the first term.
-        alpha: of the second.
-        beta: of the third.
-        squared: whether the first term is L2.
+        pixel, hf, dct: weights of L, HF and DCT.
+        squared: whether L is the mean square or the mean absolute difference.
 
     Returns:
-        The loss, of shape (), and the three terms before they are weighted, of shape (3,).
+        The loss, of shape (), and the three terms before weighting, of shape (3,).
     """
     d = _difference(sr, hr)
-    pixel = d.square() if squared else d.abs()
-    terms = (pixel.mean(), (d - _blur(d)).abs().mean(), _coefficients(d).abs().mean())
-    loss = pixel_weight * terms[0] + alpha * terms[1] + beta * terms[2]
+    terms = (
+        (d.square() if squared else d.abs()).mean(),
+        (d - _blur(d)).abs().mean(),
+        _coefficients(d).abs().mean(),
+    )
+    loss = pixel * terms[0] + hf * terms[1] + dct * terms[2]
     return loss, torch.stack(terms)
 
 
@@ -144,9 +149,9 @@ def frequency_loss_gradient(
     sr: Tensor,
     hr: Tensor,
     scale: Tensor,
-    pixel_weight: float = 1.0,
-    alpha: float = 1.0,
-    beta: float = 0.001,
+    pixel: float = 1.0,
+    hf: float = HF_WEIGHT,
+    dct: float = DCT_WEIGHT,
     squared: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The results of :func:`frequency_loss` and ``scale`` times the gradient for ``sr``.
@@ -154,24 +159,20 @@ def frequency_loss_gradient(
     Args:
         sr: as there.
         hr: as there.
-        scale: one number: the gradient of what is minimised with respect to the loss.
-        pixel_weight: as there.
-        alpha: as there.
-        beta: as there.
-        squared: as there.
+        scale: a tensor of one element, the gradient with respect to the loss.
+        pixel, hf, dct, squared: as there.
 
     Returns:
-        The loss, the terms, and the gradient like ``sr``, rounded to its dtype once,
-        at the end.
+        The loss, the terms, and the gradient like ``sr``, rounded to its dtype once, at the end.
     """
-    loss, terms = frequency_loss(sr, hr, pixel_weight, alpha, beta, squared)
+    loss, terms = frequency_loss(sr, hr, pixel, hf, dct, squared)
     d = _difference(sr, hr)
     height, width = d.shape[2:]
-    pixel = 2 * d if squared else _sign(d)
+    difference = 2 * d if squared else _sign(d)
     high = _sign(d - _blur(d))
     high = high - _blur_transposed(high)
     signs = _sign(_coefficients(d))
     spectrum = _coefficients_transposed(signs, height, width)
-    gradient = pixel_weight / d.numel() * pixel
-    gradient = gradient + alpha / d.numel() * high + beta / signs.numel() * spectrum
+    gradient = pixel / d.numel() * difference
+    gradient = gradient + hf / d.numel() * high + dct / signs.numel() * spectrum
     return loss, terms, (-scale.to(d.dtype) * gradient).to(sr.dtype)

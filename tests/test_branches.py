@@ -173,7 +173,7 @@ def test_expand_and_collapse_a_network(kind: str, architecture: Architecture, ma
 
 def test_expand_needs_a_plain_network() -> None:
     network = Network(ESPAN.replace(channels=4), conv=GRepConv)
-    with pytest.raises(EspanError, match="training form already; collapse it first"):
+    with pytest.raises(EspanError, match="already in training form; collapse it first"):
         expand(network, GRepConv)
 
 

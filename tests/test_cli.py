@@ -132,13 +132,17 @@ def test_upscale_tells_of_an_implausible_output(run, folder, tmp_path, make_netw
         (["convert", "espan_x4", "{out}/w.safetensors", "--normalization", "1,2"], 1, "four numb"),
         (["info", "c32"], 1, "unknown architecture"),
         (["info", "espan", "--size", "9"], 2, "HEIGHTxWIDTH"),
-        (["prepare", "{in}"], 1, "--output must say what pack to write"),
+        (["prepare", "{in}"], 1, "--output is missing"),
         (["prepare", "{in}", "-o", "{out}/no/p"], 1, "does not exist"),
         (["prepare", "{in}", "-o", "{out}/p"], 1, "both sides need 64 (--smallest)"),
         (["prepare", "{out}", "-o", "{out}/p"], 1, "no images"),
         (["prepare", "{in}/a.png", "-o", "{out}/p"], 1, "a.png is not a folder"),
         (["prepare", "--check", "{in}/a.png"], 1, "is not a pack"),
-        (["prepare", "--check", "{in}", "-o", "{out}/p"], 1, "leave out --output"),
+        (
+            ["prepare", "--check", "{in}", "-o", "{out}/p"],
+            1,
+            "--output cannot be given with --check",
+        ),
         (["frobnicate"], 2, "No such command"),
     ],
 )
@@ -237,7 +241,7 @@ def test_prepare(run, folder, tmp_path):
     assert f"skipped: {folder / 'bad.png'}: begins with" in result.stderr
     assert "exists; --overwrite replaces it" in run(*command, status=1).stderr
     run(*command, "--overwrite")
-    assert run("prepare", "--check", pack).stdout == f"{pack} is whole\n"
+    assert run("prepare", "--check", pack).stdout == f"{pack} is intact\n"
     data = bytearray(pack.read_bytes())
     data[64] ^= 1
     pack.write_bytes(data)

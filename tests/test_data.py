@@ -40,7 +40,7 @@ def image(height: int, width: int, seed: int = 0, scale: int = 4) -> images.Trai
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two good photographs (one of them below), and six files that cannot be used."""
+    """Two good photographs (one of them in a subfolder), and six unusable files."""
     path = tmp_path / "photos"
     (path / "below").mkdir(parents=True)
     write_image(path / "b.png", Image(made_up(67, 50, 1)))
@@ -53,12 +53,12 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def test_images_are_found_below_and_unusable_ones_are_told(folder: Path) -> None:
-    told: list[tuple[int, int]] = []
+def test_images_are_found_in_subfolders_and_unusable_ones_are_reported(folder: Path) -> None:
+    calls: list[tuple[int, int]] = []
     found, skipped = open_images(
-        [folder], scale=4, smallest=8, each=lambda done, total: told.append((done, total))
+        [folder], scale=4, smallest=8, each=lambda done, total: calls.append((done, total))
     )
-    assert told == [(i, 6) for i in range(1, 7)]
+    assert calls == [(i, 6) for i in range(1, 7)]
     assert [i.name for i in found] == ["b.png", "below/a.jpg"]
     assert [s.path.name for s in skipped] == ["alpha.png", "broken.png", "empty.jpg", "tiny.png"]
     assert all(str(s.path) in s.reason for s in skipped)
@@ -288,14 +288,14 @@ def test_crops_finished_on_the_device_are_those_made_on_the_host(scale: int) -> 
 
 
 def test_crops_are_aligned_cut_from_the_whole_lr_and_of_all_symmetries() -> None:
-    """Pixels that tell their own position tell where a crop is from and how it was turned."""
+    """Pixels that encode their position show where a crop is from and how it was flipped."""
     y, x = np.mgrid[:10, :13]
     hr = np.kron(np.stack([y, x, 0 * x], axis=2), np.ones((4, 4, 1))).astype(np.uint8)
     hr[..., 2] = np.arange(40)[:, None] % 4 * 4 + np.arange(52) % 4
     one = image_in_memory("p", hr, 4)
     lr = one.lr
     crops = Crops([one], patch=4, seed=0)
-    turns, places = set(), set()
+    symmetries, places = set(), set()
     for index in range(600):
         small, large = crops.sample(index)
         top, left = large[..., 0].min(), large[..., 1].min()
@@ -303,9 +303,9 @@ def test_crops_are_aligned_cut_from_the_whole_lr_and_of_all_symmetries() -> None
             from_y, from_x = large[4 * i, 4 * j, :2]
             assert (large[4 * i : 4 * i + 4, 4 * j : 4 * j + 4, 0] == from_y).all()
             np.testing.assert_array_equal(small[i, j], lr[from_y, from_x])
-        turns.add(large[:4, :4, 2].tobytes())
+        symmetries.add(large[:4, :4, 2].tobytes())
         places.add((int(top), int(left)))
-    assert len(turns) == 8
+    assert len(symmetries) == 8
     assert places == {(i, j) for i in range(7) for j in range(10)}
 
 
@@ -369,7 +369,9 @@ def test_a_gpu_gives_what_the_cpu_does(scale: int) -> None:
 
 def test_a_batch_that_cannot_be_shared() -> None:
     crops = Crops([image(64, 80)], patch=8, seed=5)
-    with pytest.raises(EspanError, match="a batch of 8 cannot be shared equally by 3 processes"):
+    with pytest.raises(
+        EspanError, match="a batch of 8 cannot be divided equally among 3 processes"
+    ):
         batches(crops, batch=8, first_step=0, steps=1, rank=0, world=3, device=CPU)
 
 
@@ -406,7 +408,7 @@ def test_an_error_reaches_the_caller(workers: int) -> None:
         next(steps)
 
 
-def test_the_fingerprint_tells_other_data() -> None:
+def test_the_fingerprint_depends_on_names_pixels_and_order() -> None:
     one, two = image(64, 80), image(48, 52, 1)
     assert fingerprint([one, two]) == fingerprint([image(64, 80), image(48, 52, 1)])
     changed = made_up(48, 52, 1)

@@ -125,7 +125,7 @@ def test_names():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Architecture(0, (3,)), "channels must be a whole number >= 1, got 0"),
+        (lambda: Architecture(0, (3,)), "channels must be an integer >= 1, got 0"),
         (lambda: Architecture(32, ()), "convs must list 2 or 3 for each block"),
         (lambda: Architecture(32, (3, 4)), r"got \(3, 4\)"),
         (lambda: Architecture(32, (3,), head_kernel=8), "head_kernel must be odd, got 8"),

@@ -1,4 +1,4 @@
-"""Packs: what is in them, what is found wrong with them, and that none is ever half written."""
+"""Packs: their contents, damage to them, and that none is ever half written."""
 
 import hashlib
 import os
@@ -51,12 +51,12 @@ def pack(folder: Path) -> Path:
 
 
 def test_what_goes_in_comes_out(folder: Path) -> None:
-    path, told = folder.parent / "photos.pack", []
-    result = prepare([folder], path, smallest=32, each=lambda *at: told.append(at))
+    path, calls = folder.parent / "photos.pack", []
+    result = prepare([folder], path, smallest=32, each=lambda *at: calls.append(at))
     assert (result.images, result.duplicates, result.size) == (3, 1, path.stat().st_size)
     assert [s.path.name for s in result.skipped] == ["alpha.png", "broken.png", "tiny.png"]
     assert "64 x 31 pixels are too few; both sides need 32" in result.skipped[2].reason
-    assert told[-1] == (6, 6, 3 * (2 * 67 * 50 + 40 * 64))
+    assert calls[-1] == (6, 6, 3 * (2 * 67 * 50 + 40 * 64))
     opened = Pack(path)
     assert [e.name for e in opened.entries] == ["a.bmp", "b.png", f"d/{ODD}"]
     for index, expected in enumerate((noise(40, 64, 2), noise(67, 50, 1), noise(67, 50, 1))):
@@ -119,11 +119,11 @@ def spoil(path: Path, position: int, xor: int = 1) -> None:
     [
         (0, "is not a pack"),
         (7, "is not a pack"),
-        (8, "version 0; this espan reads version 1"),
-        (17, "its header tells of"),
-        (25, "its header tells of"),
-        (40, "its index is not the one that was written"),
-        (-2, "its index is not the one that was written"),
+        (8, "version 0, and this espan reads version 1"),
+        (17, "its header says"),
+        (25, "its header says"),
+        (40, "its index does not match its hash"),
+        (-2, "its index does not match its hash"),
     ],
 )
 def test_a_damaged_header_or_index(pack: Path, position: int, says: str) -> None:
@@ -135,14 +135,14 @@ def test_a_damaged_header_or_index(pack: Path, position: int, says: str) -> None
 
 def test_a_newer_version(pack: Path) -> None:
     spoil(pack, 8, xor=3)
-    with pytest.raises(EspanError, match=r"version 2; .* a newer espan reads it"):
+    with pytest.raises(EspanError, match=r"version 2, .* reads version 1; update espan"):
         open_images([pack], scale=4, smallest=8)
 
 
 @pytest.mark.parametrize("left", [0, 5, 30, 64, 5000, -1])
 def test_a_pack_cut_short(pack: Path, left: int) -> None:
     os.truncate(pack, left % pack.stat().st_size)
-    with pytest.raises(EspanError, match=r"not a pack|cut short|its header tells of"):
+    with pytest.raises(EspanError, match=r"not a pack|truncated|its header says"):
         open_images([pack], scale=4, smallest=8)
 
 
@@ -150,7 +150,7 @@ def test_damaged_pixels_are_never_trained_on(pack: Path) -> None:
     spoil(pack, HEADER + 3 * 40 * 64)  # the first byte of b.png
     images, _ = open_images([pack], scale=4, smallest=8)
     assert images[0].crop(0, 0, 8, 8)[1].shape == (32, 32, 3)
-    with pytest.raises(EspanError, match=r"the pixels of b.png are not those that were packed"):
+    with pytest.raises(EspanError, match=r"the pixels of b.png do not match their hash"):
         images[1].crop(4, 4, 8, 8)  # the spoilt byte is not even in it
     for workers in (0, 2):
         crops = Crops(images, patch=8, seed=0)

@@ -1,14 +1,14 @@
-"""Re-parameterised convolutions: several branches in training, one convolution afterwards.
+"""Re-parameterised convolutions: several branches in training, one convolution in inference.
 
-Each class is made as ``Conv(in_channels, out_channels, kernel)`` and maps (N, in, H, W) to
-(N, out, H, W) with zero padding of kernel // 2, and has
+Each class is constructed as ``Conv(in_channels, out_channels, kernel)``, maps (N, in, H, W) to
+(N, out, H, W) with zero padding of kernel // 2, and has these methods:
 
-* ``merged(dtype)``: the one kernel equal to its branches, at the border too; differentiable;
-* ``forward``: merges and runs one convolution, whose gradients are those of the parallel branches
-  at a fraction of the cost; ``branches``: runs them in parallel, which tests compare with;
-* ``add_(kernel)`` and ``scale_(factor)``: change the merged kernel by a sum or a product;
-* ``absorb(kernel)``: makes a given kernel the merged one, bit for bit, from where the branches
-  can be trained on.
+* ``merged(dtype)``: the single kernel equal to all branches, also at the border; differentiable;
+* ``forward``: merges the branches and runs one convolution, with the gradients of the parallel
+  branches at a fraction of their cost; ``branches`` runs them in parallel, for tests;
+* ``add_(kernel)`` and ``scale_(factor)``: add to the merged kernel, or multiply it;
+* ``absorb(kernel)``: makes the given kernel the merged one, bit for bit, so that training can
+  continue from it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ Kind = Literal["plain", "grep", "repvgg", "edbb", "rrrb", "repmbconv"]
 def conv_factory(
     kind: Kind, *, grep: tuple[int, int] = (2, 0), middle: int | None = None
 ) -> ConvFactory:
-    """What makes the convolutions of a `Network`: plain ones, or those that Tab. 7 compares.
+    """A factory for the convolutions of a `Network`: plain ones, or one of those in Tab. 7.
 
     Args:
-        kind: which.
-        grep: [a, b] of GRep; the others have no such option.
-        middle: the width of GRep's sequences between their two convolutions; default: that of
-            their input.
+        kind: of convolution.
+        grep: [a, b] of GRep; ignored by the others.
+        middle: channels between the two convolutions of a GRep sequence; default: those of its
+            input.
 
     Raises:
         EspanError: an unknown kind.

@@ -1,4 +1,4 @@
-"""What all re-parameterised convolutions share: their checks, and how they run."""
+"""Checks and helpers that all re-parameterised convolutions share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_sizes(in_channels: int, out_channels: int, kernel: int) -> None:
 
 
 def check_kernel(kernel: Kernel, weight: Tensor) -> None:
-    """Whether `kernel` is of the shape of a convolution whose weight is `weight`."""
+    """Raise EspanError unless `kernel` fits a convolution whose weight is like `weight`."""
     if kernel.weight.shape != weight.shape or kernel.bias.shape != weight.shape[:1]:
         raise EspanError(
             f"expected a kernel of shape {tuple(weight.shape)} and a bias of ({weight.shape[0]},), "
@@ -55,8 +55,8 @@ def multiply_(factor: Tensor | float, *convs: nn.Conv2d) -> None:
 def collapsed(conv: Reparameterized, x: Tensor) -> Tensor:
     """One convolution with the merged kernel.
 
-    The merge stays out of autocast: in bf16 each product of kernels would be rounded, and its many
-    small casts take a seventh of a training step.
+    Autocast is disabled for the merge: in bf16 each product of kernels would be rounded, and the
+    many small casts would take a seventh of a training step.
     """
     with torch.autocast(x.device.type, enabled=False):
         kernel = conv.merged()

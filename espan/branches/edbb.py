@@ -25,16 +25,16 @@ _LAPLACIAN = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
 class EdgeFilter(nn.Module):
     """A 1x1, then a fixed 3x3 filter of each channel, times a learned scale, plus a bias.
 
-    (N, in, H + 2, W + 2), padded already -> (N, out, H, W).
+    (N, in, H + 2, W + 2), already padded -> (N, out, H, W).
     """
 
     taps: Tensor
 
     def __init__(self, in_channels: int, out_channels: int, taps: Tensor) -> None:
         super().__init__()
-        # The original's has a bias, which no filter lets through: their taps sum to zero.
+        # The original has a bias here, which has no effect: the taps of every filter sum to 0.
         self.point = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-        # As small at first as in the original.
+        # Small initial values, as in the original.
         self.scale = nn.Parameter(1e-3 * torch.randn(out_channels))
         self.bias = nn.Parameter(1e-3 * torch.randn(out_channels))
         self.register_buffer("taps", taps.clone(), persistent=False)
@@ -45,7 +45,7 @@ class EdgeFilter(nn.Module):
 
     def merged(self, dtype: torch.dtype | None) -> Kernel:
         point, scale = self.point.weight.to(dtype=dtype), self.scale.to(dtype=dtype)
-        # The product of a diagonal kernel and the 1x1, without its zeros.
+        # The product of a diagonal kernel and the 1x1.
         weight = scale.view(-1, 1, 1, 1) * point * self.taps.to(dtype=dtype)
         return Kernel(weight, self.bias.to(dtype=dtype))
 
@@ -53,12 +53,12 @@ class EdgeFilter(nn.Module):
 class EDBBConv(nn.Module):
     """``k x k + 1x1 + identity + (1x1 - k x k)`` and, each after a 1x1, two Sobels and a Laplacian.
 
-    The identity, as in the original, only where in == out.  Between the 1x1 and the k x k there are
-    twice as many channels as at the output, which the original recommends for small networks.  The
-    filters are 3x3 in a wider kernel, too.
+    As in the original, there is an identity only if in == out.  Between the 1x1 and the k x k there
+    are twice as many channels as at the output, which the original recommends for small networks.
+    The filters are 3x3, also if the kernel is wider.
 
     Args:
-        in_channels, out_channels, kernel: of the convolution it stands for; padding kernel // 2.
+        in_channels, out_channels, kernel: of the convolution that it replaces.
 
     Raises:
         EspanError: a kernel that is even or narrower than the filters, or no channels.
@@ -79,7 +79,7 @@ class EDBBConv(nn.Module):
         self.has_identity = in_channels == out_channels
 
     def merged(self, dtype: torch.dtype | None = None) -> Kernel:
-        """The one kernel equal to all branches, computed in `dtype` (default: the parameters')."""
+        """The kernel equal to all branches, in `dtype` (default: that of the parameters)."""
         point = kernel_of(self.point, dtype)
         if self.has_identity:
             point = add(point, identity(point.weight))
@@ -94,7 +94,7 @@ class EDBBConv(nn.Module):
         return collapsed(self, x)
 
     def branches(self, x: Tensor) -> Tensor:
-        """The same by parallel branches: each pads first, so that biases pass the border alike."""
+        """The same by parallel branches.  Each pads first, so that biases apply at the border."""
         padded = F.pad(x, [self.wide.kernel_size[0] // 2] * 4)
         y = self.wide(padded) + self.point(x) + self.reduce(self.expand(padded))
         for edges in self.filters:
@@ -103,12 +103,12 @@ class EDBBConv(nn.Module):
 
     @torch.no_grad()
     def add_(self, kernel: Kernel) -> None:
-        """Add a kernel to the merged one, by the wide branch."""
+        """Add a kernel to the merged one, in the wide branch."""
         set_(self.wide, add(kernel_of(self.wide, None), kernel))
 
     @torch.no_grad()
     def scale_(self, factor: Tensor | float) -> None:
-        """Multiply the output by a number; the identity's part of it goes into the 1x1."""
+        """Multiply the output by a factor; the 1x1 takes the identity's part."""
         multiply_(factor, self.wide, self.point, self.reduce)
         for edges in self.filters:
             edges.scale.mul_(factor)  # type: ignore[operator]

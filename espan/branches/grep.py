@@ -25,13 +25,12 @@ class GRepConv(nn.Module):
     """``k x k + 1x1 + a * (1x1 - k x k) + b * (k x k - 1x1)``, written [a, b] (Eq. 5).
 
     Args:
-        in_channels, out_channels, kernel: of the convolution it stands for; padding kernel // 2.
-        sequences: (a, b), how many of each kind of sequence.
-        middle: channels between the two convolutions of a sequence; default: as many as at its
-            input.
+        in_channels, out_channels, kernel: of the convolution that it replaces.
+        sequences: (a, b), the number of sequences of each kind.
+        middle: channels between the two convolutions of a sequence; default: those of its input.
 
     Raises:
-        EspanError: an even kernel, numbers that are negative, or no channels.
+        EspanError: an even kernel, a negative number of sequences, or no channels.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class GRepConv(nn.Module):
         self.wide_last = wide_last
 
     def merged(self, dtype: torch.dtype | None = None) -> Kernel:
-        """The one kernel equal to all branches, computed in `dtype` (default: the parameters')."""
+        """The kernel equal to all branches, in `dtype` (default: that of the parameters)."""
         pairs = self._pairs(dtype)
         return add(
             kernel_of(self.wide, dtype),
@@ -74,7 +73,7 @@ class GRepConv(nn.Module):
         return collapsed(self, x)
 
     def branches(self, x: Tensor) -> Tensor:
-        """The same by parallel branches: each pads first, so that biases pass the border alike."""
+        """The same by parallel branches.  Each pads first, so that biases apply at the border."""
         padded = F.pad(x, [self.wide.kernel_size[0] // 2] * 4)
         y = self.wide(padded) + self.point(x)
         for sequence in self.sequences:
@@ -83,20 +82,20 @@ class GRepConv(nn.Module):
 
     @torch.no_grad()
     def add_(self, kernel: Kernel) -> None:
-        """Add a kernel to the merged one, by the wide branch."""
+        """Add a kernel to the merged one, in the wide branch."""
         set_(self.wide, add(kernel_of(self.wide, None), kernel))
 
     @torch.no_grad()
     def scale_(self, factor: Tensor | float) -> None:
-        """Multiply the output by a number, in each branch's last convolution."""
+        """Multiply the output by a factor, in the last convolution of each branch."""
         multiply_(factor, self.wide, self.point, *self._last())
 
     @torch.no_grad()
     def absorb(self, kernel: Kernel) -> None:
         """Make `kernel` the merged one, bit for bit: it becomes the wide branch.
 
-        The 1x1 and the last convolutions of the sequences become zero; the first ones stay as they
-        are, so that gradients reach the last ones.
+        The 1x1 and the last convolutions of the sequences become zero; the first ones do not
+        change, so that gradients reach the last ones.
         """
         check_kernel(kernel, self.wide.weight)
         set_(self.wide, kernel)
@@ -113,9 +112,9 @@ class GRepConv(nn.Module):
 
 
 def _sum(pairs: list[tuple[Kernel, Kernel]]) -> Kernel:
-    """The kernel of sequences of one kind: side by side, they are one with a wide middle."""
-    # The biases' gradients must not be views of one tensor, as those of a stack are: what changes
-    # gradients in place (clipping, accumulation) would change each of them several times.
+    """The kernel of sequences of one kind, which together are one with a wider middle."""
+    # The gradients of the biases must not be views of one tensor, as those of a stack are:
+    # operations in place (clipping, accumulation) would then change each of them several times.
     first, second = zip(*pairs, strict=True)
     return compose(
         Kernel(torch.cat([k.weight for k in first]), torch.cat([k.bias for k in first])),

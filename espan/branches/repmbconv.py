@@ -11,14 +11,14 @@ from espan.reparameterize import Kernel
 
 
 class RepMBConv(RRRBConv):
-    """``x + reduce(h + a * feature(h))``: an RRRB with an attention of the k x k's channels.
+    """``x + reduce(h + a * feature(h))``: an RRRB with an attention over the channels of the k x k.
 
-    The attention ``a = sigmoid(W2 silu(W1 t))`` has parameters only, no input, so it merges.  The
-    original means it to start at 0.5, but fills W1 and W2 with ones, by which it starts at 1 in
-    fp32, where the sigmoid has no gradient; here W2 starts at zero, so that it is 0.5.
+    The attention ``a = sigmoid(W2 silu(W1 t))`` depends on parameters only, so it can be merged.
+    In the original it is meant to start at 0.5, but W1 and W2 are filled with ones, so that it
+    starts at 1 in fp32, where the sigmoid has no gradient.  Here W2 starts at 0, which gives 0.5.
 
     Args:
-        in_channels, out_channels, kernel: of the convolution it stands for; padding kernel // 2.
+        in_channels, out_channels, kernel: of the convolution that it replaces.
 
     Raises:
         EspanError: an even kernel, or no channels.

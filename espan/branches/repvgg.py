@@ -18,10 +18,10 @@ from espan.reparameterize import Kernel, add, identity
 
 
 class RepVGGConv(nn.Module):
-    """``k x k + 1x1 + identity``; the identity, as in the original, only where in == out.
+    """``k x k + 1x1 + identity``; as in the original, the identity only if in == out.
 
     Args:
-        in_channels, out_channels, kernel: of the convolution it stands for; padding kernel // 2.
+        in_channels, out_channels, kernel: of the convolution that it replaces.
 
     Raises:
         EspanError: an even kernel, or no channels.
@@ -35,7 +35,7 @@ class RepVGGConv(nn.Module):
         self.has_identity = in_channels == out_channels
 
     def merged(self, dtype: torch.dtype | None = None) -> Kernel:
-        """The one kernel equal to all branches, computed in `dtype` (default: the parameters')."""
+        """The kernel equal to all branches, in `dtype` (default: that of the parameters)."""
         wide, point = kernel_of(self.wide, dtype), kernel_of(self.point, dtype)
         if self.has_identity:
             point = add(point, identity(point.weight))
@@ -51,12 +51,12 @@ class RepVGGConv(nn.Module):
 
     @torch.no_grad()
     def add_(self, kernel: Kernel) -> None:
-        """Add a kernel to the merged one, by the wide branch."""
+        """Add a kernel to the merged one, in the wide branch."""
         set_(self.wide, add(kernel_of(self.wide, None), kernel))
 
     @torch.no_grad()
     def scale_(self, factor: Tensor | float) -> None:
-        """Multiply the output by a number; the identity's part of it goes into the 1x1."""
+        """Multiply the output by a factor; the 1x1 takes the identity's part."""
         multiply_(factor, self.wide, self.point)
         if self.has_identity:
             self.point.weight.add_((factor - 1) * identity(self.point.weight).weight)

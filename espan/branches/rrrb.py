@@ -22,11 +22,11 @@ class RRRBConv(nn.Module):
     """``x + reduce(h + feature(h))`` with ``h = expand(x)``; feature is k x k, the others 1x1.
 
     The original has in == out and twice as many channels in the middle.  Here the middle has twice
-    the larger of in and out, so that every kernel can be reached, and the outer identity is only
-    where in == out.
+    the larger of in and out, so that any kernel can be represented, and there is an outer identity
+    only if in == out.
 
     Args:
-        in_channels, out_channels, kernel: of the convolution it stands for; padding kernel // 2.
+        in_channels, out_channels, kernel: of the convolution that it replaces.
 
     Raises:
         EspanError: an even kernel, or no channels.
@@ -42,11 +42,11 @@ class RRRBConv(nn.Module):
         self.has_identity = in_channels == out_channels
 
     def gains(self, dtype: torch.dtype | None = None) -> Tensor:
-        """(middle,): what the k x k's output is multiplied by: here nothing but 1."""
+        """(middle,): factors of the output of the k x k, here 1."""
         return torch.ones_like(self.feature.weight[:, 0, 0, 0], dtype=dtype)
 
     def merged(self, dtype: torch.dtype | None = None) -> Kernel:
-        """The one kernel equal to all branches, computed in `dtype` (default: the parameters')."""
+        """The kernel equal to all branches, in `dtype` (default: that of the parameters)."""
         expand, reduce = kernel_of(self.expand, dtype), kernel_of(self.reduce, dtype)
         gains, feature = self.gains(dtype), kernel_of(self.feature, dtype)
         feature = Kernel(gains.view(-1, 1, 1, 1) * feature.weight, gains * feature.bias)
@@ -59,7 +59,7 @@ class RRRBConv(nn.Module):
         return collapsed(self, x)
 
     def branches(self, x: Tensor) -> Tensor:
-        """The same as it is drawn: padding comes first, so that biases pass the border alike."""
+        """The same as a sequence.  Padding comes first, so that biases apply at the border."""
         padded = F.pad(x, [self.feature.kernel_size[0] // 2] * 4)
         feature = self.gains().view(1, -1, 1, 1) * self.feature(self.expand(padded))
         y = self.reduce(self.expand(x) + feature)
@@ -67,21 +67,21 @@ class RRRBConv(nn.Module):
 
     @torch.no_grad()
     def add_(self, kernel: Kernel) -> None:
-        """Add a kernel to the merged one, by the k x k between the inverses of the 1x1s."""
+        """Add a kernel to the merged one: between the inverses of the 1x1s, in the k x k."""
         width = self.feature.kernel_size[0]
         weight = F.pad(kernel.weight, [(width - kernel.weight.shape[-1]) // 2] * 4)
         into, out_of = (torch.linalg.pinv(c.weight[:, :, 0, 0]) for c in (self.expand, self.reduce))
         middle = torch.einsum("mo,oikl,in->mnkl", out_of, weight, into)
         self.feature.weight.add_(middle / self.gains().view(-1, 1, 1, 1))
-        # What the expansion's bias brings along with it.
+        # The contribution of the expansion's bias.
         assert self.expand.bias is not None
         assert self.reduce.bias is not None
-        along = weight.sum((2, 3)) @ into @ self.expand.bias
-        self.reduce.bias.add_(kernel.bias - along)
+        contribution = weight.sum((2, 3)) @ into @ self.expand.bias
+        self.reduce.bias.add_(kernel.bias - contribution)
 
     @torch.no_grad()
     def scale_(self, factor: Tensor | float) -> None:
-        """Multiply the output by a number; the outer identity's part goes into the k x k."""
+        """Multiply the output by a factor; the k x k takes the outer identity's part."""
         multiply_(factor, self.reduce)
         if self.has_identity:
             outer = identity(self.reduce.weight[:, : self.reduce.out_channels])
@@ -91,18 +91,18 @@ class RRRBConv(nn.Module):
     def absorb(self, kernel: Kernel) -> None:
         """Make `kernel` the merged one, bit for bit.
 
-        The first channels of the middle become the input, the last ones the output, the kernel is
-        between them, and the 1x1s' product, through which the inner identity goes, becomes minus
-        the outer one.  Whatever does not reach the output keeps its start.
+        The first channels of the middle become the input and the last ones the output, with the
+        kernel between them; the product of the 1x1s, along the inner identity, becomes minus the
+        outer identity.  What does not reach the output does not change.
         """
         expand, feature, reduce = self.expand, self.feature, self.reduce
         inputs, outputs = expand.in_channels, reduce.out_channels
         check_kernel(kernel, feature.weight[:outputs, :inputs])
         assert expand.bias is not None
         assert feature.bias is not None
-        for ours in (slice(0, inputs), slice(-outputs, None)):
-            expand.weight[ours] = 0
-            expand.bias[ours] = 0
+        for channels in (slice(0, inputs), slice(-outputs, None)):
+            expand.weight[channels] = 0
+            expand.bias[channels] = 0
         expand.weight[:inputs] = identity(expand.weight[:inputs]).weight
         if self.has_identity:
             expand.weight[-outputs:] = -identity(expand.weight[-outputs:]).weight

@@ -22,17 +22,17 @@ def command(
         Path | None, typer.Option("-o", "--output", help="The pack to write.", metavar="PACK")
     ] = None,
     smallest: Annotated[
-        int, typer.Option(help="Images with a side of fewer pixels are left out.")
+        int, typer.Option(help="Leave out images with fewer pixels on a side.")
     ] = 64,
     overwrite: Annotated[bool, typer.Option(help="Replace the pack if it exists.")] = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Read packs, and compare all pixels with their hashes.")
+        bool, typer.Option("--check", help="Read packs and compare all pixels with their hashes.")
     ] = False,
 ) -> None:
-    """Put photographs into one file to train on: decoded, with an index and hashes.
+    """Pack photographs into one file for training: decoded, with an index and hashes.
 
-    Folders are searched with all below.  What is damaged, has an alpha channel or is too small is
-    told and left out.
+    Folders are searched with their subfolders.  Images that are damaged, have an alpha channel or
+    are too small are reported and left out.
     """
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     with Progress(
@@ -52,14 +52,14 @@ def command(
 
         if check:
             if output is not None:
-                raise EspanError("--check writes nothing; leave out --output")
+                raise EspanError("--output cannot be given with --check, which writes nothing")
             found = [
                 f"{path}: {name}"
                 for path in sources
                 for name in Pack(path).damaged(lambda done, total: each(done, total, done))
             ]
         elif output is None:
-            raise EspanError("--output must say what pack to write")
+            raise EspanError("--output is missing: the pack to write")
         else:
             result = prepare(sources, output, smallest=smallest, overwrite=overwrite, each=each)
     if check:
@@ -67,14 +67,14 @@ def command(
             console.print(f"damaged: {line}", markup=False)
         if found:
             raise EspanError(
-                f"{len(found)} images are damaged; `espan prepare` makes the pack again"
+                f"{len(found)} images are damaged; make the pack again with `espan prepare`"
             )
-        print(f"{len(sources)} packs are whole" if len(sources) > 1 else f"{sources[0]} is whole")
+        print(f"{len(sources)} packs are intact" if len(sources) > 1 else f"{sources[0]} is intact")
         return
     for file in result.skipped:
         console.print(f"skipped: {file.reason}", markup=False)
     print(
         f"{output}  {result.images} images, {result.size / 1e9:.2f} GB"
         + (f", {len(result.skipped)} files skipped" if result.skipped else "")
-        + (f", {result.duplicates} with the pixels of another" if result.duplicates else "")
+        + (f", {result.duplicates} duplicates" if result.duplicates else "")
     )

@@ -1,4 +1,4 @@
-"""Training data: images in memory or in a pack, and the crops that a network is trained on."""
+"""Training data: images in memory or in packs, and their crops in batches."""
 
 from espan.data.crops import Crops
 from espan.data.images import (

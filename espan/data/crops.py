@@ -1,4 +1,4 @@
-"""Aligned HR and LR crops.  Sample i of a run is the same on any machine and in any order."""
+"""Aligned HR and LR crops.  Sample i of a run is the same on every machine and in any order."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from espan.errors import EspanError
 class Crops:
     """Crops of images, each a pure function of the seed and its index.
 
-    Every image is equally likely, however large: those of few pixels have the more detail in
-    a crop, and training goes twice as fast as with every pixel equally likely (150 photographs of
-    2 megapixels, 400 of 0.15: 25.70 dB after 250 steps against 25.71 dB after 500).  Then every
-    position in it is, and each of the 8 symmetries of a square.
+    Every image is equally likely, whatever its size, because small images have more detail per
+    crop: training is twice as fast as with every pixel equally likely (150 photographs of 2
+    megapixels, 400 of 0.15: 25.70 dB after 250 steps, instead of 25.71 dB after 500).  Within an
+    image every position is equally likely, and so is each of the 8 symmetries of a square.
 
     Args:
-        images: of one scale, with LR given for all or for none.
+        images: of one scale; LR is given for all of them or for none.
         patch: side of the LR crops.
         seed: 0 or more.
 
@@ -43,7 +43,7 @@ class Crops:
         self.scale = images[0].scale
 
     def place(self, index: int) -> tuple[TrainingImage, int, int, int]:
-        """Sample `index` (0 or more) of the run: image, LR row and column, symmetry (`turned`)."""
+        """Sample `index` (0 or more) of the run: image, LR row and column, symmetry (`flipped`)."""
         random = np.random.Generator(np.random.Philox(key=[self.seed, index]))
         image = self.images[int(random.integers(len(self.images)))]
         y = int(random.integers(image.height - self.patch + 1))
@@ -54,7 +54,7 @@ class Crops:
         """LR (p, p, 3) and HR (s*p, s*p, 3), uint8: sample `index` of the run."""
         image, y, x, symmetry = self.place(index)
         lr, hr = image.crop(y, x, self.patch, self.patch)
-        return turned(lr, symmetry), turned(hr, symmetry)
+        return flipped(lr, symmetry), flipped(hr, symmetry)
 
     def zeros(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Tensors of the shape of a batch."""
@@ -64,14 +64,14 @@ class Crops:
     def batch(self, first: int, count: int) -> tuple[Tensor, Tensor]:
         """Samples first ... first + count - 1: LR (N, 3, p, p) and HR (N, 3, s*p, s*p).
 
-        fp32 in 0-1, channels last in memory (which convolutions in bf16 on the CPU run fastest on).
+        fp32 in 0-1, channels last in memory, with which bf16 convolutions on the CPU are fastest.
         """
         lr, hr = zip(*(self.sample(first + i) for i in range(count)), strict=True)
         return _tensor(lr), _tensor(hr)
 
 
-def turned(crop: np.ndarray, symmetry: int) -> np.ndarray:
-    """Symmetry 0-7 of (p, p, 3): bit 0 mirrors up-down, 1 left-right, 2 the diagonal; a view."""
+def flipped(crop: np.ndarray, symmetry: int) -> np.ndarray:
+    """Symmetry 0-7 of (p, p, 3), a view: bit 0 flips up-down, 1 left-right, 2 the diagonal."""
     if symmetry & 1:
         crop = crop[::-1]
     if symmetry & 2:
@@ -83,5 +83,5 @@ def _tensor(crops: Sequence[np.ndarray]) -> Tensor:
     """N of (H, W, 3) uint8 -> (N, 3, H, W) fp32 in 0-1."""
     # Copied in units of 3 bytes: 0.7 ms for 16 crops of 192 pixels, 1.7 ms in single bytes.
     pixels = np.stack([crop.view("V3") for crop in crops]).view(np.uint8)
-    # In NumPy, which stays in this thread; torch's threads are those that train.
+    # In NumPy, which stays in this thread; torch would take threads from the training.
     return torch.from_numpy(np.divide(pixels, np.float32(255))).permute(0, 3, 1, 2)

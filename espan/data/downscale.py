@@ -1,13 +1,13 @@
-"""LR crops from HR crops with their context: what MATLAB's imresize makes of the whole image.
+"""LR crops from HR crops with their context, as MATLAB's imresize scales the whole image.
 
-Every LR crop equals, bit for bit, the crop of the LR image: both passes round to uint8, and both
-round the same way.
+Every LR crop equals the crop of the LR image, bit for bit, because both passes round to uint8 in
+the same way as for the whole image.
 
 - x2 and x4: the weights are multiples of 2**-8 and 2**-12.  22 bits hold every product with uint8
-  and every sum, so that fp32 rounds nothing in whatever order.
-- x3: the weights are multiples of 1/81, and no such sum is nearer than 1/162 to a half; fp32 errs
-  by 0.0004 at most, in whatever order.
-- others: fp64, with the weights of `imresize` at this place and its order of products and sums.
+  and every sum, so that fp32 is exact in any order.
+- x3: the weights are multiples of 1/81, so that no sum is closer than 1/162 to a half; the error of
+  fp32 is at most 0.0004, in any order.
+- others: fp64, with the weights of `imresize` at this position and its order of operations.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from espan.imaging.resize import mirrored, taps
 
 
 def reach(scale: int) -> int:
-    """HR pixels that the kernel, 4 * scale wide, takes on each side of those of an LR pixel."""
+    """HR pixels that the kernel, 4 * scale wide, needs on each side of those of an LR pixel."""
     return (3 * scale + 1) // 2
 
 
 def context(hr: np.ndarray, scale: int, top: int, left: int, size: tuple[int, int]) -> np.ndarray:
-    """The HR pixels that the LR pixels top ... top + size[0] - 1 (and so on) are made of.
+    """The HR pixels that the LR pixels top ... top + size[0] - 1, left ... are computed from.
 
-    hr  (s*H, s*W, 3), any type; its borders are mirrored as imresize does.
+    hr  (s*H, s*W, 3), any type; its borders are mirrored as by imresize.
 
     Returns (s*h + 2*reach, s*w + 2*reach, 3): a view, or a copy at a border.
     """

@@ -1,11 +1,11 @@
-"""A pack: the pixels of many photographs in one file that is mapped into memory.
+"""A pack: the pixels of many photographs in one file, which is mapped into memory.
 
     header   64 bytes, little-endian: magic (8), version (u32), zero (u32), bytes of pixels (u64),
              bytes of the index (u64), SHA-256 of the index (32)
     pixels   uint8 RGB, row by row, one image after the other without gaps
     index    JSON, ASCII: [name, height, width, SHA-256 of its pixels] of each image, in order
 
-Nothing in it depends on where or when it was made.
+The same images give the same bytes.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from espan.data.photographs import Decoded, sha256_of
 from espan.errors import EspanError
 from espan.files import atomic_write
 
-MAGIC = b"\x89ESPAN\r\n"  # no text file begins so, and a transfer as text spoils it
+MAGIC = b"\x89ESPAN\r\n"  # unlike any text file; a transfer as text damages it
 VERSION = 1
 _HEADER = struct.Struct("<8sIIQQ32s")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the index says of an image; `offset` counts bytes from the start of the file."""
+    """An image in the index; `offset` is in bytes from the start of the file."""
 
     name: str
     height: int
@@ -44,13 +44,14 @@ class Entry:
 
 
 class Pack:
-    """A pack that is open.  Its pixels are read from disk when they are used, not before.
+    """An open pack.  Pixels are read from disk when they are used.
 
-    It must not be cut short while it is in use: the system ends a process that reads what is gone.
+    The file must not be truncated while it is in use: the system kills a process that reads beyond
+    the end of a mapped file.
 
-    Raises EspanError if the file is no pack, of a newer version, cut short, or its index damaged.
-    What the index promises of the pixels is checked when each image is first used, since a hash of
-    everything takes 0.7 s for a gigabyte.
+    Raises EspanError if the file is not a pack, is of another version, is truncated, or has
+    a damaged index.  The pixels of an image are verified when it is first used, because hashing
+    takes 0.7 s per gigabyte.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,7 +62,7 @@ class Pack:
             self._file = os.dup(file.fileno())
         self._bytes = np.frombuffer(self._map, np.uint8)
         self._stamp = self._now()
-        self._proven = bytearray(len(self.entries))
+        self._verified = bytearray(len(self.entries))
 
     def __reduce__(self) -> tuple[type[Pack], tuple[Path]]:
         """Pickled as its path; another process opens the file itself."""
@@ -72,31 +73,29 @@ class Pack:
             os.close(self._file)
 
     def pixels(self, index: int) -> np.ndarray:
-        """Image `index`, (H, W, 3) uint8: a view of the file that cannot be written to.
+        """Image `index`, (H, W, 3) uint8: a read-only view of the file.
 
-        Raises EspanError if the file was written to since it was opened, or if the pixels are not
-        those that were packed, which is looked at once.
+        Raises EspanError if the file has changed since it was opened, or if the pixels do not match
+        their hash, which is checked once.
         """
         if self._now() != self._stamp:
-            raise EspanError(
-                f"{self.path} was changed while it was in use; a pack is never changed"
-            )
+            raise EspanError(f"{self.path} was changed while it was in use")
         entry = self.entries[index]
         end = entry.offset + entry.height * entry.width * 3
         pixels = self._bytes[entry.offset : end].reshape(entry.height, entry.width, 3)
-        if not self._proven[index]:
+        if not self._verified[index]:
             if sha256_of(pixels) != entry.sha256:
                 raise EspanError(
-                    f"{self.path} is damaged: the pixels of {entry.name} are not those that were "
-                    f"packed; `espan prepare --check` lists all that are damaged"
+                    f"{self.path} is damaged: the pixels of {entry.name} do not match their hash; "
+                    f"`espan prepare --check` lists all damaged images"
                 )
-            self._proven[index] = 1
+            self._verified[index] = 1
         return pixels
 
     def damaged(self, each: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
-        """The names of the images whose pixels are not those that were packed: reads everything.
+        """The names of the images whose pixels do not match their hash.  Reads the whole file.
 
-        `each(done, total)` is told of bytes.
+        `each` is called with (done, total) bytes.
         """
 
         def is_damaged(index: int) -> bool:
@@ -118,7 +117,7 @@ class Pack:
         return names
 
     def _now(self) -> tuple[int, int]:
-        """What changes when the file is written to: its size and the time, 1 microsecond to ask."""
+        """Size and modification time of the file (1 microsecond)."""
         status = os.fstat(self._file)
         return status.st_size, status.st_mtime_ns
 
@@ -144,25 +143,25 @@ def write_pack(path: Path, images: Iterable[Decoded]) -> int:
 
 
 def _read_index(path: Path, file: BinaryIO) -> tuple[list[Entry], int]:
-    """The entries, and the bytes of all pixels."""
+    """The entries, and the number of bytes of all pixels."""
     header = file.read(_HEADER.size)
     if not header.startswith(MAGIC):
         raise EspanError(f"{path} is not a pack; `espan prepare DIR -o PACK` makes one")
     if len(header) < _HEADER.size:
-        raise EspanError(f"{path} is cut short: {len(header)} bytes, not even a whole header")
+        raise EspanError(f"{path} is truncated: {len(header)} bytes, less than a header")
     _, version, _, size, length, digest = _HEADER.unpack(header)
     if version != VERSION:
         raise EspanError(
-            f"{path} is a pack of version {version}; this espan reads version {VERSION}: "
-            f"a newer espan reads it, or `espan prepare` makes it again"
+            f"{path} is a pack of version {version}, and this espan reads version {VERSION}; "
+            f"update espan, or make the pack again with `espan prepare`"
         )
     found, expected = os.fstat(file.fileno()).st_size, _HEADER.size + size + length
     if found != expected:
-        raise EspanError(f"{path} has {found} bytes, and its header tells of {expected}: damaged")
+        raise EspanError(f"{path} is damaged: it has {found} bytes, and its header says {expected}")
     file.seek(_HEADER.size + size)
     data = file.read(length)
     if hashlib.sha256(data).digest() != digest:
-        raise EspanError(f"{path} is damaged: its index is not the one that was written")
+        raise EspanError(f"{path} is damaged: its index does not match its hash")
     entries, offset = [], _HEADER.size
     for name, height, width, sha256 in json.loads(data):
         entries.append(Entry(name, height, width, sha256, offset))

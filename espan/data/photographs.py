@@ -18,7 +18,7 @@ from espan.imaging import is_image_path, read_image
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that is not used, and why."""
+    """A file that is not used, and the reason."""
 
     path: Path
     reason: str
@@ -35,9 +35,9 @@ class Decoded:
 
 
 def find_photographs(folders: Sequence[Path]) -> dict[Path, str]:
-    """The image files in the folders and all folders below, sorted within each folder given.
+    """The image files in the folders and their subfolders, sorted within each given folder.
 
-    Returns path -> name: the path below its folder, with "/" between.
+    Returns path -> name: the path below its folder, with "/" as separator.
     Raises EspanError for a folder that does not exist or holds no image files.
     """
     found: dict[Path, str] = {}
@@ -46,7 +46,7 @@ def find_photographs(folders: Sequence[Path]) -> dict[Path, str]:
             raise EspanError(f"{folder} is not a folder; a folder of photographs is expected")
         paths = sorted(p for p in folder.rglob("*") if is_image_path(p) and p.is_file())
         if not paths:
-            raise EspanError(f"no images in {folder} or the folders below")
+            raise EspanError(f"no images in {folder} or its subfolders")
         for path in paths:
             found.setdefault(path, path.relative_to(folder).as_posix())
     return found
@@ -55,15 +55,15 @@ def find_photographs(folders: Sequence[Path]) -> dict[Path, str]:
 def decode_photographs(
     names: Mapping[Path, str], usable: Callable[[str, int, int], str | None]
 ) -> Iterator[Decoded | Skipped]:
-    """Decode files on up to 16 cores, in their order, as many images ahead as cores.
+    """Decode files on up to 16 cores, in order, as many images ahead as there are cores.
 
     16-bit samples are rounded to 8 bits, gray becomes RGB.
 
     Args:
         names: path -> name, from `find_photographs`.
-        usable: says of (path, height, width) what is wrong with the size, or None.
+        usable: returns what is wrong with (path, height, width), or None.
 
-    Yields each photograph; for what is damaged, has an alpha channel or is not usable: why.
+    Yields each photograph, or `Skipped` if it is damaged, has an alpha channel or is unusable.
     """
     # A core decodes 120 MB (PNG) to 160 MB (JPEG) of pixels a second; 16 keep a disk busy.
     ahead = min(16, os.cpu_count() or 1)
@@ -87,7 +87,7 @@ def sha256_of(pixels: np.ndarray) -> str:
 
 
 def too_small(path: str, height: int, width: int, smallest: int, why: str) -> str | None:
-    """What is wrong with an image of fewer than `smallest` pixels on a side, or None."""
+    """What is wrong with an image that has fewer than `smallest` pixels on a side, or None."""
     if min(height, width) >= smallest:
         return None
     return f"{path}: {width} x {height} pixels are too few; both sides need {smallest} {why}"
@@ -99,7 +99,7 @@ def _in_order(
     paths: Iterable[Path],
     ahead: int,
 ) -> Iterator[Decoded | Skipped]:
-    """As pool.map, but with at most `ahead` results waiting: they are whole images."""
+    """As pool.map, but with at most `ahead` results in memory, because they are whole images."""
     waiting: deque[Future[Decoded | Skipped]] = deque()
     for path in paths:
         waiting.append(pool.submit(read, path))

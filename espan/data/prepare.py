@@ -1,4 +1,4 @@
-"""`espan prepare`: folders of photographs into a pack."""
+"""Making a pack of folders of photographs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from espan.errors import EspanError
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a pack was made of: images packed, those whose pixels another has, bytes of the file."""
+    """The number of images in a pack and of duplicates among them, and the size of the file."""
 
     images: int
     duplicates: int
@@ -35,21 +35,21 @@ def prepare(
     overwrite: bool = False,
     each: Callable[[int, int, int], None] = lambda done, total, size: None,
 ) -> Prepared:
-    """Write the pack of all images in the folders and below, sorted within each folder.
+    """Write a pack of all images in the folders and their subfolders, sorted within each folder.
 
-    In memory are as many images as there are cores, 16 at most, and one more.
+    At most one image more than there are cores, or 17, is in memory at a time.
 
     Args:
         folders: folders of photographs.
         output: the file to write.
         smallest: pixels that both sides must have.
         overwrite: replace `output` if it exists.
-        each: told (files done, files, bytes of pixels so far).
+        each: called with (files done, files, bytes of pixels so far).
 
     Raises:
-        EspanError: a folder that is none or has no images, no image that can be used, or an output
+        EspanError: a folder that does not exist or has no images, no usable image, or an output
             that exists or cannot be written.
-        OSError: the disk is full, for example.  What stood at `output` stays as it was.
+        OSError: the disk is full, for example.  An existing `output` remains unchanged.
     """
     if not output.parent.is_dir():
         raise EspanError(f"{output}: the folder {output.parent} does not exist")

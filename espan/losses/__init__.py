@@ -1,4 +1,4 @@
-"""What training minimises: losses between images, and the student's distance from its teacher."""
+"""Losses between images, and between a student and its teacher."""
 
 from espan.losses.distillation import self_distillation
 from espan.losses.loss import Loss

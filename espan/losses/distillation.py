@@ -1,4 +1,4 @@
-"""Self-distillation: where the teacher is better, the student learns from it (Sec. 3.1)."""
+"""Self-distillation: the student learns from the teacher where that is better (Sec. 3.1)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def self_distillation(
 ) -> Tensor:
     """``mean(((teacher - student) * mask) ** 2)``, a float32 tensor of shape () (Eq. 1 to 3).
 
-    The mask is 1 for pixels where the student's error is more than `threshold` above the teacher's;
-    an error is the mean of ``|. - hr|`` over the channels.  The mean runs over all elements, those
-    under the mask's zeros included.  The gradient is for the student alone: teacher and mask are
-    taken as they are, as in RIFE, from where the paper has the method.
+    The mask is 1 where the student's error exceeds the teacher's by more than `threshold`; the
+    error is the mean of ``|. - hr|`` over the channels.  The mean is over all elements, masked
+    ones included.  Only the student gets a gradient: teacher and mask are detached, as in RIFE, the
+    paper's source for the method.
 
     Args:
         student: (N, C, H, W), in 0-1, of any floating-point dtype; computed in float32.

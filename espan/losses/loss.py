@@ -69,9 +69,9 @@ class Loss:
             total = frequency_loss(
                 sr,
                 hr,
-                pixel_weight=0.0 if self.pixel == "none" else 1.0,
-                alpha=self.hf,
-                beta=self.dct,
+                pixel=0.0 if self.pixel == "none" else 1.0,
+                hf=self.hf,
+                dct=self.dct,
                 squared=self.pixel == "l2",
             )[0]
         d = hr.float() - sr.float() if self.fft or self.dwt else None

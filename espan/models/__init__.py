@@ -1,4 +1,4 @@
-"""The networks of the SPAN family: as data (`Architecture`) and as plain modules (`Network`)."""
+"""The networks of the SPAN family, as data (`Architecture`) and as plain modules (`Network`)."""
 
 from espan.models.architecture import (
     ESPAN,

@@ -1,4 +1,4 @@
-"""The SPAN family as data: one description for every network of it."""
+"""The SPAN family as data: a description of every network in it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Normalization:
             raise EspanError(f"normalization: img_range must be above 0, got {self.img_range!r}")
 
 
-# What the SPAN code subtracts and multiplies by (DIV2K's mean colour, data in 0-255).
+# The normalisation of the SPAN code: the mean colour of DIV2K, data in 0-255.
 SPAN_NORMALIZATION = Normalization(mean=(0.4488, 0.4371, 0.4040), img_range=255.0)
 
 
@@ -38,13 +38,13 @@ class Architecture:
 
     Attributes:
         channels: C, the width of every feature map.
-        convs: 3x3 convolutions in each block, from first to last; 3 is a full SPAB, 2 is one that
-            progressive learning took the third convolution from.
+        convs: number of 3x3 convolutions in each block, from first to last: 3 in a full SPAB, 2 if
+            progressive learning removed the third.
         scale: upscaling factor s; the last convolution has 3*s*s outputs.
         head_kernel: odd width of the first convolution (SPAN: 3, ESPAN: 9).
-        concat_last: what the concat takes from the last block beside its input to the tail:
-            ``"output"`` (ESPAN) or ``"activation"``, the first activation inside it (SPAN).
-        normalization: what is done to the 0-1 input first; None: nothing.
+        concat_last: the last operand of the concat, from the last block: its ``"output"`` (ESPAN)
+            or its first ``"activation"`` (SPAN).
+        normalization: applied to the 0-1 input; None: none.
 
     The concat is always ``[head, conv3(last block), first block, concat_last]``.
     """
@@ -60,7 +60,7 @@ class Architecture:
         for name in ("channels", "scale", "head_kernel"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise EspanError(f"architecture: {name} must be a whole number >= 1, got {value!r}")
+                raise EspanError(f"architecture: {name} must be an integer >= 1, got {value!r}")
         if self.head_kernel % 2 == 0:
             raise EspanError(f"architecture: head_kernel must be odd, got {self.head_kernel}")
         if not self.convs or any(n not in (2, 3) for n in self.convs):
@@ -76,7 +76,7 @@ class Architecture:
 
     @property
     def receptive_radius(self) -> int:
-        """LR pixels to each side of a pixel that its output depends on (ESPAN: 23)."""
+        """LR pixels on each side of a pixel that its output depends on (ESPAN: 23)."""
         return self.head_kernel // 2 + sum(self.convs) + 2  # + the tail's two 3x3 convolutions
 
     def replace(self, **changes: Any) -> Architecture:
@@ -84,12 +84,12 @@ class Architecture:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data; the inverse of `from_dict`."""
+        """JSON data; the inverse of `from_dict`."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Architecture:
-        """From `to_dict`'s data.  Unknown and missing keys are errors."""
+        """From the data of `to_dict`.  Unknown and missing keys are errors."""
         known = {f.name for f in dataclasses.fields(cls)}
         if set(data) != known:
             raise EspanError(
@@ -103,8 +103,8 @@ class Architecture:
         return cls(**fields)
 
 
-# The networks entered in the NTIRE efficient-SR challenges of 2025 and 2024, and the wider SPAN
-# that people train.
+# The entries in the NTIRE efficient-SR challenges of 2025 and 2024, and the wider SPAN in common
+# use.
 ESPAN = Architecture(channels=32, convs=(3, 3, 3, 3, 3, 2), head_kernel=9)
 SPAN = Architecture(
     channels=28, convs=(3,) * 6, concat_last="activation", normalization=SPAN_NORMALIZATION

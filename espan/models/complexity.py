@@ -1,4 +1,4 @@
-"""What a network costs, counted as the challenge and the paper count it."""
+"""The cost of a network, counted as in the challenge and the paper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The networks of the family as plain PyTorch modules: the reference for everything else."""
+"""The networks of the family as plain PyTorch modules, the reference for all other code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def plain_conv(in_channels: int, out_channels: int, kernel: int) -> nn.Module:
 class SPAB(nn.Module):
     """Swift parameter-free attention block: convolutions with SiLU between them, then the gate.
 
-    (N, C, H, W) -> the block's output and its first activation (which SPAN's concat takes), both
+    (N, C, H, W) -> the output and the first activation (an operand of SPAN's concat), both
     (N, C, H, W).
     """
 
@@ -61,12 +61,12 @@ class Network(nn.Module):
     """A network of the SPAN family: (N, 3, H, W) in 0-1 -> (N, 3, s*H, s*W), not clamped.
 
     Args:
-        architecture: which one.
+        architecture: its description.
         conv: makes each convolution wider than 1x1; training passes re-parameterised ones.
         gate: the attention gate; training passes the kernel, `espan_kernels.gate`.
 
     Attributes:
-        record: how the weights came to be (JSON data), as the checkpoint tells it; or empty.
+        record: how the weights were made (JSON data), from the checkpoint; or empty.
     """
 
     mean: Tensor
@@ -99,7 +99,7 @@ class Network(nn.Module):
         return self.outputs(x, {len(self.blocks): self.tail})[0]
 
     def outputs(self, x: Tensor, tails: Mapping[int, Tail]) -> list[Tensor]:
-        """What each tail makes of the features after so many blocks, its key, in one pass."""
+        """The output of each tail, in one pass; its key is the number of blocks before it."""
         if self.img_range is not None:
             x = (x - self.mean) * self.img_range
         head = first = last = self.head(x)

@@ -2,7 +2,7 @@
 
 The same op, checks and layouts as torch.ops.espan.frequency_loss.  A program takes a tile of up to
 24 x 24 pixels, reads 32 x 32 and computes blur and DCT as products with 32 x 32 matrices that it
-makes itself; what is not a number is carried through the whole tile by them.
+generates; through them a NaN spreads over the whole tile.
 """
 # Triton does not allow the annotations of typing inside a kernel:
 # mypy: disable-error-code="no-untyped-def"
@@ -24,7 +24,7 @@ SUM_BLOCK = 256
 
 @triton.jit
 def _reflected(i, n):
-    """Where pixel ``i`` of a row of ``n`` comes from if the row goes on by reflection."""
+    """Where pixel ``i`` of a row of ``n`` comes from if the row is continued by reflection."""
     period = tl.maximum(2 * (n - 1), 1)
     i = i % period
     i = tl.where(i < 0, i + period, i)
@@ -91,7 +91,7 @@ def frequency_loss_kernel(
     tiles_y,
     tiles_x,
     pixel_weight,
-    high_weight,
+    hf_weight,
     dct_weight,
     squared: tl.constexpr,
     gradient: tl.constexpr,
@@ -121,12 +121,12 @@ def frequency_loss_kernel(
 
     pixel = d * d if squared else tl.abs(d)
     blur = _blur_matrix(i)
-    high = d - _product(_product(blur, d), blur)
+    hf = d - _product(_product(blur, d), blur)
     dct = _dct_matrix(i)
     dct_t = tl.trans(dct)
     coefficients = tl.where(padded, _product(_product(dct, d), dct_t), 0.0)
     tl.store(sums_ptr + 3 * program, tl.sum(tl.where(inside, pixel, 0.0)))
-    tl.store(sums_ptr + 3 * program + 1, tl.sum(tl.where(inside, tl.abs(high), 0.0)))
+    tl.store(sums_ptr + 3 * program + 1, tl.sum(tl.where(inside, tl.abs(hf), 0.0)))
     tl.store(sums_ptr + 3 * program + 2, tl.sum(tl.abs(coefficients)))
 
     if gradient:
@@ -134,8 +134,8 @@ def frequency_loss_kernel(
         edge_y = tl.where((y == 0) | (y == height - 1), 2.0, 1.0)
         edge_x = tl.where((x == 0) | (x == width - 1), 2.0, 1.0)
         edge = edge_y[:, None] * edge_x[None, :]
-        signs = _sign(high) * edge
-        high = (signs - _product(_product(blur, signs), blur)) / edge
+        signs = _sign(hf) * edge
+        hf = (signs - _product(_product(blur, signs), blur)) / edge
         back_y = dct_t
         back_x = dct
         if y0 + rows > height:
@@ -144,7 +144,7 @@ def frequency_loss_kernel(
             back_x = _product(dct, tl.trans(_unpadding(i, x0, columns, width)))
         spectrum = _product(_product(back_y, _sign(coefficients)), back_x)
         pixel = d if squared else _sign(d)
-        total = pixel_weight * pixel + high_weight * high + dct_weight * spectrum
+        total = pixel_weight * pixel + hf_weight * hf + dct_weight * spectrum
         total = -tl.load(scale_ptr) * total
         tl.store(grad_ptr + at, total.to(grad_ptr.dtype.element_ty), mask=inside)
 
@@ -158,27 +158,27 @@ def frequency_loss_sum_kernel(
     elements,
     coefficients,
     pixel_weight,
-    alpha,
-    beta,
+    hf_weight,
+    dct_weight,
     block: tl.constexpr,
 ):
     """The second stage, one program: the sums of all tiles in float64, in a fixed order."""
     i = tl.arange(0, block)
     pixel = tl.zeros((block,), tl.float64)
-    high = tl.zeros((block,), tl.float64)
+    hf = tl.zeros((block,), tl.float64)
     dct = tl.zeros((block,), tl.float64)
     for start in range(0, tiles, block):
         at = sums_ptr + 3 * (start + i).to(tl.int64)
         valid = start + i < tiles
         pixel += tl.load(at, mask=valid, other=0.0).to(tl.float64)
-        high += tl.load(at + 1, mask=valid, other=0.0).to(tl.float64)
+        hf += tl.load(at + 1, mask=valid, other=0.0).to(tl.float64)
         dct += tl.load(at + 2, mask=valid, other=0.0).to(tl.float64)
     mean_pixel = tl.sum(pixel) / elements
-    mean_high = tl.sum(high) / elements
+    mean_hf = tl.sum(hf) / elements
     mean_dct = tl.sum(dct) / coefficients
-    loss = pixel_weight * mean_pixel + alpha * mean_high + beta * mean_dct
+    loss = pixel_weight * mean_pixel + hf_weight * mean_hf + dct_weight * mean_dct
     tl.store(terms_ptr, mean_pixel.to(tl.float32))
-    tl.store(terms_ptr + 1, mean_high.to(tl.float32))
+    tl.store(terms_ptr + 1, mean_hf.to(tl.float32))
     tl.store(terms_ptr + 2, mean_dct.to(tl.float32))
     tl.store(loss_ptr, loss.to(tl.float32))
 
@@ -188,9 +188,9 @@ def _run(
     hr: Tensor,
     grad: Tensor | None,
     scale: Tensor | None,
-    pixel_weight: float,
-    alpha: float,
-    beta: float,
+    pixel: float,
+    hf: float,
+    dct: float,
     squared: bool,
 ) -> tuple[Tensor, Tensor]:
     """Loss and terms of contiguous images; fills ``grad``, if there is one."""
@@ -213,9 +213,9 @@ def _run(
             width,
             tiles_y,
             tiles_x,
-            pixel_weight * (2 if squared else 1) / elements,
-            alpha / elements,
-            beta / coefficients,
+            pixel * (2 if squared else 1) / elements,
+            hf / elements,
+            dct / coefficients,
             squared=squared,
             gradient=grad is not None,
             side=SIDE,
@@ -227,9 +227,9 @@ def _run(
             tiles,
             elements,
             coefficients,
-            pixel_weight,
-            alpha,
-            beta,
+            pixel,
+            hf,
+            dct,
             block=SUM_BLOCK,
         )
     return loss, terms
@@ -237,12 +237,12 @@ def _run(
 
 @triton_op("espan_triton::frequency_loss", mutates_args={})
 def frequency_loss(
-    sr: Tensor, hr: Tensor, pixel_weight: float, alpha: float, beta: float, squared: bool
+    sr: Tensor, hr: Tensor, pixel: float, hf: float, dct: float, squared: bool
 ) -> tuple[Tensor, Tensor]:
     """As torch.ops.espan.frequency_loss."""
     check_frequency_loss("espan_triton::frequency_loss", sr, hr)
     sr, hr = sr.contiguous(), hr.contiguous()
-    return _run(sr, hr, None, None, pixel_weight, alpha, beta, squared)
+    return _run(sr, hr, None, None, pixel, hf, dct, squared)
 
 
 @triton_op("espan_triton::frequency_loss_gradient", mutates_args={})
@@ -250,9 +250,9 @@ def frequency_loss_gradient(
     sr: Tensor,
     hr: Tensor,
     scale: Tensor,
-    pixel_weight: float,
-    alpha: float,
-    beta: float,
+    pixel: float,
+    hf: float,
+    dct: float,
     squared: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As torch.ops.espan.frequency_loss_gradient."""
@@ -260,7 +260,7 @@ def frequency_loss_gradient(
     result = torch.empty_like(sr)
     grad = result if result.is_contiguous() else result.new_empty(result.shape)
     sr, hr = sr.contiguous(), hr.contiguous()
-    loss, terms = _run(sr, hr, grad, scale, pixel_weight, alpha, beta, squared)
+    loss, terms = _run(sr, hr, grad, scale, pixel, hf, dct, squared)
     return loss, terms, result if grad is result else result.copy_(grad)
 
 

@@ -21,14 +21,14 @@ SHAPES = ((1, 1, 1, 1), (1, 2, 1, 7), (2, 1, 4, 2), (2, 3, 3, 5), (1, 1, 6, 10),
 SHAPES += ((1, 3, 9, 17), (2, 1, 24, 32), (1, 1, 25, 41), (1, 1, 33, 128), (1, 1, 73, 137))
 
 OPTIONS: tuple[dict[str, Any], ...] = (
-    {"pixel_weight": 1.0, "alpha": 1.0, "beta": 0.001, "squared": True},
-    {"pixel_weight": 0.7, "alpha": 1.3, "beta": 2.0, "squared": False},
-    {"pixel_weight": 1.0, "alpha": 0.0, "beta": 0.0, "squared": False},
-    {"pixel_weight": 0.0, "alpha": 1.0, "beta": 0.0, "squared": True},
-    {"pixel_weight": 0.0, "alpha": 0.0, "beta": 1.0, "squared": True},
+    {"pixel": 1.0, "hf": 1.0, "dct": 0.001, "squared": True},
+    {"pixel": 0.7, "hf": 1.3, "dct": 2.0, "squared": False},
+    {"pixel": 1.0, "hf": 0.0, "dct": 0.0, "squared": False},
+    {"pixel": 0.0, "hf": 1.0, "dct": 0.0, "squared": True},
+    {"pixel": 0.0, "hf": 0.0, "dct": 1.0, "squared": True},
 )
 
-# sr, hr, scale, pixel_weight, alpha, beta, squared
+# sr, hr, scale, pixel, hf, dct, squared
 LossGradient = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 FAR_FROM_ZERO = 2e-6  # some ten times the rounding of a float32 coefficient

@@ -1,5 +1,6 @@
 """The frequency-aware loss on the CPU, by every CPU path, and its behaviour as an op of PyTorch."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,7 +67,7 @@ def test_equal_images_and_constant_differences(cpu_path: str) -> None:
         assert not terms.any()
         assert not gradient.any()
     hr = torch.full_like(sr, 0.3)
-    _, terms, gradient = frequency_loss_gradient(sr * 0, hr, ONE, pixel_weight=0, beta=0)
+    _, terms, gradient = frequency_loss_gradient(sr * 0, hr, ONE, pixel=0, dct=0)
     assert not terms[1]
     assert not gradient.any()
 
@@ -220,7 +221,7 @@ def test_opcheck(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compile(dynamic: bool) -> None:
     def step(sr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
-        loss, terms = frequency_loss(sr * 2, hr, alpha=0.5)
+        loss, terms = frequency_loss(sr * 2, hr, hf=0.5)
         return 3 * loss, terms
 
     compiled = torch.compile(step, fullgraph=True, dynamic=dynamic)
@@ -305,3 +306,18 @@ def test_bad_scale(image: Tensor) -> None:
     other = "cpu" if image.is_meta else "meta"
     with pytest.raises(RuntimeError, match=r"scale is on .*; it must be on the device of sr"):
         frequency_loss_gradient(image, image, torch.ones((), device=other))
+
+
+def test_the_constants_of_cpp_and_triton_are_those_of_the_reference() -> None:
+    near, far = frequency_loss_reference.gaussian()
+    constants = {near, far, 1 - 2 * near - 2 * far}
+    constants |= {abs(v) for v in frequency_loss_reference.dct_matrix().flatten().tolist()}
+    for file, count in (
+        ("csrc/frequency_loss.h", 9),
+        ("espan_kernels/triton/frequency_loss.py", 10),
+    ):
+        text = (Path(__file__).parents[2] / file).read_text()
+        found = set(map(float, re.findall(r"\b0\.\d{12,}", text)))
+        assert len(found) == count
+        for value in found:
+            assert min(abs(value - constant) for constant in constants) < 1e-15, (file, value)

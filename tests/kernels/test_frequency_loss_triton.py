@@ -43,7 +43,7 @@ def test_compiles_ahead_of_time(
     images = {f"{name}_ptr": f"*{dtype}" for name in ("sr", "hr", "grad")}
     pointers = {f"{name}_ptr": "*fp32" for name in ("scale", "sums", "loss", "terms")}
     constants = {"squared": True, "gradient": True, "side": SIDE, "block": SUM_BLOCK}
-    weights = {"pixel_weight", "high_weight", "dct_weight", "alpha", "beta"}
+    weights = {"pixel_weight", "hf_weight", "dct_weight"}
     for kernel in (tile, total):
         signature = {
             name: (images | pointers).get(name)
