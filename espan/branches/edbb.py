@@ -6,17 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from espan.branches._common import (
-    check_kernel,
-    check_sizes,
-    collapsed,
-    kernel_of,
-    multiply_,
-    set_,
-    zero_,
-)
+from espan.branches._common import kernel_of, multiply_, zero_
+from espan.branches.repvgg import RepVGGConv
 from espan.errors import EspanError
-from espan.reparameterize import Kernel, add, compose, identity
+from espan.reparameterize import Kernel, add, compose
 
 _SOBEL = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
 _LAPLACIAN = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
@@ -50,12 +43,11 @@ class EdgeFilter(nn.Module):
         return Kernel(weight, self.bias.to(dtype=dtype))
 
 
-class EDBBConv(nn.Module):
-    """``k x k + 1x1 + identity + (1x1 - k x k)`` and, each after a 1x1, two Sobels and a Laplacian.
+class EDBBConv(RepVGGConv):
+    """RepVGG's branches, ``1x1 - k x k`` and, each after a 1x1, two Sobels and a Laplacian.
 
-    As in the original, there is an identity only if in == out.  Between the 1x1 and the k x k there
-    are twice as many channels as at the output, which the original recommends for small networks.
-    The filters are 3x3, also if the kernel is wider.
+    Between the 1x1 and the k x k there are twice as many channels as at the output, which the
+    original recommends for small networks.  The filters are 3x3, also if the kernel is wider.
 
     Args:
         in_channels, out_channels, kernel: of the convolution that it replaces.
@@ -65,69 +57,48 @@ class EDBBConv(nn.Module):
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
-        super().__init__()
-        check_sizes(in_channels, out_channels, kernel)
+        super().__init__(in_channels, out_channels, kernel)
         if kernel < 3:
             raise EspanError(f"the filters of edbb need a kernel of at least 3, got {kernel}")
-        self.wide = nn.Conv2d(in_channels, out_channels, kernel)
-        self.point = nn.Conv2d(in_channels, out_channels, 1)
         self.expand = nn.Conv2d(in_channels, 2 * out_channels, 1)
         self.reduce = nn.Conv2d(2 * out_channels, out_channels, kernel)
         self.filters = nn.ModuleList(
             EdgeFilter(in_channels, out_channels, taps) for taps in (_SOBEL, _SOBEL.T, _LAPLACIAN)
         )
-        self.has_identity = in_channels == out_channels
 
     def merged(self, dtype: torch.dtype | None = None) -> Kernel:
         """The kernel equal to all branches, in `dtype` (default: that of the parameters)."""
-        point = kernel_of(self.point, dtype)
-        if self.has_identity:
-            point = add(point, identity(point.weight))
         return add(
-            kernel_of(self.wide, dtype),
-            point,
+            super().merged(dtype),
             compose(kernel_of(self.expand, dtype), kernel_of(self.reduce, dtype)),
             *(edges.merged(dtype) for edges in self.filters),  # type: ignore[operator]
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return collapsed(self, x)
-
     def branches(self, x: Tensor) -> Tensor:
         """The same by parallel branches.  Each pads first, so that biases apply at the border."""
-        padded = F.pad(x, [self.wide.kernel_size[0] // 2] * 4)
-        y = self.wide(padded) + self.point(x) + self.reduce(self.expand(padded))
+        y = super().branches(x)
+        y = y + self.reduce(self.expand(F.pad(x, [self.wide.kernel_size[0] // 2] * 4)))
         for edges in self.filters:
             y = y + edges(F.pad(x, [1] * 4))
-        return y + x if self.has_identity else y
-
-    @torch.no_grad()
-    def add_(self, kernel: Kernel) -> None:
-        """Add a kernel to the merged one, in the wide branch."""
-        set_(self.wide, add(kernel_of(self.wide, None), kernel))
+        return y
 
     @torch.no_grad()
     def scale_(self, factor: Tensor | float) -> None:
         """Multiply the output by a factor; the 1x1 takes the identity's part."""
-        multiply_(factor, self.wide, self.point, self.reduce)
+        super().scale_(factor)
+        multiply_(factor, self.reduce)
         for edges in self.filters:
             edges.scale.mul_(factor)  # type: ignore[operator]
             edges.bias.mul_(factor)  # type: ignore[operator]
-        if self.has_identity:
-            self.point.weight.add_((factor - 1) * identity(self.point.weight).weight)
 
     @torch.no_grad()
     def absorb(self, kernel: Kernel) -> None:
-        """Make `kernel` the merged one, bit for bit: it becomes the wide branch.
+        """Make `kernel` the merged one, bit for bit, as RepVGG does.
 
-        The 1x1 becomes minus the identity, or zero where there is none; the k x k after a 1x1 and
-        the filters' scales and biases become zero.
+        The k x k after a 1x1 and the scales and biases of the filters become zero.
         """
-        check_kernel(kernel, self.wide.weight)
-        set_(self.wide, kernel)
-        zero_(self.point, self.reduce)
+        super().absorb(kernel)
+        zero_(self.reduce)
         for edges in self.filters:
             edges.scale.zero_()  # type: ignore[operator]
             edges.bias.zero_()  # type: ignore[operator]
-        if self.has_identity:
-            self.point.weight.sub_(identity(self.point.weight).weight)

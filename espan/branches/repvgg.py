@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from espan.branches._common import (
@@ -30,7 +31,7 @@ class RepVGGConv(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
         super().__init__()
         check_sizes(in_channels, out_channels, kernel)
-        self.wide = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+        self.wide = nn.Conv2d(in_channels, out_channels, kernel)
         self.point = nn.Conv2d(in_channels, out_channels, 1)
         self.has_identity = in_channels == out_channels
 
@@ -45,8 +46,8 @@ class RepVGGConv(nn.Module):
         return collapsed(self, x)
 
     def branches(self, x: Tensor) -> Tensor:
-        """The same by parallel branches."""
-        y = self.wide(x) + self.point(x)
+        """The same by parallel branches.  Each pads first, so that biases apply at the border."""
+        y = self.wide(F.pad(x, [self.wide.kernel_size[0] // 2] * 4)) + self.point(x)
         return y + x if self.has_identity else y
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Whole runs: what they write, and that they can be stopped at any moment and gone on with."""
+"""Whole runs: what they write, and that they can be stopped and resumed at any moment."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_the_stages_follow_each_other(tiny, setup: Setup, tmp_path: Path) -> Non
     }
     assert espan.load(run / "best.safetensors").architecture.convs == (3, 3, 2)
     by_step = {(m["stage"], m["step"]): m for m in read_metrics(run)}
-    # A repeat goes on from the average that the first run ended with, measured at the same step.
+    # A repeat starts from the average at the end of the first run, measured at the same step.
     end, start = (by_step[name, 12]["psnr network"] for name in ("two 1/2", "two 2/2"))
     assert start == end
 
@@ -284,14 +284,14 @@ def test_ctrl_c_saves_and_stops(tiny, setup: Setup, tmp_path: Path, monkeypatch)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_run_that_is_over_is_not_run_again(tiny, setup: Setup, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_repeated(tiny, setup: Setup, tmp_path: Path) -> None:
     train(tmp_path / "run", tiny(), setup, console=quiet())
     before = (tmp_path / "run" / "best.safetensors").read_bytes()
     resume(tmp_path / "run", console=quiet())
     assert (tmp_path / "run" / "best.safetensors").read_bytes() == before
 
 
-def test_other_images_are_not_gone_on_with(tiny, setup, photos, tmp_path: Path) -> None:
+def test_a_run_is_not_resumed_with_other_images(tiny, setup, photos, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     for path in photos.iterdir():
@@ -392,7 +392,7 @@ def test_drawn_by_the_seed(tiny, setup: Setup, tmp_path: Path) -> None:
     assert len(set(drawn)) > 1
 
 
-def test_bad_input_is_told_before_training(tiny, setup, tmp_path: Path, monkeypatch) -> None:
+def test_bad_input_is_reported_before_training(tiny, setup, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(steps_module, "batches", None)  # would fail if it were reached
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
@@ -552,12 +552,12 @@ def test_out_of_memory_is_named_with_its_remedy(tiny, setup, tmp_path, monkeypat
         ({"validate": Path("hr")}, "either validation images or names"),
     ],
 )
-def test_setups_that_cannot_be(setup: Setup, change: dict, message: str) -> None:
+def test_invalid_setups(setup: Setup, change: dict, message: str) -> None:
     with pytest.raises(EspanError, match=message):
         replace(setup, **change)
 
 
-def test_folders_that_are_no_runs(tmp_path: Path) -> None:
+def test_folders_without_a_run(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(EspanError, match="is not the folder of a run"):
             resume(folder, console=quiet())
