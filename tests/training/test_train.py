@@ -23,12 +23,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import espan
 from espan.checkpoints import save
+from espan.data import image_in_memory
 from espan.data.prepare import prepare
 from espan.errors import EspanError
 from espan.imaging import Image, imresize, read_image, write_image
 from espan.models import Network, architecture_from_name
 from espan.training import steps as steps_module
 from espan.training import train as train_module
+from espan.training.data import _drawn
 from espan.training.experiment import Experiment
 from espan.training.log import read_metrics
 from espan.training.processes import stop_on_signal
@@ -382,14 +384,18 @@ def test_a_folder_to_measure_on(tiny, setup, photos: Path, tmp_path: Path) -> No
         train(tmp_path / "no", tiny(), given, console=quiet())
 
 
-def test_drawn_by_the_seed(tiny, setup: Setup, tmp_path: Path) -> None:
-    drawn = []
-    for seed in range(5):
-        experiment = tiny({"iterations": 1}, top={"seed": seed})
-        best = train(tmp_path / str(seed), experiment, replace(setup, hold_out=()), console=quiet())
-        drawn.append(tuple(espan.load(best).record["held_out"]))
+def test_held_out_images_are_drawn_by_the_seed(tiny, setup: Setup, tmp_path: Path) -> None:
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    images = [image_in_memory(f"{i}.png", pixels, 2) for i in range(5)]
+    drawn = [tuple(_drawn(images, seed)) for seed in range(5)]
     assert {len(names) for names in drawn} == {1}
     assert len(set(drawn)) > 1
+    for count, expected in ((1, 1), (39, 1), (40, 2), (1000, 8)):
+        many = [image_in_memory(str(i), pixels, 2) for i in range(count)]
+        assert len(_drawn(many, 0)) == expected
+    experiment = tiny({"iterations": 1}, top={"seed": 3})
+    best = train(tmp_path / "run", experiment, replace(setup, hold_out=()), console=quiet())
+    assert tuple(espan.load(best).record["held_out"]) == drawn[3]
 
 
 def test_bad_input_is_reported_before_training(tiny, setup, tmp_path: Path, monkeypatch) -> None:
