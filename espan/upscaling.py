@@ -18,6 +18,7 @@ from espan.engines import Streamed
 from espan.engines.plausible import PLAUSIBLE
 from espan.errors import EspanError
 from espan.fused import FusedNetwork, default_device
+from espan.imaging.alpha import extend_colour
 from espan.models import Network
 from espan.tiling import Tile, tile_size, tiles
 
@@ -132,6 +133,7 @@ class Upscaler:
 
         C is 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha); uint8, uint16, or floating point
         in 0-1.  Gray is run as RGB and averaged; alpha is upscaled as gray.
+        The colour of fully transparent pixels is not used: visible colours are extended over them.
 
         Raises:
             EspanError: another shape or dtype, values that are not finite or far outside 0-1, or a
@@ -147,6 +149,8 @@ class Upscaler:
             if colours == channels:
                 out, notes = self._run(pixels)
             else:
+                # Of the whole image, so that the result does not depend on the tiles.
+                pixels = extend_colour(pixels)
                 out = self._empty(pixels)
                 _, notes = self._run(pixels[..., :colours], out[..., :colours])
                 alpha = pixels[..., colours:]

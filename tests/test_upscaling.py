@@ -37,9 +37,9 @@ def repeat(pixels):
 
 
 def ramp(channels, dtype):
-    """More than 256 different levels, each channel its own."""
+    """More than 250 different levels, each channel its own; no alpha of 0, which hides colours."""
     levels = np.iinfo(dtype).max
-    values = np.linspace(0, levels, 30 * 31 * channels).round().astype(dtype)
+    values = np.linspace(1, levels, 30 * 31 * channels).round().astype(dtype)
     return np.random.default_rng(0).permutation(values).reshape(30, 31, channels)
 
 
@@ -98,7 +98,7 @@ def pil(mode):
         return Image.fromarray(ramp(4, np.uint8))
     if mode == "P+alpha":
         image = base.quantize(16)
-        image.info["transparency"] = 3
+        image.info["transparency"] = bytes([255, 255, 255, 100])
         return image
     return base.convert(mode)
 
