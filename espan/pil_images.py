@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
+import pyvips
 from PIL import Image, ImageOps
 
 from espan.errors import ImageError
+from espan.imaging.cmyk import cmyk_to_srgb
+from espan.imaging.image import ImageWarning, profile_fits
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -15,25 +19,45 @@ _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 def to_array(image: Image.Image) -> tuple[np.ndarray, Callable[[np.ndarray], Image.Image]]:
     """Pixels (H, W, C), uint8 or uint16 with C from 1 to 4, and what makes an image of such pixels.
 
-    Palette images become RGB or RGBA, CMYK and other colour spaces RGB, 1-bit gray; EXIF
-    orientation is applied.
+    Palette images become RGB or RGBA, 1-bit images gray, other colour spaces RGB; CMYK becomes
+    sRGB by its profile or, without one, by libvips' default, as in files.  EXIF orientation is
+    applied.
 
     Raises:
         ImageError: an empty image, or a 32-bit mode ("I" or "F"), whose range is not known.
+
+    Warns:
+        ImageWarning: a colour profile that is not for the pixels is dropped, or the transparent
+            level of a 16-bit gray image, for which Pillow has no mode.
     """
     if 0 in image.size:
         raise ImageError(f"the image is empty ({image.width}x{image.height})")
     upright = ImageOps.exif_transpose(image)
-    if upright.mode in ("I", "F"):
+    mode = upright.mode
+    if mode in ("I", "F"):
         raise ImageError(
-            f"images of mode {upright.mode!r} have no defined range; convert to 'I;16' or 'L', or "
-            "pass a NumPy array of uint16 or of floats in 0-1"
+            f"images of mode {mode!r} have no defined range; convert to 'I;16' or 'L', or pass a "
+            "NumPy array of uint16 or of floats in 0-1"
         )
-    if upright.mode in _SIXTEEN_BIT:
+    profile = image.info.get("icc_profile") or None
+    if mode in _SIXTEEN_BIT:
         pixels = np.array(upright).astype(np.uint16, copy=False)
+        if upright.has_transparency_data:
+            _warn("Pillow has no 16-bit gray with alpha; the image's transparent level is dropped")
+    elif mode == "CMYK":
+        pixels, profile = _from_cmyk(np.array(upright), profile), None
     else:
         pixels = np.array(upright.convert(_mode_for(upright)))
-    profile = image.info.get("icc_profile") if image.mode != "CMYK" else None
+        if mode == "LAB":  # which Pillow converts to sRGB
+            profile = None
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if profile is not None and not profile_fits(profile, pixels.shape[2]):
+        _warn(
+            f"the colour profile of the {image.mode} image is not for its "
+            f"{pixels.shape[2]} channels; it is dropped"
+        )
+        profile = None
 
     def finish(result: np.ndarray) -> Image.Image:
         made = Image.fromarray(result[:, :, 0] if result.shape[2] == 1 else result)
@@ -41,11 +65,25 @@ def to_array(image: Image.Image) -> tuple[np.ndarray, Callable[[np.ndarray], Ima
             made.info["icc_profile"] = profile
         return made
 
-    return (pixels[:, :, None] if pixels.ndim == 2 else pixels), finish
+    return pixels, finish
 
 
 def _mode_for(image: Image.Image) -> str:
-    alpha = "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
+    alpha = image.has_transparency_data
     if image.mode in ("1", "L", "LA", "La"):
         return "LA" if alpha else "L"
     return "RGBA" if alpha else "RGB"
+
+
+def _from_cmyk(pixels: np.ndarray, profile: bytes | None) -> np.ndarray:
+    height, width, channels = pixels.shape
+    image = pyvips.Image.new_from_memory(pixels.data, width, height, channels, "uchar")
+    image = image.copy(interpretation="cmyk")
+    if profile is not None:
+        image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
+    return cmyk_to_srgb(image).numpy()
+
+
+def _warn(message: str) -> None:
+    """Warn on behalf of the caller of `espan.upscale`, which calls `to_array`."""
+    warnings.warn(message, ImageWarning, stacklevel=4)
