@@ -3,6 +3,10 @@
 Feature maps are (N, H, W, P) in float16 or bfloat16; products are summed in float32 on the tensor
 cores.  Weights are read as pack_spab lays them out: 16 input channels by P output channels, halved,
 so the sum is o/2.
+
+A program goes down a strip of ``block`` columns.  It reads each row of the input once for each of
+the three columns of taps and multiplies it by all three rows of taps, for the sums of three rows of
+the output; its weights stay in shared memory.
 """
 # Triton does not allow the annotations of typing inside a kernel:
 # mypy: disable-error-code="no-untyped-def"
@@ -12,10 +16,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from espan_kernels.triton.gate import _launchable, _sigmoid_minus_half
+from espan_kernels.triton.gate import _launchable
 
-# A warp has 32 pixels, two tensor-core tiles high, and up to 32 output channels.
-BLOCK = 128
+# One binary for all sizes: Triton would compile again for sizes of 1 and multiples of 16.
+SIZES = ["height", "width", "across"]
+
+BLOCK = 64  # columns of a program: the M of a tensor-core product on Hopper
+# Output channels of a program, at most: with 64, registers would spill.
+COLUMNS = 32
 
 
 @triton.jit
@@ -40,97 +48,156 @@ def _of_row(k, columns: tl.constexpr):
 
 
 @triton.jit
-def _conv3x3(
-    total,
-    x_ptr,
-    weight_ptr,
-    m,
-    pixels,
-    height,
-    width,
-    column,
-    kept,
-    p: tl.constexpr,
-    packed: tl.constexpr,
-    depth: tl.constexpr,
-):
-    """``total`` and the nine taps' products at the pixels ``m``.
+def _three_rows(column, kept, packed: tl.constexpr):
+    """Where three rows of taps lie, each of the columns ``column``: one matrix, read at once.
 
-    ``column`` are those wanted of the weights' ``packed`` columns, as far as ``kept``; ``depth`` of
-    the P input channels are multiplied at once.
+    Its columns are a power of 2, so there is a fourth row, which is not kept.
     """
-    column_x = m % width
-    row_y = m // width % height
-    k = tl.arange(0, depth)
-    place = _of_row(k, packed)[:, None] + _of_column(column)[None, :]
-    for tap in tl.static_range(9):
-        dy = tap // 3
-        dx = tap % 3
-        y = row_y + (dy - 1)
-        x = column_x + (dx - 1)
-        inside = (m < pixels) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        at = (m + ((dy - 1) * width + (dx - 1))).to(tl.int64) * p
-        for first in tl.static_range(0, p, depth):
-            a = tl.load(x_ptr + at[:, None] + (first + k)[None, :], mask=inside[:, None], other=0.0)
-            step = ((dx * (p // 16) + first // 16) * 3 + dy) * (16 * packed)
-            b = tl.load(weight_ptr + step + place, mask=kept[None, :], other=0.0)
-            total = tl.dot(a, b, total)
-    return total
+    columns: tl.constexpr = column.shape[0]
+    dy = tl.arange(0, 4)[:, None]
+    place = dy * (16 * packed) + _of_column(column)[None, :]
+    there = (dy < 3) & kept[None, :]
+    return tl.reshape(place, (4 * columns,)), tl.reshape(there, (4 * columns,))
 
 
 @triton.jit
+def _split_rows(products):
+    """The products of each of three rows of taps."""
+    block: tl.constexpr = products.shape[0]
+    columns: tl.constexpr = products.shape[1] // 4
+    products = tl.permute(tl.reshape(products, (block, 2, 2, columns)), (0, 3, 1, 2))
+    even, odd = tl.split(products)
+    first, third = tl.split(even)
+    second, _ = tl.split(odd)
+    return first, second, third
+
+
+@triton.jit
+def _taps(weight_ptr, k, column, kept, p: tl.constexpr, packed: tl.constexpr):
+    """A 3x3's three columns of taps, each of three rows: rows ``k``, zero from P on.
+
+    ``column`` are those wanted of the weights' ``packed`` columns, zero where not ``kept``.
+    """
+    place, there = _three_rows(column, kept, packed)
+    at = weight_ptr + _of_row(k, packed)[:, None] + place[None, :]
+    there = (k < p)[:, None] & there[None, :]
+    step: tl.constexpr = p // 16 * 3 * (16 * packed)
+    left = tl.load(at, mask=there, other=0.0)
+    centre = tl.load(at + step, mask=there, other=0.0)
+    right = tl.load(at + 2 * step, mask=there, other=0.0)
+    return left, centre, right
+
+
+@triton.jit
+def _strip(across, height, rows: tl.constexpr, block: tl.constexpr):
+    """Columns and first row of this program, and how many rows are before its image."""
+    strip = tl.program_id(0)
+    down = (height + rows - 1) // rows
+    x = strip % across * block + tl.arange(0, block)
+    y = strip // across % down * rows
+    return x, y, (strip // across // down).to(tl.int64) * height
+
+
+@triton.jit
+def _conv3x3(x_ptr, y, x, before, height, width, k, taps, upper, middle, p: tl.constexpr):
+    """The products of row ``y`` of the input.
+
+    ``upper`` are the sums of row y - 1 of the output, which lack only its lowest taps, ``middle``
+    those of row y.  Returns row y - 1, complete, and ``upper`` and ``middle`` for the next row.
+    """
+    at = x_ptr + (((before + y) * width + x) * p)[:, None] + k[None, :]
+    row = tl.where((y >= 0) & (y < height), width, 0)  # its pixels: none, outside the image
+    of_p = (k < p)[None, :]
+    a = tl.load(at - p, mask=((x > 0) & (x <= row))[:, None] & of_p, other=0.0)
+    products = tl.dot(a, taps[0])
+    a = tl.load(at, mask=(x < row)[:, None] & of_p, other=0.0)
+    products = tl.dot(a, taps[1], products)
+    a = tl.load(at + p, mask=(x < row - 1)[:, None] & of_p, other=0.0)
+    products = tl.dot(a, taps[2], products)
+    first, second, third = _split_rows(products)
+    return upper + third, middle + second, first
+
+
+@triton.jit
+def _sigmoid(h):
+    """The sigmoid of ``o = 2 h``, to 1e-7: enough where results are rounded to 16 bits."""
+    return 1.0 / (1.0 + tl.exp2(-2.8853900817779268 * h))
+
+
+@triton.jit(do_not_specialize=SIZES)
 def conv_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,
     residual_ptr,
     y_ptr,
-    pixels,
     height,
     width,
+    across,
     p: tl.constexpr,
-    columns: tl.constexpr,
     depth: tl.constexpr,
+    columns: tl.constexpr,
     gated: tl.constexpr,
+    rows: tl.constexpr,
     block: tl.constexpr,
+    stages: tl.constexpr,
 ):
-    """``silu(conv(x))``, or ``gate(conv(x), residual)`` if ``gated``, of ``block`` pixels.
+    """``silu(conv(x))``, or ``gate(conv(x), residual)`` if ``gated``: ``block`` pixels by ``rows``.
 
-    ``columns`` is P or the power of 2 above it; ``depth`` input channels are multiplied at once.
+    ``depth`` is P or the power of 2 above it; ``columns`` are the output channels of a program.
     """
-    m = tl.program_id(0) * block + tl.arange(0, block)
-    channel = tl.arange(0, columns)
-    column = _column(channel, p)
+    x, y0, before = _strip(across, height, rows, block)
+    k = tl.arange(0, depth)
+    channel = tl.program_id(1) * columns + tl.arange(0, columns)
     kept = channel < p
-    total = tl.zeros((block, columns), tl.float32)
-    total = _conv3x3(total, x_ptr, weight_ptr, m, pixels, height, width, column, kept, p, p, depth)
-    o = 2.0 * (total + tl.load(bias_ptr + column, mask=kept, other=0.0)[None, :])
-
-    at = m[:, None].to(tl.int64) * p + channel[None, :]
-    valid = (m < pixels)[:, None] & kept[None, :]
-    if gated:
-        residual = tl.load(residual_ptr + at, mask=valid, other=0.0).to(tl.float32)
-        result = (o + residual) * _sigmoid_minus_half(o)
-    else:
-        result = o * (0.5 + _sigmoid_minus_half(o))
-    tl.store(y_ptr + at, result.to(y_ptr.dtype.element_ty), mask=valid)
-
-
-def count_pixels(batch: int, height: int, width: int) -> int:
-    """Pixels of a batch, if one launch can count them."""
-    if (pixels := batch * height * width) > 2**31 - BLOCK:
-        raise RuntimeError(f"{pixels} pixels; one launch takes at most {2**31 - BLOCK}")
-    return pixels
-
-
-def depth_of(p: int) -> int:
-    """Input channels to multiply at once."""
-    return 32 if p % 32 == 0 else 16
+    column = _column(channel, p)
+    taps = _taps(weight_ptr, k, column, kept, p, p)
+    bias = tl.load(bias_ptr + column, mask=kept, other=0.0)[None, :]
+    upper = tl.zeros((block, columns), tl.float32)
+    middle = tl.zeros((block, columns), tl.float32)
+    for i in tl.range(rows + 2, num_stages=stages):
+        y = y0 - 1 + i
+        total, upper, middle = _conv3x3(
+            x_ptr, y, x, before, height, width, k, taps, upper, middle, p
+        )
+        h = total + bias
+        at = (((before + y - 1) * width + x) * p)[:, None] + channel[None, :]
+        row = tl.where((y > y0) & (y <= height), width, 0)
+        valid = (x < row)[:, None] & kept[None, :]
+        if gated:
+            residual = tl.load(residual_ptr + at, mask=valid, other=0.0).to(tl.float32)
+            result = (2.0 * h + residual) * (_sigmoid(h) - 0.5)
+        else:
+            result = 2.0 * h * _sigmoid(h)
+        tl.store(y_ptr + at, result.to(y_ptr.dtype.element_ty), mask=valid)
 
 
-def warps_of(columns: int) -> int:
-    """Warps of a program: each sums 32 pixels by 32 columns, and with 64 columns would spill."""
-    return 8 if columns > 32 else 4
+def strips(x: Tensor, groups: int, halo: int, resident: int) -> tuple[tuple[int, int], int, int]:
+    """How to cut feature maps ``x`` for programs of BLOCK columns and one of ``groups``.
+
+    ``halo`` are the rows that a program reads beyond its own, ``resident`` the programs that an SM
+    holds at once.  Time is taken to be the rows of a program times the rounds of programs.  On an
+    H200 that finds the fastest of 4 to 32 rows for each kernel at 510x339 and 1920x1080, or one
+    that is 5% slower.
+
+    Returns:
+        The grid, the strips beside each other, and the rows of a program.
+    """
+    batch, height, width = x.shape[:3]
+    across = triton.cdiv(width, BLOCK)
+    processors = 132  # where the interpreter runs, the rows are all the same
+    if x.is_cuda:
+        processors = torch.cuda.get_device_properties(x.device).multi_processor_count
+
+    def programs(rows: int) -> int:
+        return batch * across * triton.cdiv(height, rows)
+
+    def time(rows: int) -> int:
+        rounds = triton.cdiv(programs(rows) * groups, processors * resident)
+        return rounds * (rows + halo)
+
+    rows = min((32, 16, 8, 4), key=time)
+    return (programs(rows), groups), across, rows
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
@@ -147,23 +214,25 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Te
     """
     y = torch.empty_like(x)
     height, width, p = x.shape[1:]
-    pixels = count_pixels(x.shape[0], height, width)
-    columns = triton.next_power_of_2(p)
+    depth = triton.next_power_of_2(p)
+    columns = min(depth, COLUMNS)
+    grid, across, rows = strips(x, triton.cdiv(p, columns), 2, 3 if depth <= 32 else 2)
     with torch.cuda.device_of(x):
-        _launchable(conv_kernel)[(triton.cdiv(pixels, BLOCK),)](
+        _launchable(conv_kernel)[grid](
             x,
             weight,
             bias,
             residual,
             y,
-            pixels,
             height,
             width,
+            across,
             p=p,
+            depth=depth,
             columns=columns,
-            depth=depth_of(p),
             gated=residual is not None,
+            rows=rows,
             block=BLOCK,
-            num_warps=warps_of(columns),
+            stages=3 if depth <= 32 else 2,
         )
     return y

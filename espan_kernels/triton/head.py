@@ -1,6 +1,7 @@
 """The first convolution in Triton, one launch: torch.ops.espan_triton.head."""
-# Triton does not allow the annotations of typing inside a kernel:
-# mypy: disable-error-code="no-untyped-def"
+# Triton does not allow the annotations of typing inside a kernel, nor unpacking in a tuple:
+# mypy: disable-error-code="no-untyped-def, assignment, misc"
+# ruff: noqa: RUF005
 
 import torch
 import triton
@@ -12,79 +13,114 @@ from espan_kernels import _packing
 from espan_kernels.head import _check_inputs, _form, _weight_count
 from espan_kernels.triton.conv import (
     BLOCK,
+    COLUMNS,
+    SIZES,
     _column,
     _of_column,
     _of_row,
-    count_pixels,
-    warps_of,
+    _strip,
+    strips,
 )
 from espan_kernels.triton.gate import _launchable
 
 OP = "espan_triton::head"
 
+WARPS = 8
+
+
+def columns_of(p: int, major: int) -> int:
+    """Channels of a program on compute capability ``major``.
+
+    The sums of nine rows of 32 take half of the registers: too many where these also hold what the
+    tensor cores multiply.
+    """
+    return min(triton.next_power_of_2(p), COLUMNS if major in (9, 10) else 16)
+
 
 @triton.jit
+def _there(inside, x, y, height, width):
+    """Which taps are on pixels, of those of row ``y`` that are ``inside`` on the left."""
+    return inside & (x < tl.where((y >= 0) & (y < height), width, 0))
+
+
+@triton.jit
+def _row(image_ptr, inside, x, y, height, width, stride_y):
+    there = _there(inside, x, y, height, width)
+    return tl.load(image_ptr + y.to(tl.int64) * stride_y, mask=there, other=0)
+
+
+@triton.jit(do_not_specialize=[*SIZES, "stride_n", "stride_c", "stride_y", "stride_x"])
 def head_kernel(
     image_ptr,
     weight_ptr,
     bias_ptr,
     mean_ptr,
     y_ptr,
-    pixels,
     height,
     width,
+    across,
     stride_n,
     stride_c,
     stride_y,
     stride_x,
     kernel: tl.constexpr,
     p: tl.constexpr,
+    depth: tl.constexpr,
     columns: tl.constexpr,
+    rows: tl.constexpr,
     block: tl.constexpr,
 ):
-    """``block`` pixels of the features; ``columns`` is P or the power of 2 above it.
+    """``block`` pixels by ``rows`` of the features, ``columns`` channels of them.
 
-    A row of taps is 3 ``kernel`` values RGBRGB..., multiplied 16 at a time.
+    A row of taps is 3 ``kernel`` values RGBRGB...; ``depth`` is the power of 2 from there on.  Each
+    row of the image is read once, for the sums of ``kernel`` rows of the features.
     """
-    m = tl.program_id(0) * block + tl.arange(0, block)
-    column_x = m % width
-    row_y = m // width % height
-    n = m // width // height
-    of_column = n.to(tl.int64) * stride_n + column_x.to(tl.int64) * stride_x
-    channel = tl.arange(0, columns)
-    column = _column(channel, p)
+    x, y0, before = _strip(across, height, rows, block)
+    channel = tl.program_id(1) * columns + tl.arange(0, columns)
     kept = channel < p
-    k = tl.arange(0, 16)
-    place = _of_row(k, p)[:, None] + _of_column(column)[None, :]
+    column = _column(channel, p)
+    k = tl.arange(0, depth)
+    steps: tl.constexpr = (3 * kernel + 15) // 16
+    of_row = weight_ptr + _of_row(k, p)[:, None] + _of_column(column)[None, :]
+    there = (k < 16 * steps)[:, None] & kept[None, :]
+    taps = ()
+    for dy in tl.static_range(kernel):
+        place = (dy // 3 * steps * 3 + dy % 3) * (16 * p)
+        taps = taps + (tl.load(of_row + place, mask=there, other=0.0),)
+    bias = tl.load(bias_ptr + column, mask=kept, other=0.0)[None, :]
+    if mean_ptr is not None:
+        mean = tl.load(mean_ptr + k % 3)[None, :]
+
+    sums = ()
+    for _ in tl.static_range(kernel):
+        sums = sums + (tl.zeros((block, columns), tl.float32),)
 
     radius: tl.constexpr = kernel // 2
-    steps: tl.constexpr = (3 * kernel + 15) // 16
-    total = tl.zeros((block, columns), tl.float32)
-    for dy in range(kernel):
-        y = row_y + (dy - radius)
-        row_inside = (m < pixels) & (y >= 0) & (y < height)
-        of_pixel = of_column + y.to(tl.int64) * stride_y
-        for step in tl.static_range(steps):
-            tap = step * 16 + k
-            dx = tap // 3 - radius
-            x = column_x[:, None] + dx[None, :]
-            inside = row_inside[:, None] & (x >= 0) & (x < width) & (tap < 3 * kernel)[None, :]
-            of_tap = dx.to(tl.int64) * stride_x + (tap % 3).to(tl.int64) * stride_c
-            at = of_pixel[:, None] + of_tap[None, :]
-            value = tl.load(image_ptr + at, mask=inside, other=0).to(tl.float32)
-            if image_ptr.dtype.element_ty == tl.uint8:
-                value = value * (1.0 / 255.0)
-            if mean_ptr is not None:
-                value = value - tl.load(mean_ptr + tap % 3)[None, :]
+    x_in = x[:, None] + (k // 3 - radius)[None, :]
+    inside = (x_in >= 0) & (k < 3 * kernel)[None, :]
+    image_ptr += before // height * stride_n
+    image_ptr += x_in.to(tl.int64) * stride_x + (k % 3).to(tl.int64)[None, :] * stride_c
+    value = _row(image_ptr, inside, x_in, y0 - radius, height, width, stride_y)
+    for i in tl.range(rows + 2 * radius, num_stages=1):
+        y = y0 - radius + i
+        a = value.to(tl.float32)
+        if value.dtype == tl.uint8:
+            a = a * (1.0 / 255.0)
+        if mean_ptr is not None:
             # Zero outside, not minus the mean: the padding stands for the mean colour.
-            a = tl.where(inside, value, 0.0).to(weight_ptr.dtype.element_ty)
-            first = ((dy // 3 * steps + step) * 3 + dy % 3) * (16 * p)
-            b = tl.load(weight_ptr + first + place, mask=kept[None, :], other=0.0)
-            total = tl.dot(a, b, total)
-    o = total + tl.load(bias_ptr + column, mask=kept, other=0.0)[None, :]
-    at = m[:, None].to(tl.int64) * p + channel[None, :]
-    valid = (m < pixels)[:, None] & kept[None, :]
-    tl.store(y_ptr + at, o.to(y_ptr.dtype.element_ty), mask=valid)
+            a = tl.where(_there(inside, x_in, y, height, width), a - mean, 0.0)
+        value = _row(image_ptr, inside, x_in, y + 1, height, width, stride_y)
+        a = a.to(weight_ptr.dtype.element_ty)
+        # From the sums that lack only the lowest taps, complete then, to new ones.
+        following = ()
+        for dy in tl.static_range(kernel - 1, 0, -1):
+            following = following + (tl.dot(a, taps[dy], sums[kernel - dy]),)
+        sums = following + (tl.dot(a, taps[0]),)
+        y -= radius
+        at = (((before + y) * width + x) * p)[:, None] + channel[None, :]
+        row = tl.where((y >= y0) & (y < height), width, 0)
+        valid = (x < row)[:, None] & kept[None, :]
+        tl.store(y_ptr + at, (sums[0] + bias).to(y_ptr.dtype.element_ty), mask=valid)
 
 
 @triton_op(OP, mutates_args={})
@@ -98,23 +134,26 @@ def head(image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kern
     p = _packing.padded(channels)
     weight, bias = _packing.split(packed, _weight_count(channels, kernel))
     y = packed.new_empty(batch, height, width, p)
-    pixels = count_pixels(batch, height, width)
-    columns = triton.next_power_of_2(p)
+    major = torch.cuda.get_device_capability(image.device)[0] if image.is_cuda else 9
+    columns = columns_of(p, major)
+    grid, across, rows = strips(y, triton.cdiv(p, columns), kernel - 1, 2)
     with torch.cuda.device_of(image):
-        _launchable(head_kernel)[(triton.cdiv(pixels, BLOCK),)](
+        _launchable(head_kernel)[grid](
             image,
             weight,
             bias,
             mean,
             y,
-            pixels,
             height,
             width,
+            across,
             *image.stride(),
             kernel=kernel,
             p=p,
+            depth=max(16, triton.next_power_of_2(3 * kernel)),
             columns=columns,
+            rows=rows,
             block=BLOCK,
-            num_warps=warps_of(columns),
+            num_warps=WARPS,
         )
     return y

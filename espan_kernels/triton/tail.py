@@ -18,42 +18,33 @@ from espan_kernels import _packing
 from espan_kernels.tail import _check_inputs, _counts, _form
 from espan_kernels.triton.conv import (
     BLOCK,
+    COLUMNS,
+    SIZES,
     _column,
     _conv3x3,
     _of_column,
-    count_pixels,
-    depth_of,
-    warps_of,
+    _strip,
+    _taps,
+    strips,
 )
 from espan_kernels.triton.gate import _launchable
 
 OP = "espan_triton::tail"
 
-# Of 48 outputs each.  Triton 3.8 and later load all nine taps first: four warps would need 255
-# registers and spill up to 104 bytes on sm_80.  Fewer pixels are too few for Hopper's products.
-UPSAMPLE_BLOCK = BLOCK // 2
-UPSAMPLE_WARPS = 8
-
 
 @triton.jit
-def _conv1x1(
-    total, x_ptr, weight_ptr, m, pixels, column, kept, p: tl.constexpr, depth: tl.constexpr
-):
-    """``total`` and the products of weights that lie as conv1x1() of _packing.py lays them."""
-    # depth / 16 steps of 16 rows share the channels (block, q, step, h, e); row is (h, q, e).
-    share: tl.constexpr = depth // 16
-    for first in tl.static_range(0, p, depth):
-        k = tl.arange(0, depth)
-        of_row = k % (4 * share) // 4 * (16 * p) + k // (4 * share) * 8 + k % 4
-        place = of_row[:, None] + _of_column(column)[None, :]
-        at = m[:, None].to(tl.int64) * p + (first + k)[None, :]
-        a = tl.load(x_ptr + at, mask=(m < pixels)[:, None], other=0.0)
-        b = tl.load(weight_ptr + first * p + place, mask=kept[None, :], other=0.0)
-        total = tl.dot(a, b, total)
-    return total
+def _side(weight_ptr, k, column, kept, p: tl.constexpr):
+    """A matrix of weights that lie as conv1x1() of _packing.py lays them: rows ``k``."""
+    # A group of 16 or 32 channels is one or two steps of 16 rows, of whose channels (q, step, h, e)
+    # the row is (h, q, e).
+    steps: tl.constexpr = 2 if p % 32 == 0 else 1
+    step = k // (16 * steps) * steps + k % (4 * steps) // 4
+    row = step * (16 * p) + k % (16 * steps) // (4 * steps) * 8 + k % 4
+    inside = (k < p)[:, None] & kept[None, :]
+    return tl.load(weight_ptr + row[:, None] + _of_column(column)[None, :], mask=inside, other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def concat_kernel(
     last_ptr,
     head_ptr,
@@ -62,96 +53,137 @@ def concat_kernel(
     weight_ptr,
     bias_ptr,
     y_ptr,
-    pixels,
     height,
     width,
+    across,
     p: tl.constexpr,
-    columns: tl.constexpr,
     depth: tl.constexpr,
+    columns: tl.constexpr,
+    rows: tl.constexpr,
     block: tl.constexpr,
+    stages: tl.constexpr,
 ):
-    """The folded concat at ``block`` pixels: a 3x3 of the last map and 1x1s of the others."""
-    m = tl.program_id(0) * block + tl.arange(0, block)
-    channel = tl.arange(0, columns)
-    column = _column(channel, p)
+    """The folded concat: a 3x3 of the last map and 1x1s of the others."""
+    x, y0, before = _strip(across, height, rows, block)
+    k = tl.arange(0, depth)
+    channel = tl.program_id(1) * columns + tl.arange(0, columns)
     kept = channel < p
-    total = tl.zeros((block, columns), tl.float32)
-    total = _conv3x3(
-        total, last_ptr, weight_ptr, m, pixels, height, width, column, kept, p, p, depth
-    )
+    column = _column(channel, p)
+    taps = _taps(weight_ptr, k, column, kept, p, p)
     side_ptr = weight_ptr + 9 * p * p
-    total = _conv1x1(total, head_ptr, side_ptr, m, pixels, column, kept, p, depth)
-    total = _conv1x1(total, first_ptr, side_ptr + p * p, m, pixels, column, kept, p, depth)
+    of_head = _side(side_ptr, k, column, kept, p)
+    of_first = _side(side_ptr + p * p, k, column, kept, p)
     if activation_ptr is not None:
-        side_ptr += 2 * p * p
-        total = _conv1x1(total, activation_ptr, side_ptr, m, pixels, column, kept, p, depth)
-    o = total + tl.load(bias_ptr + column, mask=kept, other=0.0)[None, :]
-    at = m[:, None].to(tl.int64) * p + channel[None, :]
-    valid = (m < pixels)[:, None] & kept[None, :]
-    tl.store(y_ptr + at, o.to(y_ptr.dtype.element_ty), mask=valid)
+        of_activation = _side(side_ptr + 2 * p * p, k, column, kept, p)
+    bias = tl.load(bias_ptr + column, mask=kept, other=0.0)[None, :]
+    upper = tl.zeros((block, columns), tl.float32)
+    middle = tl.zeros((block, columns), tl.float32)
+    for i in tl.range(rows + 2, num_stages=stages):
+        y = y0 - 1 + i
+        total, upper, middle = _conv3x3(
+            last_ptr, y, x, before, height, width, k, taps, upper, middle, p
+        )
+        pixel = ((before + y - 1) * width + x) * p
+        valid = x < tl.where((y > y0) & (y <= height), width, 0)
+        at = pixel[:, None] + k[None, :]
+        inside = valid[:, None] & (k < p)[None, :]
+        total = tl.dot(tl.load(head_ptr + at, mask=inside, other=0.0), of_head, total)
+        total = tl.dot(tl.load(first_ptr + at, mask=inside, other=0.0), of_first, total)
+        if activation_ptr is not None:
+            activation = tl.load(activation_ptr + at, mask=inside, other=0.0)
+            total = tl.dot(activation, of_activation, total)
+        result = (total + bias).to(y_ptr.dtype.element_ty)
+        at = pixel[:, None] + channel[None, :]
+        tl.store(y_ptr + at, result, mask=valid[:, None] & kept[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def upsample_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,
     image_ptr,
     flag_ptr,
-    pixels,
     height,
     width,
+    across,
     p: tl.constexpr,
+    depth: tl.constexpr,
     scale: tl.constexpr,
     columns: tl.constexpr,
-    depth: tl.constexpr,
+    rows: tl.constexpr,
     block: tl.constexpr,
+    stages: tl.constexpr,
 ):
-    """What ``block`` pixels become: a 3x3 to 3 scale^2 channels, shuffled into the image.
+    """A 3x3 to 3 scale^2 channels, shuffled into the image.
 
-    ``columns`` is a power of 2, at least 3 scale^2.  uint8 images are interleaved, others planar.
+    ``depth`` is P or the power of 2 above it; ``columns`` are the outputs of a program.  uint8
+    images are interleaved, others planar; the outputs are in that order, so that neighbours are
+    stored together.
     """
-    m = tl.program_id(0) * block + tl.arange(0, block)
-    output = tl.arange(0, columns)  # (dy, dx, rgb)
+    x, y0, before = _strip(across, height, rows, block)
+    k = tl.arange(0, depth)
+    output = tl.program_id(1) * columns + tl.arange(0, columns)
     kept = output < 3 * scale * scale
+    interleaved: tl.constexpr = image_ptr.dtype.element_ty == tl.uint8
+    if interleaved:
+        dy = output // (3 * scale)
+        dx = output // 3 % scale
+        rgb = output % 3
+    else:
+        rgb = output // (scale * scale)
+        dy = output // scale % scale
+        dx = output % scale
     # As _up_rows() of tail.py deals them: the lane's values two in each tile of 8 columns.
     run: tl.constexpr = scale if scale > 2 else 1
     packed: tl.constexpr = 48 if scale > 2 else 16
-    lane = output // (3 * run)
-    value = output % (3 * run)
+    lane = (dy * scale + dx) // run
+    value = (dy * scale + dx) % run * 3 + rgb
     column = value // 2 * 8 + lane * 2 + value % 2
-    total = tl.zeros((block, columns), tl.float32)
-    total = _conv3x3(
-        total, x_ptr, weight_ptr, m, pixels, height, width, column, kept, p, packed, depth
-    )
-    o = total + tl.load(bias_ptr + column, mask=kept, other=0.0)[None, :]
+    taps = _taps(weight_ptr, k, column, kept, p, packed)
+    bias = tl.load(bias_ptr + column, mask=kept, other=0.0)[None, :]
 
-    valid = (m < pixels)[:, None] & kept[None, :]
-    if flag_ptr is not None:
-        plausible = (o >= -1.0) & (o <= 2.0)  # false for what is not a number
-        # Along one axis: Triton 3.7 does not compile the reduction of both for sm_100.
-        outside = tl.max((valid & ~plausible).to(tl.int32), 1)
-        tl.store(flag_ptr + 0 * m, 1, mask=outside > 0)
-
-    n = (m // width // height).to(tl.int64)
-    row = m // width % height
-    of_output = (output // (3 * scale)).to(tl.int64) * (width * scale) + output // 3 % scale
-    of_pixel = m % width * scale
-    if image_ptr.dtype.element_ty == tl.uint8:
-        of_pixel = 3 * ((n * height + row) * scale * (width * scale) + of_pixel)
-        of_output = 3 * of_output + output % 3
-        o = tl.where(o == o, o, 0.0)
-        o = tl.floor(tl.minimum(tl.maximum(o, 0.0), 1.0) * 255.0 + 0.5)
+    row_size = (width * scale).to(tl.int64)
+    if interleaved:
+        of_output = dy * (3 * row_size) + output % (3 * scale)
     else:
-        of_pixel += (n * 3 * height + row) * scale * (width * scale)
-        of_output += (output % 3).to(tl.int64) * (height * scale) * (width * scale)
-    at = of_pixel[:, None] + of_output[None, :]
-    tl.store(image_ptr + at, o.to(image_ptr.dtype.element_ty), mask=valid)
+        of_output = rgb * (height * scale * row_size) + dy * row_size + dx
+    outside = tl.zeros((block,), tl.int32)
+    upper = tl.zeros((block, columns), tl.float32)
+    middle = tl.zeros((block, columns), tl.float32)
+    for i in tl.range(rows + 2, num_stages=stages):
+        y = y0 - 1 + i
+        total, upper, middle = _conv3x3(
+            x_ptr, y, x, before, height, width, k, taps, upper, middle, p
+        )
+        o = total + bias
+        row = tl.where((y > y0) & (y <= height), width, 0)
+        valid = (x < row)[:, None] & kept[None, :]
+        if flag_ptr is not None:
+            plausible = (o >= -1.0) & (o <= 2.0)  # false for NaN
+            # Along one axis: Triton 3.7 does not compile the reduction of both for sm_100.
+            outside = tl.maximum(outside, tl.max((valid & ~plausible).to(tl.int32), 1))
+        if interleaved:
+            of_pixel = 3 * ((before + y - 1) * scale * row_size + x * scale)
+            o = tl.where(o == o, o, 0.0)
+            o = tl.floor(tl.minimum(tl.maximum(o, 0.0), 1.0) * 255.0 + 0.5)
+        else:
+            of_pixel = (3 * before + y - 1) * scale * row_size + x * scale
+        at = of_pixel[:, None] + of_output[None, :]
+        tl.store(image_ptr + at, o.to(image_ptr.dtype.element_ty), mask=valid)
+    if flag_ptr is not None:
+        tl.store(flag_ptr + 0 * x, 1, mask=outside > 0)
 
 
-def columns_of(scale: int) -> int:
-    """Columns of the product for 3 scale^2 channels: a power of 2, and as many as an mma takes."""
-    return max(16, triton.next_power_of_2(3 * scale * scale))
+def stages_of(depth: int) -> int:
+    """Rows in shared memory at a time for the concat: three, or what fits in 99 KB."""
+    return 3 if depth <= 32 else 1
+
+
+def up_columns_of(depth: int, scale: int) -> int:
+    """Outputs of a program: with more channels, registers would spill on sm_80."""
+    outputs = max(16, triton.next_power_of_2(3 * scale * scale))
+    return min(outputs, COLUMNS if depth <= 32 else 16)
 
 
 @triton_op(OP, mutates_args={"flag"})
@@ -174,16 +206,20 @@ def tail(
     sides = 2 if activation is None else 3
     _packing.check_form(OP, _form(packed, last.dtype, channels, scale, sides), "cuda")
     weights, biases = _packing.split(packed, _counts(channels, scale, sides)[0])
-    pixels = count_pixels(batch, height, width)
-    columns = triton.next_power_of_2(p)
+    depth = triton.next_power_of_2(p)
+    columns = min(depth, COLUMNS)
     fused = torch.empty_like(last)
     size = (scale * height, scale * width)
     if dtype == torch.uint8:
         image = last.new_empty(batch, *size, 3, dtype=dtype).permute(0, 3, 1, 2)
     else:
         image = last.new_empty(batch, 3, *size, dtype=dtype)
+    outputs = 3 * scale * scale
+    up_columns = up_columns_of(depth, scale)
+    grid, across, rows = strips(last, triton.cdiv(p, columns), 2, 2)
+    up_grid, up_across, up_rows = strips(last, triton.cdiv(outputs, up_columns), 2, 3)
     with torch.cuda.device_of(last):
-        _launchable(concat_kernel)[(triton.cdiv(pixels, BLOCK),)](
+        _launchable(concat_kernel)[grid](
             last,
             head,
             first,
@@ -191,29 +227,31 @@ def tail(
             weights,
             biases,
             fused,
-            pixels,
             height,
             width,
+            across,
             p=p,
+            depth=depth,
             columns=columns,
-            depth=depth_of(p),
+            rows=rows,
             block=BLOCK,
-            num_warps=warps_of(columns),
+            stages=stages_of(depth),
         )
-        _launchable(upsample_kernel)[(triton.cdiv(pixels, UPSAMPLE_BLOCK),)](
+        _launchable(upsample_kernel)[up_grid](
             fused,
             weights[(9 + sides) * p * p :],
             biases[p:],
             image,
             flag,
-            pixels,
             height,
             width,
+            up_across,
             p=p,
+            depth=depth,
             scale=scale,
-            columns=columns_of(scale),
-            depth=depth_of(p),
-            block=UPSAMPLE_BLOCK,
-            num_warps=UPSAMPLE_WARPS,
+            columns=up_columns,
+            rows=up_rows,
+            block=BLOCK,
+            stages=min(stages_of(depth) + 1, 3),
         )
     return image

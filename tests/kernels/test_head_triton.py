@@ -58,19 +58,21 @@ def test_compiles_ahead_of_time(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     import triton
 
-    from espan_kernels.triton.conv import BLOCK, warps_of
-    from espan_kernels.triton.head import head_kernel
+    from espan_kernels.triton.conv import BLOCK
+    from espan_kernels.triton.head import WARPS, columns_of, head_kernel
 
     constants: dict[str, Any] = {
         "kernel": kernel,
         "p": p,
-        "columns": triton.next_power_of_2(p),
+        "depth": max(16, triton.next_power_of_2(3 * kernel)),
+        "columns": columns_of(p, capability // 10),
+        "rows": 16,
         "block": BLOCK,
     }
     if not with_mean:
         constants["mean_ptr"] = None
     types = {"image_ptr": f"*{image}", "bias_ptr": "*fp32", "mean_ptr": "*fp32"}
-    compile_for(head_kernel, dtype, constants, capability, warps_of(constants["columns"]), **types)
+    compile_for(head_kernel, dtype, constants, capability, WARPS, **types)
 
 
 @pytest.mark.gpu

@@ -59,28 +59,24 @@ def test_compiles_ahead_of_time(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     import triton
 
-    from espan_kernels.triton.conv import BLOCK, depth_of, warps_of
+    from espan_kernels.triton.conv import BLOCK, COLUMNS
     from espan_kernels.triton.tail import (
-        UPSAMPLE_BLOCK,
-        UPSAMPLE_WARPS,
-        columns_of,
         concat_kernel,
+        stages_of,
+        up_columns_of,
         upsample_kernel,
     )
 
-    sizes: dict[str, Any] = {"p": p, "depth": depth_of(p)}
-    constants = sizes | {"columns": triton.next_power_of_2(p), "block": BLOCK}
+    depth = triton.next_power_of_2(p)
+    sizes: dict[str, Any] = {"p": p, "depth": depth, "rows": 16, "block": BLOCK}
+    constants = sizes | {"columns": min(depth, COLUMNS), "stages": stages_of(depth)}
     if sides == 2:
         constants["activation_ptr"] = None
-    warps = warps_of(constants["columns"])
-    compile_for(concat_kernel, dtype, constants, capability, warps, bias_ptr="*fp32")
-    constants = sizes | {
-        "columns": columns_of(scale),
-        "scale": scale,
-        "block": UPSAMPLE_BLOCK,
-    }
+    compile_for(concat_kernel, dtype, constants, capability, bias_ptr="*fp32")
+    constants = sizes | {"columns": up_columns_of(depth, scale), "scale": scale}
+    constants["stages"] = min(stages_of(depth) + 1, 3)
     types = {"image_ptr": f"*{image}", "bias_ptr": "*fp32", "flag_ptr": "*i32"}
-    compile_for(upsample_kernel, dtype, constants, capability, UPSAMPLE_WARPS, **types)
+    compile_for(upsample_kernel, dtype, constants, capability, **types)
 
 
 @pytest.mark.gpu

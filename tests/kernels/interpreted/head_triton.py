@@ -39,7 +39,7 @@ def test_layouts(layout: str, dtype: torch.dtype) -> None:
 
 def test_sizes() -> None:
     """One pixel, one row, one column, below, at and across a program's share of the pixels."""
-    for shape in ((1, 1, 1), (1, 1, 7), (2, 9, 1), (1, 1, BLOCK), (2, 8, 8), (1, 9, 15)):
+    for shape in ((1, 1, 1), (1, 1, 7), (2, 9, 1), (1, 4, BLOCK), (1, 5, BLOCK + 6)):
         check(head, 32, 9, F16, image_of(shape, torch.uint8, "interleaved"))
 
 
@@ -77,19 +77,21 @@ def test_nothing_outside_is_read_or_written() -> None:
         return whole[margin:-margin]
 
     y = torch.full((expected.numel() + 2 * margin,), float("nan"), dtype=F16)
-    head_kernel[(1,)](
+    head_kernel[(1, 1)](
         image,
         within_nan(weight),
         within_nan(bias),
         within_nan(MEAN),
         y[margin:],
-        30,
         5,
         6,
+        1,
         *image.stride(),
         kernel=kernel,
         p=p,
+        depth=32,
         columns=p,
+        rows=8,
         block=BLOCK,
     )
     assert torch.equal(y[margin:-margin].view(expected.shape), expected)
