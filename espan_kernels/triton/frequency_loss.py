@@ -1,11 +1,13 @@
 """The frequency-aware loss in Triton: torch.ops.espan_triton.frequency_loss and its _gradient.
 
-The same op, checks and layouts as torch.ops.espan.frequency_loss.  A program takes a tile of up to
-24 x 24 pixels, reads 32 x 32 and computes blur and DCT as products with 32 x 32 matrices that it
-generates; through them a NaN spreads over the whole tile.
+The same op, checks and layouts as torch.ops.espan.frequency_loss, in three launches: the pixel and
+high-pass terms, with the signs of the high-pass values in a byte each; the DCT, with the gradient;
+and the sum of the programs' sums.  Images whose sides are not multiples of 8 go to the reference:
+the gradient of a reflected edge would have to reach pixels of other programs.
 """
-# Triton does not allow the annotations of typing inside a kernel:
-# mypy: disable-error-code="no-untyped-def"
+# Triton does not allow the annotations of typing inside a kernel, nor unpacking in a tuple:
+# mypy: disable-error-code="no-untyped-def, assignment, misc"
+# ruff: noqa: RUF005
 
 import torch
 import triton
@@ -13,13 +15,23 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op
 
+from espan_kernels import _library
 from espan_kernels._checks import check_frequency_loss
 from espan_kernels.frequency_loss import register_gradient
 from espan_kernels.triton.gate import _launchable
 
-SIDE = 32  # pixels read along each side: the tile and, before and after it, a halo of 4
-TILE_BLOCKS = 3
+BLOCK = 128  # pixels of a row: one a thread
+ROWS = 32  # that a program of the first kernel goes down
 SUM_BLOCK = 256
+# cos(k pi / 16) / 2
+C1 = tl.constexpr(0.4903926402016152)
+C2 = tl.constexpr(0.46193976625564337)
+C3 = tl.constexpr(0.4157348061512726)
+C4 = tl.constexpr(0.3535533905932738)
+C5 = tl.constexpr(0.27778511650980114)
+C6 = tl.constexpr(0.19134171618254492)
+C7 = tl.constexpr(0.09754516100806417)
+SIZES = ["height", "width", "tiles_x", "tiles_y"]
 
 
 @triton.jit
@@ -32,155 +44,258 @@ def _reflected(i, n):
 
 
 @triton.jit
+def _edge(i, n):
+    """The blur is its own transpose between these factors and their inverses."""
+    return tl.where((i == 0) | (i == n - 1), 2.0, 1.0)
+
+
+@triton.jit
+def _blur(a, b, c, d, e):
+    """The middle of five neighbours, blurred; as in the reference also where they are infinite."""
+    return c + 0.24446039891162386 * (b + d - 2.0 * c) + 0.07076637133154645 * (a + e - 2.0 * c)
+
+
+@triton.jit
 def _sign(v):
     return tl.where(v > 0, 1.0, tl.where(v < 0, -1.0, v))
 
 
 @triton.jit
-def _product(a, b):
-    return tl.dot(a, b, input_precision="ieee")
+def _dct(v):
+    """The orthonormal DCT-II of a tuple of eight: cos(k pi / 16) / 2 by even and odd halves."""
+    a, b, c, d, e, f, g, h = v
+    s0 = a + h
+    s1 = b + g
+    s2 = c + f
+    s3 = d + e
+    d0 = a - h
+    d1 = b - g
+    d2 = c - f
+    d3 = d - e
+    return (
+        ((s0 + s3) + (s1 + s2)) * C4,
+        d0 * C1 + d1 * C3 + d2 * C5 + d3 * C7,
+        (s0 - s3) * C2 + (s1 - s2) * C6,
+        d0 * C3 - d1 * C7 - d2 * C1 - d3 * C5,
+        ((s0 + s3) - (s1 + s2)) * C4,
+        d0 * C5 - d1 * C1 + d2 * C7 + d3 * C3,
+        (s0 - s3) * C6 - (s1 - s2) * C2,
+        d0 * C7 - d1 * C5 + d2 * C3 - d3 * C1,
+    )
 
 
 @triton.jit
-def _blur_matrix(i):
-    """Along one axis; it is its own transpose."""
-    distance = tl.abs(i[:, None] - i[None, :])
-    weight = tl.where(distance == 0, 0.3695464595136593, 0.0)
-    weight = tl.where(distance == 1, 0.24446039891162386, weight)
-    return tl.where(distance == 2, 0.07076637133154645, weight)
+def _dct_transposed(v):
+    a, b, c, d, e, f, g, h = v
+    s0 = (a + e) * C4 + (c * C2 + g * C6)
+    s1 = (a - e) * C4 + (c * C6 - g * C2)
+    s2 = (a - e) * C4 - (c * C6 - g * C2)
+    s3 = (a + e) * C4 - (c * C2 + g * C6)
+    d0 = b * C1 + d * C3 + f * C5 + h * C7
+    d1 = b * C3 - d * C7 - f * C1 - h * C5
+    d2 = b * C5 - d * C1 + f * C7 + h * C3
+    d3 = b * C7 - d * C5 + f * C3 - h * C1
+    return s0 + d0, s1 + d1, s2 + d2, s3 + d3, s3 - d3, s2 - d2, s1 - d1, s0 - d0
 
 
 @triton.jit
-def _dct_matrix(i):
-    """Rows are the frequencies, columns the pixels, of the blocks that begin at i = 0, 8, 16."""
-    k = i[:, None] % 8
-    m = (2 * (i[None, :] % 8) + 1) * k % 32  # cos(m pi / 16) / 2, by the symmetries of the cosine
-    m = tl.minimum(m, 32 - m)
-    q = tl.minimum(m, 16 - m)
-    value = tl.where(q == 1, 0.4903926402016152, 0.0)
-    value = tl.where(q == 2, 0.46193976625564337, value)
-    value = tl.where(q == 3, 0.4157348061512726, value)
-    value = tl.where(q == 4, 0.3535533905932738, value)
-    value = tl.where(q == 5, 0.27778511650980114, value)
-    value = tl.where(q == 6, 0.19134171618254492, value)
-    value = tl.where(q == 7, 0.09754516100806417, value)
-    value = tl.where(m > 8, -value, value)
-    value = tl.where(k == 0, 0.3535533905932738, value)
-    both = (i[:, None] >= 0) & (i[None, :] >= 0)
-    return tl.where(both & (i[:, None] // 8 == i[None, :] // 8), value, 0.0)
+def _transposed(v):
+    """Eight tensors of (8 M,): each 8 x 8 of them transposed."""
+    a, b, c, d, e, f, g, h = v
+    n: tl.constexpr = a.shape[0]
+    even = tl.join(tl.join(a, e), tl.join(c, g))
+    odd = tl.join(tl.join(b, f), tl.join(d, h))
+    square = tl.reshape(tl.join(even, odd), (n // 8, 8, 8))
+    even, odd = tl.split(tl.reshape(tl.permute(square, (0, 2, 1)), (n, 2, 2, 2)))
+    ae, cg = tl.split(even)
+    bf, dh = tl.split(odd)
+    a, e = tl.split(ae)
+    b, f = tl.split(bf)
+    c, g = tl.split(cg)
+    d, h = tl.split(dh)
+    return a, b, c, d, e, f, g, h
 
 
 @triton.jit
-def _unpadding(i, begin, tile, size):
-    """What adds padding's share, of pixels ``size`` and on, to the pixels it is made of."""
-    at = begin + i
-    to = tl.where(at < size, i, _reflected(at, size) - begin)
-    inside = (i >= 0) & (i < tile)
-    return tl.where((i[:, None] == to[None, :]) & inside[None, :], 1.0, 0.0)
+def _difference(sr_ptr, hr_ptr, at):
+    return tl.load(hr_ptr + at).to(tl.float32) - tl.load(sr_ptr + at).to(tl.float32)
 
 
-@triton.jit
-def frequency_loss_kernel(
+@triton.jit(do_not_specialize=SIZES)
+def high_pass_kernel(
     sr_ptr,
     hr_ptr,
+    signs_ptr,
+    sums_ptr,
+    height,
+    width,
+    tiles_x,
+    tiles_y,
+    squared: tl.constexpr,
+    rows: tl.constexpr,
+    block: tl.constexpr,
+):
+    """Of ``block`` pixels by ``rows``: the sums of two terms, and the signs of the second."""
+    tile = tl.program_id(0)
+    x = tile % tiles_x * block + tl.arange(0, block)
+    y0 = tile // tiles_x % tiles_y * rows
+    plane = (tile // tiles_x // tiles_y).to(tl.int64) * height * width
+    x0 = _reflected(x - 2, width)
+    x1 = _reflected(x - 1, width)
+    x2 = _reflected(x, width)
+    x3 = _reflected(x + 1, width)
+    x4 = _reflected(x + 2, width)
+    pixel = tl.zeros((block,), tl.float32)
+    high = tl.zeros((block,), tl.float32)
+    # The last rows, blurred along x, and as they are.  Not one tensor for all: Triton takes what
+    # it is assigned in the loop for the same.
+    h0 = tl.zeros((block,), tl.float32)
+    h1 = tl.zeros((block,), tl.float32)
+    h2 = tl.zeros((block,), tl.float32)
+    h3 = tl.zeros((block,), tl.float32)
+    d0 = tl.zeros((block,), tl.float32)
+    d1 = tl.zeros((block,), tl.float32)
+    for i in tl.range(rows + 4):
+        at = plane + _reflected(y0 - 2 + i, height) * width
+        d2 = _difference(sr_ptr, hr_ptr, at + x2)
+        h4 = _blur(
+            _difference(sr_ptr, hr_ptr, at + x0),
+            _difference(sr_ptr, hr_ptr, at + x1),
+            d2,
+            _difference(sr_ptr, hr_ptr, at + x3),
+            _difference(sr_ptr, hr_ptr, at + x4),
+        )
+        v = d0 - _blur(h0, h1, h2, h3, h4)
+        y = y0 + i - 4
+        valid = x < tl.where((i >= 4) & (y < height), width, 0)
+        pixel += tl.where(valid, d0 * d0 if squared else tl.abs(d0), 0.0)
+        high += tl.where(valid, tl.abs(v), 0.0)
+        if signs_ptr is not None:
+            sign = tl.where(v > 0, 1, tl.where(v < 0, -1, tl.where(v == 0, 0, -128)))
+            tl.store(signs_ptr + (plane + y * width + x), sign.to(tl.int8), mask=valid)
+        h0 = h1
+        h1 = h2
+        h2 = h3
+        h3 = h4
+        d0 = d1
+        d1 = d2
+    tl.store(sums_ptr + 2 * tile, tl.sum(pixel))
+    tl.store(sums_ptr + 2 * tile + 1, tl.sum(high))
+
+
+@triton.jit
+def _weighted_sign(at, edge):
+    sign = tl.load(at).to(tl.float32)
+    return tl.where(sign < -1.0, float("nan"), sign) * edge  # NaN is stored as -128
+
+
+@triton.jit
+def _sign_row(signs_ptr, y, x, height, width):
+    """Row ``y`` of the signs by their factors: as it is, and blurred along x."""
+    y = _reflected(y, height)
+    signs_ptr += y * width
+    edge = _edge(y, height)
+    s = ()
+    for i in tl.static_range(5):
+        s = s + (_weighted_sign(signs_ptr + x[i], edge * _edge(x[i], width)),)
+    return s[2], _blur(s[0], s[1], s[2], s[3], s[4])
+
+
+@triton.jit(do_not_specialize=SIZES)
+def dct_kernel(
+    sr_ptr,
+    hr_ptr,
+    signs_ptr,
     grad_ptr,
     scale_ptr,
     sums_ptr,
     height,
     width,
-    tiles_y,
     tiles_x,
+    tiles_y,
     pixel_weight,
     hf_weight,
     dct_weight,
     squared: tl.constexpr,
-    gradient: tl.constexpr,
-    side: tl.constexpr,
+    block: tl.constexpr,
 ):
-    """One tile: its three sums and, if ``gradient``, its pixels of the gradient."""
-    program = tl.program_id(0)
-    plane = (program // (tiles_y * tiles_x)).to(tl.int64) * height * width
-    tile_y = program // tiles_x % tiles_y
-    tile_x = program % tiles_x
-    blocks_y = (height + 7) // 8
-    blocks_x = (width + 7) // 8
-    y0 = (blocks_y.to(tl.int64) * tile_y // tiles_y).to(tl.int32) * 8
-    x0 = (blocks_x.to(tl.int64) * tile_x // tiles_x).to(tl.int32) * 8
-    rows = (blocks_y.to(tl.int64) * (tile_y + 1) // tiles_y).to(tl.int32) * 8 - y0
-    columns = (blocks_x.to(tl.int64) * (tile_x + 1) // tiles_x).to(tl.int32) * 8 - x0
-
-    i = tl.arange(0, side) - 4
-    y = _reflected(y0 + i, height)
-    x = _reflected(x0 + i, width)
-    at = plane + y[:, None].to(tl.int64) * width + x[None, :]
-    d = tl.load(hr_ptr + at).to(tl.float32) - tl.load(sr_ptr + at).to(tl.float32)
-    in_rows = (i >= 0) & (i < rows)
-    in_columns = (i >= 0) & (i < columns)
-    padded = in_rows[:, None] & in_columns[None, :]
-    inside = padded & (y0 + i < height)[:, None] & (x0 + i < width)[None, :]
-
-    pixel = d * d if squared else tl.abs(d)
-    blur = _blur_matrix(i)
-    hf = d - _product(_product(blur, d), blur)
-    dct = _dct_matrix(i)
-    dct_t = tl.trans(dct)
-    coefficients = tl.where(padded, _product(_product(dct, d), dct_t), 0.0)
-    tl.store(sums_ptr + 3 * program, tl.sum(tl.where(inside, pixel, 0.0)))
-    tl.store(sums_ptr + 3 * program + 1, tl.sum(tl.where(inside, tl.abs(hf), 0.0)))
-    tl.store(sums_ptr + 3 * program + 2, tl.sum(tl.abs(coefficients)))
-
-    if gradient:
-        # The blur is its own transpose between factors 2 and 1/2 at the image's edges.
-        edge_y = tl.where((y == 0) | (y == height - 1), 2.0, 1.0)
-        edge_x = tl.where((x == 0) | (x == width - 1), 2.0, 1.0)
-        edge = edge_y[:, None] * edge_x[None, :]
-        signs = _sign(hf) * edge
-        hf = (signs - _product(_product(blur, signs), blur)) / edge
-        back_y = dct_t
-        back_x = dct
-        if y0 + rows > height:
-            back_y = _product(_unpadding(i, y0, rows, height), dct_t)
-        if x0 + columns > width:
-            back_x = _product(dct, tl.trans(_unpadding(i, x0, columns, width)))
-        spectrum = _product(_product(back_y, _sign(coefficients)), back_x)
-        pixel = d if squared else _sign(d)
-        total = pixel_weight * pixel + hf_weight * hf + dct_weight * spectrum
-        total = -tl.load(scale_ptr) * total
-        tl.store(grad_ptr + at, total.to(grad_ptr.dtype.element_ty), mask=inside)
+    """Of ``block`` pixels by 8: the sum of the third term, and the gradient, if wanted."""
+    tile = tl.program_id(0)
+    x = tile % tiles_x * block + tl.arange(0, block)
+    y = tile // tiles_x % tiles_y * 8
+    plane = (tile // tiles_x // tiles_y).to(tl.int64) * height * width
+    inside = x < width
+    at = plane + y * width + tl.where(inside, x, 0)
+    d = ()
+    for i in tl.static_range(8):
+        d = d + (_difference(sr_ptr, hr_ptr, at + i * width),)
+    c = _dct(_transposed(_dct(d)))
+    # Thread 8 n + k has frequency k along y of block n, and in c those along x.
+    total = tl.abs(c[0])
+    for i in tl.static_range(1, 8):
+        total += tl.abs(c[i])
+    tl.store(sums_ptr + tile, tl.sum(tl.where(inside, total, 0.0)))
+    if grad_ptr is not None:
+        s = ()
+        for i in tl.static_range(8):
+            s = s + (_sign(c[i]),)
+        spectrum = _dct_transposed(_transposed(_dct_transposed(s)))
+        columns = ()
+        for i in tl.static_range(5):
+            columns = columns + (_reflected(x + (i - 2), width),)
+        rows = ()
+        for i in tl.static_range(12):
+            rows = rows + (_sign_row(signs_ptr + plane, y + (i - 2), columns, height, width),)
+        scale = -tl.load(scale_ptr)
+        for i in tl.static_range(8):
+            edge = _edge(y + i, height) * _edge(x, width)
+            blurred = _blur(
+                rows[i][1], rows[i + 1][1], rows[i + 2][1], rows[i + 3][1], rows[i + 4][1]
+            )
+            high = (rows[i + 2][0] - blurred) / edge
+            pixel = d[i] if squared else _sign(d[i])
+            total = pixel_weight * pixel + hf_weight * high + dct_weight * spectrum[i]
+            result = (scale * total).to(grad_ptr.dtype.element_ty)
+            tl.store(grad_ptr + at + i * width, result, mask=inside)
 
 
 @triton.jit
-def frequency_loss_sum_kernel(
+def _sum(sums_ptr, n, stride: tl.constexpr, block: tl.constexpr):
+    """In float64, in a fixed order."""
+    i = tl.arange(0, block)
+    total = tl.zeros((block,), tl.float64)
+    for start in range(0, n, block):
+        at = sums_ptr + stride * (start + i).to(tl.int64)
+        total += tl.load(at, mask=start + i < n, other=0.0).to(tl.float64)
+    return tl.sum(total)
+
+
+@triton.jit
+def sum_kernel(
     sums_ptr,
+    dct_sums_ptr,
     loss_ptr,
     terms_ptr,
     tiles,
+    dct_tiles,
     elements,
-    coefficients,
     pixel_weight,
     hf_weight,
     dct_weight,
     block: tl.constexpr,
 ):
-    """The second stage, one program: the sums of all tiles in float64, in a fixed order."""
-    i = tl.arange(0, block)
-    pixel = tl.zeros((block,), tl.float64)
-    hf = tl.zeros((block,), tl.float64)
-    dct = tl.zeros((block,), tl.float64)
-    for start in range(0, tiles, block):
-        at = sums_ptr + 3 * (start + i).to(tl.int64)
-        valid = start + i < tiles
-        pixel += tl.load(at, mask=valid, other=0.0).to(tl.float64)
-        hf += tl.load(at + 1, mask=valid, other=0.0).to(tl.float64)
-        dct += tl.load(at + 2, mask=valid, other=0.0).to(tl.float64)
-    mean_pixel = tl.sum(pixel) / elements
-    mean_hf = tl.sum(hf) / elements
-    mean_dct = tl.sum(dct) / coefficients
-    loss = pixel_weight * mean_pixel + hf_weight * mean_hf + dct_weight * mean_dct
-    tl.store(terms_ptr, mean_pixel.to(tl.float32))
-    tl.store(terms_ptr + 1, mean_hf.to(tl.float32))
-    tl.store(terms_ptr + 2, mean_dct.to(tl.float32))
-    tl.store(loss_ptr, loss.to(tl.float32))
+    """One program: the terms and the loss."""
+    pixel = _sum(sums_ptr, tiles, 2, block) / elements
+    high = _sum(sums_ptr + 1, tiles, 2, block) / elements
+    dct = _sum(dct_sums_ptr, dct_tiles, 1, block) / elements
+    tl.store(terms_ptr, pixel.to(tl.float32))
+    tl.store(terms_ptr + 1, high.to(tl.float32))
+    tl.store(terms_ptr + 2, dct.to(tl.float32))
+    tl.store(loss_ptr, (pixel_weight * pixel + hf_weight * high + dct_weight * dct).to(tl.float32))
+
+
+def _whole_blocks(image: Tensor) -> bool:
+    return image.shape[2] % 8 == 0 and image.shape[3] % 8 == 0
 
 
 def _run(
@@ -193,40 +308,54 @@ def _run(
     dct: float,
     squared: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Loss and terms of contiguous images; fills ``grad``, if there is one."""
+    """Loss and terms of contiguous images of whole blocks; fills ``grad``, if there is one."""
     planes = sr.shape[0] * sr.shape[1]
     height, width = sr.shape[2:]
-    blocks_y, blocks_x = triton.cdiv(height, 8), triton.cdiv(width, 8)
-    tiles_y, tiles_x = triton.cdiv(blocks_y, TILE_BLOCKS), triton.cdiv(blocks_x, TILE_BLOCKS)
-    tiles = planes * tiles_y * tiles_x
-    elements, coefficients = sr.numel(), planes * blocks_y * blocks_x * 64
-    sums = sr.new_empty((tiles, 3), dtype=torch.float32)
+    elements = sr.numel()
+    tiles_x, tiles_y = triton.cdiv(width, BLOCK), triton.cdiv(height, ROWS)
+    tiles, dct_tiles = planes * tiles_x * tiles_y, planes * tiles_x * (height // 8)
+    signs = None if grad is None else torch.empty_like(sr, dtype=torch.int8)
+    sums, dct_sums = (sr.new_empty(n, dtype=torch.float32) for n in (2 * tiles, dct_tiles))
     loss, terms = sr.new_empty((), dtype=torch.float32), sr.new_empty(3, dtype=torch.float32)
     with torch.cuda.device_of(sr):
-        _launchable(frequency_loss_kernel)[(tiles,)](
+        _launchable(high_pass_kernel)[(tiles,)](
             sr,
             hr,
-            grad,
-            scale,
+            signs,
             sums,
             height,
             width,
-            tiles_y,
             tiles_x,
+            tiles_y,
+            squared=squared,
+            rows=ROWS,
+            block=BLOCK,
+        )
+        _launchable(dct_kernel)[(dct_tiles,)](
+            sr,
+            hr,
+            signs,
+            grad,
+            scale,
+            dct_sums,
+            height,
+            width,
+            tiles_x,
+            height // 8,
             pixel * (2 if squared else 1) / elements,
             hf / elements,
-            dct / coefficients,
+            dct / elements,
             squared=squared,
-            gradient=grad is not None,
-            side=SIDE,
+            block=BLOCK,
         )
-        _launchable(frequency_loss_sum_kernel)[(1,)](
+        _launchable(sum_kernel)[(1,)](
             sums,
+            dct_sums,
             loss,
             terms,
             tiles,
+            dct_tiles,
             elements,
-            coefficients,
             pixel,
             hf,
             dct,
@@ -241,6 +370,8 @@ def frequency_loss(
 ) -> tuple[Tensor, Tensor]:
     """As torch.ops.espan.frequency_loss."""
     check_frequency_loss("espan_triton::frequency_loss", sr, hr)
+    if not _whole_blocks(sr):
+        return _library._reference_frequency_loss(sr, hr, pixel, hf, dct, squared)
     sr, hr = sr.contiguous(), hr.contiguous()
     return _run(sr, hr, None, None, pixel, hf, dct, squared)
 
@@ -257,6 +388,8 @@ def frequency_loss_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As torch.ops.espan.frequency_loss_gradient."""
     check_frequency_loss("espan_triton::frequency_loss_gradient", sr, hr, scale)
+    if not _whole_blocks(sr):
+        return _library._reference_frequency_loss_gradient(sr, hr, scale, pixel, hf, dct, squared)
     result = torch.empty_like(sr)
     grad = result if result.is_contiguous() else result.new_empty(result.shape)
     sr, hr = sr.contiguous(), hr.contiguous()
