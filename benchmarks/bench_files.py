@@ -44,7 +44,7 @@ def milliseconds(run: Callable[[], object]) -> tuple[float, float]:
 
 def steps(job: batch.Job, upscaler: Upscaler) -> dict[str, tuple[float, float]]:
     """Milliseconds of each step of one image."""
-    network = upscaler._network(None)
+    network = upscaler._default
     times = {"decode": milliseconds(lambda: read_image(job.source))}
     pixels = torch.from_numpy(read_image(job.source).pixels)
 
@@ -57,7 +57,7 @@ def steps(job: batch.Job, upscaler: Upscaler) -> dict[str, tuple[float, float]]:
     times["network"] = milliseconds(lambda: (network(x), network.check()))
     y = network(x)
     times["layout after"] = milliseconds(lambda: y[0].permute(1, 2, 0).contiguous().cpu())
-    result = Image(upscaler(pixels).numpy())
+    result = Image(upscaler(pixels.numpy()))
     job.target.parent.mkdir(exist_ok=True)
     times["encode and write"] = milliseconds(lambda: write_image(job.target, result))
     return times
@@ -79,7 +79,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("png", "jpg"):
             jobs = crops(options.photographs, Path(folder) / kind, options.count, kind)
-            upscaler(torch.from_numpy(read_image(jobs[0].source).pixels))
+            upscaler(read_image(jobs[0].source).pixels)
             each = [steps(job, upscaler) for _ in range(options.rounds) for job in jobs]
             medians = {
                 step: [statistics.median(t[step][i] for t in each) for i in (0, 1)]

@@ -161,7 +161,7 @@ class _Work:
             return
         image, self.image = self.image, None
         with self._step():
-            pixels = upscaler(torch.from_numpy(image.pixels)).numpy()
+            pixels = upscaler(image.pixels)
             # More pixels per inch, so that a print keeps its size.
             x, y = image.dpi or (0, 0)
             dpi = (self.scale * x, self.scale * y) if image.dpi else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 
@@ -66,6 +67,27 @@ def to_array(image: Image.Image) -> tuple[np.ndarray, Callable[[np.ndarray], Ima
         return made
 
     return pixels, finish
+
+
+def read(path: str | os.PathLike[str]) -> Image.Image:
+    """A file as a PIL image, read as `espan upscale` reads it.
+
+    Raises:
+        ImageError: a file that cannot be read, or 16-bit colour, which Pillow has no mode for.
+    """
+    from espan.imaging import read_image  # libvips is not needed for arrays and tensors
+
+    image = read_image(path)
+    if image.pixels.dtype == np.uint16 and image.pixels.shape[2] > 1:
+        raise ImageError(
+            f"{os.fspath(path)} has 16 bits per channel in colour or with alpha, which a PIL image "
+            "cannot hold; use `espan upscale`, or pass the pixels as a NumPy array of uint16"
+        )
+    pixels = image.pixels[:, :, 0] if image.pixels.shape[2] == 1 else image.pixels
+    made = Image.fromarray(pixels)
+    if image.icc_profile:
+        made.info["icc_profile"] = image.icc_profile
+    return made
 
 
 def _mode_for(image: Image.Image) -> str:

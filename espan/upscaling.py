@@ -27,6 +27,7 @@ _FLOAT_INPUT = (-0.5, 1.5)
 _LEVELS = {torch.uint8: 255, torch.uint16: 65535}
 
 TileOption = int | Literal["auto"] | None
+Weights = str | os.PathLike[str] | Network | FusedNetwork
 
 
 class RangeWarning(UserWarning):
@@ -35,113 +36,134 @@ class RangeWarning(UserWarning):
 
 def upscale(
     image: Any,
-    weights: str | os.PathLike[str] | Network | Upscaler = checkpoints.DEFAULT,
+    weights: Weights | Upscaler = checkpoints.DEFAULT,
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     backend: str = "auto",
     tile: TileOption = "auto",
+    graph: bool = False,
 ) -> Any:
-    """Upscale one image; the result is of the same kind and dtype.
+    """Upscale one image, or a list of them: `Upscaler(weights, ...)(image)`.
 
-    Args:
-        image: a PIL image (of any mode; EXIF orientation is applied, the ICC profile kept), a
-            NumPy array (H, W) or (H, W, C), or a tensor (C, H, W) or (N, C, H, W), with C = 1
-            (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha).  uint8, uint16, or floating point
-            in 0-1.
-        weights, device, dtype, backend, tile: as for `Upscaler`; for many images make one and pass
-            it as `weights`.  A tensor is computed on its own device unless another is named.
+    It loads the weights each time.  For many images make an `Upscaler` once and call that, or pass
+    it as `weights`.  A tensor is computed on its own device unless another is named.
 
-    Raises, warns: as `Upscaler`.
+    Raises, warns: as `Upscaler`; EspanError for an option beside an `Upscaler`, which has its own.
     """
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "backend": backend}
+    options |= {"tile": tile, "graph": graph}
     if isinstance(weights, Upscaler):
-        upscaler = weights
-    else:
-        if device is None and isinstance(image, Tensor):
-            device = image.device
-        upscaler = Upscaler(weights, device=device, dtype=dtype, backend=backend, tile=tile)
-    if isinstance(image, Image.Image):
-        pixels, finish = pil_images.to_array(image)
-        return finish(upscaler(torch.from_numpy(pixels)).numpy())
-    if isinstance(image, np.ndarray):
-        gray = image.ndim == 2
-        try:
-            pixels_in = torch.from_numpy(np.array(image[:, :, None] if gray else image))
-        except TypeError as error:
-            raise EspanError(_expected(f"an array of {image.dtype}")) from error
-        out = upscaler(pixels_in).numpy()
-        return out[:, :, 0] if gray else out
-    if isinstance(image, Tensor):
-        if image.ndim == 4:
-            if len(image) == 0:
-                raise EspanError(_expected(f"a tensor of shape {tuple(image.shape)}"))
-            return torch.stack([upscaler(i.permute(1, 2, 0)).permute(2, 0, 1) for i in image])
-        if image.ndim == 3:
-            return upscaler(image.permute(1, 2, 0)).permute(2, 0, 1).contiguous()
-        raise EspanError(_expected(f"a tensor of shape {tuple(image.shape)}"))
-    raise EspanError(_expected(f"a {type(image).__name__}"))
+        _refuse_options("an Upscaler", options)
+        return weights(image)
+    first = image[0] if isinstance(image, (list, tuple)) and image else image
+    if device is None and isinstance(first, Tensor) and not isinstance(weights, FusedNetwork):
+        options["device"] = first.device
+    return Upscaler(weights, **options)(image)
 
 
 class Upscaler:
-    """Upscales one image after another with the same weights.
+    """Upscales images with the same weights.
 
     Args:
-        weights: a file, the name of bundled weights, or a plain network.
-        device, dtype, backend: as for `espan.fused.load`; by default 16-bit and floating-point
-            images are computed in fp32 on a GPU too, because fp16 would keep 11 bits of them.
+        weights: a file, the name of bundled weights, a plain `Network`, or a `FusedNetwork`, which
+            brings its own device, dtype and backend.
+        device, dtype, backend, graph: as for `espan.fused.load`; by default 16-bit and
+            floating-point images are computed in fp32 on a GPU too, because fp16 would keep 11 bits
+            of them.
         tile: side of the tiles in LR pixels, None for no tiles, "auto" for tiles where a large
             image would otherwise take much memory.
 
     Raises:
-        EspanError: an option that is wrong or not available; CheckpointError for the weights.
+        EspanError: an option that is wrong, not available or without effect; CheckpointError for
+            the weights.
     """
 
     def __init__(
         self,
-        weights: str | os.PathLike[str] | Network = checkpoints.DEFAULT,
+        weights: Weights = checkpoints.DEFAULT,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         backend: str = "auto",
         tile: TileOption = "auto",
+        graph: bool = False,
     ) -> None:
         if not (tile in ("auto", None) or (isinstance(tile, int) and tile >= 1)):
             raise EspanError(f"tile must be 'auto', None or a number of pixels, got {tile!r}")
-        self._plain = weights if isinstance(weights, Network) else checkpoints.load(weights)
-        self._device = default_device() if device is None else device
-        self._dtype = dtype
-        self._backend = backend
         self._tile = tile
+        self._dtype = dtype
+        self._options: dict[str, Any] = {"device": device, "backend": backend, "graph": graph}
         self._networks: dict[torch.dtype | None, FusedNetwork] = {}
         self._lock = threading.Lock()  # so that `check` speaks of this thread's image
-        self._network(dtype)  # so that a wrong option fails here
+        self._plain: Network | None = None
+        if isinstance(weights, FusedNetwork):
+            _refuse_options("a FusedNetwork", {**self._options, "dtype": dtype})
+            self._networks[None] = weights
+        else:
+            self._plain = weights if isinstance(weights, Network) else checkpoints.load(weights)
+            self._options["device"] = default_device() if device is None else device
+        self._default = self._network(dtype)  # so that a wrong option fails here
 
     @property
     def scale(self) -> int:
-        return self._plain.scale
+        return self._default.scale
 
     @property
     def device(self) -> torch.device:
-        return self._network(self._dtype).device
+        return self._default.device
 
     @property
     def backend(self) -> str:
-        return self._network(self._dtype).backend
+        return self._default.backend
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """(H, W, C) -> (s*H, s*W, C), of the same dtype and on the same device.
+    def __call__(self, image: Any) -> Any:
+        """Upscale an image; the result is of the same kind, dtype and device.
 
-        C is 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha); uint8, uint16, or floating point
-        in 0-1.  Gray is run as RGB and averaged; alpha is upscaled as gray.
-        The colour of fully transparent pixels is not used: visible colours are extended over them.
+        Args:
+            image: a PIL image (of any mode; EXIF orientation is applied, the ICC profile kept), a
+                NumPy array (H, W) or (H, W, C), a tensor (C, H, W) or (N, C, H, W), a file, whose
+                result is a PIL image, or a list of these, whose result is a list.  C is 1 (gray),
+                2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha); uint8, uint16, or floating point in 0-1.
+                Gray is run as RGB and averaged; alpha is upscaled as gray.  The colour of fully
+                transparent pixels is not used: visible colours are extended over them.
 
         Raises:
             EspanError: another shape or dtype, values that are not finite or far outside 0-1, or a
-                result that is not finite even in fp32.
+                result that is not finite even in fp32; ImageError for a file.
 
         Warns:
             RangeWarning: the output left the plausible range before it was clamped to 0-1.
         """
+        if isinstance(image, (list, tuple)):
+            return [self(each) for each in image]
+        if isinstance(image, (str, os.PathLike)):
+            return self(pil_images.read(image))
+        if isinstance(image, Image.Image):
+            pixels, finish = pil_images.to_array(image)
+            return finish(self._pixels(torch.from_numpy(pixels)).numpy())
+        if isinstance(image, np.ndarray):
+            gray = image.ndim == 2
+            try:
+                pixels_in = torch.from_numpy(np.array(image[:, :, None] if gray else image))
+            except TypeError as error:
+                raise EspanError(_expected(f"an array of {image.dtype}")) from error
+            out = self._pixels(pixels_in).numpy()
+            return out[:, :, 0] if gray else out
+        if isinstance(image, Tensor):
+            if image.ndim == 4:
+                if len(image) == 0:
+                    raise EspanError(_expected(f"a tensor of shape {tuple(image.shape)}"))
+                return torch.stack(
+                    [self._pixels(i.permute(1, 2, 0)).permute(2, 0, 1) for i in image]
+                )
+            if image.ndim == 3:
+                return self._pixels(image.permute(1, 2, 0)).permute(2, 0, 1).contiguous()
+            raise EspanError(_expected(f"a tensor of shape {tuple(image.shape)}"))
+        raise EspanError(_expected(f"a {type(image).__name__}"))
+
+    def _pixels(self, pixels: Tensor) -> Tensor:
+        """(H, W, C) -> (s*H, s*W, C), of the same dtype and on the same device."""
         _check(pixels)
         channels = pixels.shape[2]
         colours = channels if channels in (1, 3) else channels - 1
@@ -177,7 +199,7 @@ class Upscaler:
             streams = as_bytes and isinstance(network.engine, Streamed)
             size = None if streams else tile_size(height, width)
         notes = []
-        for tile in tiles(height, width, size, self._plain.architecture.receptive_radius):
+        for tile in tiles(height, width, size, network.architecture.receptive_radius):
             y, x = tile
             part = pixels[y.read_start : y.read_stop, x.read_start : x.read_stop]
             batch = part.permute(2, 0, 1)[None].to(network.device)
@@ -205,13 +227,13 @@ class Upscaler:
         """What fp32 makes of a tile whose output left the plausible range in `dtype`."""
         exact = self._network(torch.float32)
         result = exact(_to_float(batch))
-        if exact.check():
+        if exact.check() and exact.dtype == torch.float32:
             return result, (
                 f"the output left the plausible range in {dtype}; "
                 "where it did, it was computed again in fp32"
             )
         if not result.isfinite().all():
-            raise EspanError("the network's output is not finite, even in fp32")
+            raise EspanError(f"the network's output is not finite in {exact.dtype}")
         return result, (
             f"the output left the plausible range ({PLAUSIBLE[0]:g} to {PLAUSIBLE[1]:g}) before it "
             "was clamped to 0-1: this image drives the network out of its range, and the result "
@@ -227,9 +249,9 @@ class Upscaler:
 
     def _network(self, dtype: torch.dtype | None) -> FusedNetwork:
         if dtype not in self._networks:
-            self._networks[dtype] = FusedNetwork(
-                self._plain, device=self._device, dtype=dtype, backend=self._backend
-            )
+            if self._plain is None:  # a FusedNetwork was given, and there is no other
+                return self._networks[None]
+            self._networks[dtype] = FusedNetwork(self._plain, dtype=dtype, **self._options)
         return self._networks[dtype]
 
 
@@ -272,8 +294,19 @@ def _check(pixels: Tensor) -> None:
         )
 
 
+def _refuse_options(given: str, options: dict[str, Any]) -> None:
+    """Raise for an option that is not at its default: it would have no effect."""
+    defaults = {"backend": "auto", "tile": "auto", "graph": False}
+    for name, value in options.items():
+        if value != defaults.get(name):
+            raise EspanError(
+                f"{name}={value!r} has no effect beside {given}, which has its own; "
+                f"give {name} where that is made"
+            )
+
+
 def _expected(found: str) -> str:
     return (
-        f"got {found}; expected a PIL image, an array (H, W) or (H, W, C), or a tensor (C, H, W) "
-        "or (N, C, H, W), with C from 1 to 4, in uint8, uint16 or floating point 0-1"
+        f"got {found}; expected a file, a PIL image, an array (H, W) or (H, W, C), or a tensor "
+        "(C, H, W) or (N, C, H, W), with C from 1 to 4, in uint8, uint16 or floating point 0-1"
     )

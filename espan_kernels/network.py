@@ -22,7 +22,7 @@ def network(
     concat_activation: bool,
     scale: int,
 ) -> tuple[Tensor, Tensor]:
-    """Upscale a batch of images by a network of the SPAN family, on the CPU, in float32.
+    """Upscale a batch of images by a network of the SPAN family, on the CPU.
 
     Equal to :func:`espan_kernels.reference.network` with the kernels that were packed, to rounding.
     Memory beyond input and output is bounded whatever the size: the image streams through all
@@ -42,7 +42,7 @@ def network(
         The upscaled images (N, 3, s*H, s*W): float32, not clamped, contiguous; or, for a uint8
         image, ``round(255 * clamp(y, 0, 1))`` in uint8, channels last.  And for each image what its
         values were before they were clamped, (N, 3) float32: the least, the greatest, and 1 if any
-        was infinite or not a number, else 0.
+        was infinite or NaN, else 0.
 
     Raises:
         RuntimeError: a wrong dtype, device or shape; weights that do not fit the description; or no
@@ -64,13 +64,13 @@ def pack_network(
     *,
     scale: int,
     mean: Sequence[float] = (0.0, 0.0, 0.0),
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The weights of a network in the form that :func:`network` reads.  To be done once.
+    """Pack the weights of a network in the form that :func:`network` reads.
 
-    The form is that of the CPU path in use.  On the path ``amx`` it is tiles of bf16 for the matrix
-    unit: for float32 in two halves, which keep 17 bits of each value and take three products.  Else
-    it is Winograd's transform of the weights, which the other paths share; they refuse tiles.
+    The form decides the arithmetic.  Winograd's transform of the weights, in float32, runs on
+    every CPU path.  The path ``amx`` also has tiles of bf16 for the matrix unit, which other paths
+    refuse: in two halves, which keep 17 bits of each value and take three products, or in one.
 
     Each kernel is a weight (outputs, inputs, k, k) and a bias (outputs,), in float64 or float32;
     Winograd's transform of the weights is computed in float64 and rounded once.
@@ -84,14 +84,15 @@ def pack_network(
         upsample: (3*s*s, C, 3, 3): the last convolution, in the order of ``pixel_shuffle``.
         scale: s.
         mean: RGB in 0-1, subtracted from the image before the head's zero padding.
-        dtype: of the arithmetic.  bfloat16, which only the path ``amx`` has, rounds weights and
-            feature maps to 8 bits and sums in fp32.
+        dtype: of the arithmetic.  float32 is Winograd's.  bfloat16, on the path ``amx`` only,
+            rounds weights and feature maps to 8 bits and sums in float32.  None is the fastest that
+            is as good as float32 on photographs: on ``amx`` the two halves, elsewhere float32.
 
     Returns:
-        One row: float32, Winograd's; bfloat16, tiles.
+        One row: float32 for Winograd, bfloat16 for tiles.
 
     Raises:
-        ValueError: a weight whose shape does not fit the others; a dtype that the path has not.
+        ValueError: a weight whose shape does not fit the others; a dtype that the path lacks.
     """
     channels = head[0].shape[0]
     square = (channels, channels, 3, 3)
@@ -104,12 +105,13 @@ def pack_network(
             "concat; there must be a block at least, and 2 or 3 weights"
         )
     amx = _library.compiled is not None and _library.compiled.cpu_path() == "amx"
-    if dtype not in ((torch.float32, torch.bfloat16) if amx else (torch.float32,)):
+    if dtype not in (None, torch.float32) and not (amx and dtype == torch.bfloat16):
         raise ValueError(
             f"pack_network: dtype is {dtype}; it must be float32, or on the CPU path amx bfloat16"
         )
+    tiles = amx and dtype != torch.float32
     layers: list[tuple[Tensor, Tensor | None]] = []
-    form = _tiles if amx else _streamed
+    form = _tiles if tiles else _streamed
     # By tiles the sums of concat_last begin with the side's: its bias is put there.
     bias = concat_last[1]
 
@@ -122,7 +124,7 @@ def pack_network(
         layers.append((form.pointwise(concat_side[i]), bias))
 
     layers.append((form.head(head[0]), head[1]))
-    side(0, bias if amx else None)
+    side(0, bias if tiles else None)
     for i, block in enumerate(blocks):
         for j, kernel in enumerate(block):
             _check(f"blocks[{i}][{j}]", kernel, square)
@@ -131,11 +133,11 @@ def pack_network(
             side(1)
     if len(concat_side) == 3:
         side(2)
-    layers.append((form.conv(concat_last[0]), None if amx else bias))
+    layers.append((form.conv(concat_last[0]), None if tiles else bias))
     order = _streamed.upsample_order(scale)
     layers.append((form.conv(upsample[0][order]), upsample[1][order]))
-    if amx:
-        return _tiles.join(mean, layers, halves=dtype == torch.float32)
+    if tiles:
+        return _tiles.join(mean, layers, halves=dtype is None)
     return _streamed.join(mean, layers)
 
 

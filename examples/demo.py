@@ -21,9 +21,9 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     upscaler = espan.Upscaler()
     image = Image.open(SAMPLE)
-    espan.upscale(image, upscaler)  # the first run also allocates and compiles
+    upscaler(image)  # the first run also allocates and compiles
     started = time.perf_counter()
-    result = espan.upscale(image, upscaler)
+    result = upscaler(image)
     seconds = time.perf_counter() - started
     result.save(folder / "colosseum_x4.png")
 

@@ -17,12 +17,6 @@ def _same_random_numbers() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def _float32_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU, PyTorch's fp32 convolutions would keep 10 bits of a value (TF32)."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
 @pytest.fixture(scope="session")
 def testdata() -> Path:
     """The folder of official weights and test sets, which the project may not ship."""

@@ -176,3 +176,60 @@ def test_bad_input(x, says, make_network):
 def test_training_form_is_refused():
     with pytest.raises(EspanError, match="collapse"):
         on_cpu(Network(ESPAN, conv=GRepConv))
+
+
+def test_float32_by_name_is_full_fp32(make_network, monkeypatch):
+    """On a CPU never the matrix unit's 17 bits; elsewhere never TF32."""
+    from espan_kernels import _library
+
+    network = make_network(Architecture(8, (2,), scale=2))
+    if _library.compiled is not None:
+        assert on_cpu(network, dtype=torch.float32).engine.packed.dtype == torch.float32
+    seen = []
+    conv2d = torch.nn.functional.conv2d
+
+    def watched(*arguments, **options):
+        seen.append(torch.backends.cudnn.conv.fp32_precision)
+        return conv2d(*arguments, **options)
+
+    monkeypatch.setattr("espan.engines.composed.F.conv2d", watched)
+    before = torch.backends.cudnn.conv.fp32_precision
+    fused = on_cpu(network, dtype=torch.float32, backend="reference")
+    fused(torch.rand(1, 3, 4, 5))
+    assert set(seen) == {"ieee"}
+    assert torch.backends.cudnn.conv.fp32_precision == before
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("made_in", [False, True])
+@pytest.mark.parametrize("run_in", [False, True])
+def test_inference_mode_of_making_and_running_may_differ(make_network, backend, made_in, run_in):
+    network = make_network(Architecture(8, (2,), scale=2))
+    x = torch.rand(1, 3, 4, 5)
+    expected = on_cpu(network, backend=backend)(x)
+    with torch.inference_mode(made_in):
+        fused = on_cpu(network, backend=backend)
+    with torch.inference_mode(run_in):
+        assert torch.equal(fused(x), expected)
+        assert fused.check()
+    assert torch.equal(fused(x), expected)
+    assert fused.check()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda f: f.half(),
+        lambda f: f.float(),
+        lambda f: f.double(),
+        lambda f: f.bfloat16(),
+        lambda f: f.to(torch.float16),
+        lambda f: f.to("meta"),
+        lambda f: f.cpu(),
+    ],
+)
+def test_casting_and_moving_are_refused(make_network, change):
+    fused = on_cpu(make_network(Architecture(8, (2,), scale=2)))
+    with pytest.raises(EspanError, match=r"make another: espan\.fused\.load"):
+        change(fused)
+    fused(torch.rand(1, 3, 4, 5))  # as good as before

@@ -9,6 +9,7 @@ from PIL import Image, ImageCms
 
 import espan
 from espan.errors import EspanError
+from espan.fused import FusedNetwork
 from espan.models import ESPAN, Architecture, Network
 from espan.tiling import LARGEST_UNTILED, tile_size, tiles
 from espan.upscaling import RangeWarning, Upscaler
@@ -170,14 +171,14 @@ def image_like(shape):
 def test_tiled_equals_untiled(size, shape, make_network):
     network = make_network(SMALL)
     pixels = image_like(shape)
-    whole = Upscaler(network, device="cpu", tile=None)(pixels.permute(1, 2, 0))
-    tiled = Upscaler(network, device="cpu", tile=size)(pixels.permute(1, 2, 0))
+    whole = Upscaler(network, device="cpu", tile=None)(pixels)
+    tiled = Upscaler(network, device="cpu", tile=size)(pixels)
     torch.testing.assert_close(tiled, whole, rtol=0, atol=2e-6)
 
 
 def test_a_smaller_halo_would_show(make_network, monkeypatch):
     network = make_network(SMALL)
-    pixels = image_like((40, 40)).permute(1, 2, 0)
+    pixels = image_like((40, 40))
     whole = Upscaler(network, device="cpu", tile=None)(pixels)
     radius = SMALL.receptive_radius
     monkeypatch.setattr(Architecture, "receptive_radius", radius - 3)
@@ -186,7 +187,7 @@ def test_a_smaller_halo_would_show(make_network, monkeypatch):
 
 
 def test_bundled_weights_tiled():
-    pixels = image_like((70, 90)).permute(1, 2, 0)
+    pixels = image_like((70, 90))
     whole, tiled = (Upscaler(device="cpu", tile=t)(pixels) for t in (None, 33))
     torch.testing.assert_close(tiled, whole, rtol=0, atol=2e-6)
 
@@ -227,7 +228,7 @@ def test_photographs_are_quiet(nearest):
         espan.upscale(ramp(3, np.uint8), nearest, device="cpu")
 
 
-def test_implausible_output_is_told(nearest):
+def test_implausible_output_is_reported(nearest):
     with pytest.warns(RangeWarning, match=r"range \(-1 to 2\) before it was clamped"):
         espan.upscale(np.full((4, 4, 3), 255, np.uint8), scaled(nearest, 50), device="cpu")
 
@@ -245,7 +246,7 @@ def test_overflow_is_recomputed_in_fp32(nearest):
 
 def test_nan_is_an_error_and_not_black(nearest):
     nearest.tail.upsample.weight.fill_(float("nan"))
-    with pytest.raises(EspanError, match="not finite, even in fp32"):
+    with pytest.raises(EspanError, match=r"not finite in torch\.float32"):
         espan.upscale(ramp(3, np.uint8), nearest, device="cpu")
 
 
@@ -258,13 +259,82 @@ def test_official_espan_on_a_grid(testdata):
         espan.upscale(grid, weights, device="cpu")
 
 
+# One callable for all
+
+
+def test_a_file_and_a_list(nearest, tmp_path):
+    upscaler = Upscaler(nearest, device="cpu")
+    pixels = ramp(3, np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    results = upscaler([tmp_path / "a.png", str(tmp_path / "a.png"), pixels])
+    assert isinstance(results[0], Image.Image)
+    for result in results:
+        np.testing.assert_array_equal(np.asarray(result), repeat(pixels))
+    assert espan.upscale([], upscaler) == []
+
+
+def test_sixteen_bit_colour_files_are_no_pil_images(nearest, tmp_path):
+    from espan.imaging import Image as Pixels
+    from espan.imaging import write_image
+
+    write_image(tmp_path / "deep.png", Pixels(ramp(3, np.uint16)))
+    with pytest.raises(EspanError, match="pass the pixels as a NumPy array of uint16"):
+        espan.upscale(tmp_path / "deep.png", nearest, device="cpu")
+
+
+def test_a_fused_network_as_weights(nearest):
+    fused = FusedNetwork(nearest, device="cpu", dtype=torch.float32)
+    upscaler = Upscaler(fused)
+    assert (upscaler.backend, upscaler.device) == (fused.backend, fused.device)
+    for kind in (np.uint8, np.uint16):
+        np.testing.assert_array_equal(upscaler(ramp(3, kind)), repeat(ramp(3, kind)))
+    with pytest.warns(RangeWarning, match="before it was clamped"):
+        Upscaler(FusedNetwork(scaled(nearest, 50), device="cpu"))(np.full((4, 4, 3), 255, np.uint8))
+
+
+OPTIONS = {
+    "device": "cpu",
+    "dtype": torch.float32,
+    "backend": "reference",
+    "tile": 64,
+    "graph": True,
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_without_effect_are_refused(name, nearest):
+    option = {name: OPTIONS[name]}
+    with pytest.raises(EspanError, match=f"{name}=.* has no effect beside an Upscaler"):
+        espan.upscale(ramp(3, np.uint8), Upscaler(nearest, device="cpu"), **option)
+    if name != "tile":
+        with pytest.raises(EspanError, match=f"{name}=.* has no effect beside a FusedNetwork"):
+            Upscaler(FusedNetwork(nearest, device="cpu"), **option)
+
+
+def test_a_graph_needs_a_gpu(nearest):
+    with pytest.raises(EspanError, match="graph=True needs an NVIDIA GPU"):
+        Upscaler(nearest, device="cpu", graph=True)
+
+
+@pytest.mark.parametrize("made_in", [False, True])
+def test_inference_mode(made_in, nearest):
+    pixels = ramp(3, np.uint8)
+    with torch.inference_mode(made_in):
+        upscaler = Upscaler(nearest, device="cpu")
+    with torch.inference_mode(not made_in):
+        np.testing.assert_array_equal(upscaler(pixels), repeat(pixels))
+    # fp32 of 16 bits may be another network, made at its first use.
+    np.testing.assert_array_equal(upscaler(ramp(1, np.uint16)), repeat(ramp(1, np.uint16)))
+
+
 # Bad input
 
 
 @pytest.mark.parametrize(
     ("image", "says"),
     [
-        ("photo.png", "got a str"),
+        (b"photo.png", "got a bytes"),
+        ("no such.png", "no such.png"),
         (np.zeros((4, 4, 5), np.uint8), r"shape \(4, 4, 5\)"),
         (np.zeros((4,), np.uint8), "shape"),
         (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),

@@ -1,8 +1,9 @@
-"""PyTorch's convolutions with our gate: what runs where there is no kernel for more."""
+"""PyTorch's convolutions with our gate: what runs where there is no kernel for the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,10 @@ class Composed(nn.Module):
         self.register_buffer("mean", None if mean is None else mean.view(1, 3, 1, 1))
 
     def forward(self, image: Tensor, flag: Tensor) -> Tensor:
+        with _fp32_in_full():
+            return self._run(image, flag)
+
+    def _run(self, image: Tensor, flag: Tensor) -> Tensor:
         x = image.float() / 255 if image.dtype == torch.uint8 else image
         if self.mean is not None:
             x = x - self.mean
@@ -72,3 +77,15 @@ class Composed(nn.Module):
     def _conv(self, name: str, x: Tensor) -> Tensor:
         weight, bias = getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias")
         return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+
+
+@contextmanager
+def _fp32_in_full() -> Iterator[None]:
+    """Convolutions of fp32 in fp32: on a GPU, PyTorch's default (TF32) keeps 10 bits of a value."""
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision = before

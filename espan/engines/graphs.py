@@ -16,8 +16,8 @@ MOST = 8
 class Graphed(nn.Module):
     """Captures a graph at the first image of a shape and dtype, and replays it for the others.
 
-    The least recently used graph is dropped beyond `MOST`.  One image at a time goes through a
-    graph: threads wait for each other.
+    The least recently used graph is dropped beyond `MOST`.  One image at a time goes through:
+    threads wait for each other, and a stream waits for the one before it.
     """
 
     def __init__(self, engine: nn.Module) -> None:
@@ -26,10 +26,13 @@ class Graphed(nn.Module):
         self._graphs: OrderedDict[object, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]]
         self._graphs = OrderedDict()
         self._lock = threading.Lock()
+        self._done: torch.cuda.Event | None = None
 
     def forward(self, image: Tensor, flag: Tensor) -> Tensor:
         key = (image.shape, image.stride(), image.dtype)
         with self._lock, torch.cuda.device(image.device):
+            if self._done is not None:
+                self._done.wait()  # another stream may still use the static image and result
             if key not in self._graphs:
                 self._graphs[key] = self._capture(image, flag)
                 if len(self._graphs) > MOST:
@@ -38,10 +41,15 @@ class Graphed(nn.Module):
             graph, static_image, static_result = self._graphs[key]
             static_image.copy_(image)
             graph.replay()
-            return static_result.clone()
+            result = static_result.clone()
+            self._done = torch.cuda.Event()
+            self._done.record()
+            return result
 
     def _capture(self, image: Tensor, flag: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
-        static_image = image.clone()
+        with torch.inference_mode(False):  # a tensor of inference mode could not be filled outside
+            static_image = torch.empty_like(image)
+        static_image.copy_(image)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

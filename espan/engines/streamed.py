@@ -11,11 +11,14 @@ from espan_kernels import backends, network, pack_network
 
 
 class Streamed(nn.Module):
-    """fp32 on the CPU; and bf16, with sums in fp32, where there is a matrix unit for it (AMX)."""
+    """fp32 on the CPU; and bf16, with sums in fp32, where there is a matrix unit for it (AMX).
+
+    With dtype None that unit computes fp32 through products of bf16 halves, which keep 17 bits.
+    """
 
     packed: Tensor
 
-    def __init__(self, folded: Folded, *, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, folded: Folded, *, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         about = folded.architecture
         self.channels = about.channels
@@ -33,14 +36,14 @@ class Streamed(nn.Module):
             mean=(0.0, 0.0, 0.0) if folded.mean is None else folded.mean.tolist(),
             dtype=dtype,
         )
-        self.dtype = dtype
+        self.dtype = dtype or torch.float32
         self.register_buffer("packed", packed)
 
     @staticmethod
-    def can_run(dtype: torch.dtype) -> bool:
+    def can_run(dtype: torch.dtype | None) -> bool:
         """Whether the CPU path in use has that arithmetic."""
         path = backends.available()["cpu"].details.get("path")
-        return dtype == torch.float32 or (dtype == torch.bfloat16 and path == "amx")
+        return dtype in (None, torch.float32) or (dtype == torch.bfloat16 and path == "amx")
 
     def forward(self, image: Tensor, flag: Tensor) -> Tensor:
         if image.dtype != torch.uint8:

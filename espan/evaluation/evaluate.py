@@ -8,7 +8,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from espan.errors import EspanError, ImageError
 from espan.evaluation.metrics import psnr, ssim
@@ -78,7 +77,7 @@ def evaluate(
                 f"{pair.lr} is {lr.shape[1]}x{lr.shape[0]}; for {pair.hr.name} at x{scale} "
                 f"{expected[1]}x{expected[0]} is expected"
             )
-        sr = upscaler(torch.from_numpy(lr)).numpy()
+        sr = upscaler(lr)
         if save is not None:
             write_image(save / f"{pair.hr.stem}.png", Image(sr))
         yield score(pair.hr.stem, sr, hr, border=scale, y_channel=y_channel)

@@ -157,7 +157,7 @@ def validate(
         with warnings.catch_warnings():
             # Expected of a network at the start of its training.
             warnings.simplefilter("ignore", RangeWarning)
-            sr = upscaler(torch.from_numpy(lr)).numpy()
+            sr = upscaler(lr)
         scores.append(score(image.name, sr, hr, border=network.scale))
     return scores
 

@@ -56,7 +56,7 @@ def crops(
         lr, hr = image.pair(scale)
         height, width = (min(CROP, n) // scale * scale for n in hr.shape[:2])
         y, x = ((n - m) // 2 for n, m in zip(hr.shape, (height, width), strict=False))
-        columns = (imresize(lr, scale), upscaler(torch.from_numpy(lr)).numpy(), hr)
+        columns = (imresize(lr, scale), upscaler(lr), hr)
         row = np.full((CROP + _GAP, 3 * (CROP + _GAP), 3), 255, np.uint8)
         for number, pixels in enumerate(columns):
             left = number * (CROP + _GAP)

@@ -49,7 +49,7 @@ class Case:
             upsample=kernel(3 * self.scale**2, c, 3),
         )
 
-    def pack(self, dtype: torch.dtype = torch.float32) -> Tensor:
+    def pack(self, dtype: torch.dtype | None = None) -> Tensor:
         """For the op, on the CPU path in use."""
         return pack_network(
             *self.kernels.values(),  # type: ignore[arg-type]

@@ -1,5 +1,7 @@
 """The op `network` as an op of PyTorch: compile, export, packing, what it refuses."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -137,3 +139,15 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_library, "why_not_compiled", "it is not installed")
     with pytest.raises(RuntimeError, match=r"^espan::network: it is not installed"):
         network(X, X, channels=8, head_kernel=3, convs=(2,), concat_activation=False, scale=2)
+
+
+def test_float32_by_name_is_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 17 bits of the matrix unit are a default, never what float32 means."""
+    amx = SimpleNamespace(cpu_path=lambda: "amx")
+    monkeypatch.setattr(_library, "compiled", amx)
+    assert SMALL.pack(torch.float32).dtype == torch.float32
+    halves, one = SMALL.pack(None), SMALL.pack(torch.bfloat16)
+    assert halves.dtype == one.dtype == torch.bfloat16
+    assert len(halves) > len(one)
+    amx.cpu_path = lambda: "avx512"
+    assert torch.equal(SMALL.pack(None), SMALL.pack(torch.float32))
