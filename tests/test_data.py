@@ -147,11 +147,11 @@ def test_lr_images_that_do_not_fit(pairs: tuple[Path, Path], tmp_path: Path) -> 
     with pytest.raises(EspanError, match="of one source, not of 2"):
         open_images([hr, tmp_path], scale=4, smallest=8, lr=lr)
     write_image(lr / "0001.png", Image(made_up(16, 20)))
-    with pytest.raises(EspanError, match=r"not so for 0001.png \(2 files\)$"):
+    with pytest.raises(EspanError, match=r"0001.png has .*0001.png and .*0001x4.png$"):
         open_images([hr], scale=4, smallest=8, lr=lr)
     (lr / "0001.png").unlink()
     (lr / "0001x4.png").rename(lr / "0001x3.png")
-    with pytest.raises(EspanError, match=r"not so for 0001.png \(0 files\)$"):
+    with pytest.raises(EspanError, match=r"0001.png has none$"):
         open_images([hr], scale=4, smallest=8, lr=lr)
     write_image(lr / "0001.png", Image(made_up(16, 21)))
     with pytest.raises(EspanError, match=r"not so: 0001.png 80x64 and .*lr/0001.png 21x16$"):
@@ -165,7 +165,7 @@ def test_lr_images_that_do_not_fit(pairs: tuple[Path, Path], tmp_path: Path) -> 
 def test_one_lr_image_for_two_hr_images(pairs: tuple[Path, Path]) -> None:
     hr, lr = pairs
     write_image(hr / "0001.bmp", Image(made_up(64, 80)))
-    with pytest.raises(EspanError, match="one LR image is expected for each HR image"):
+    with pytest.raises(EspanError, match=r"0001.bmp and 0001.png share .*0001x4.png$"):
         open_images([hr], scale=4, smallest=8, lr=lr)
 
 

@@ -43,7 +43,6 @@ def command(
     normalization: options.Norm = "auto",
 ) -> None:
     """PSNR and SSIM over a folder, by the protocol of the challenge (RGB, border of s cut)."""
-    pairs = find_pairs(hr, lr)
     if json_file is not None:
         options.check_folder_of(json_file)
     if save is not None:
@@ -54,6 +53,7 @@ def command(
         dtype=options.parse_dtype(dtype),
         backend=backend,
     )
+    pairs = find_pairs(hr, lr, [upscaler.scale])
     progress = Console(stderr=True)
     scores = list(
         track(

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from espan.data.photographs import (
     too_small,
 )
 from espan.errors import EspanError
-from espan.imaging import imresize
+from espan.imaging import imresize, pair_lr
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,7 @@ def open_images(
         sources: folders, searched with their subfolders, and packs (`espan prepare`).
         scale: HR is this many times the size of LR.
         smallest: LR pixels that both sides must have.
-        lr: a folder with the LR images of the one source: for "a/b.png" its "a/b" or "a/bx4" (the
-            number is the scale) with any image suffix.
+        lr: a folder with the LR images of the one source, found by `pair_lr`.
         each: called with (done, total) files of each folder.
 
     Returns:
@@ -168,7 +167,7 @@ def open_images(
     found = {source: find_photographs([source]) for source in sources if source not in packs}
     names = [e.name for p in packs.values() for e in p.entries]
     names += [name for folder in found.values() for name in folder.values()]
-    pairs = _lr_files(names, lr, scale) if lr is not None else {}
+    pairs = pair_lr(names, find_photographs([lr]), [scale]) if lr is not None else {}
 
     memory = _Memory(free_memory() // 2)
     images: list[TrainingImage] = []
@@ -252,27 +251,6 @@ def _decoded(
         else:
             memory.add(result.pixels, done, len(names))
             yield image_in_memory(result.name, result.pixels, scale, sha256=result.sha256)
-
-
-def _lr_files(names: Sequence[str], folder: Path, scale: int) -> dict[str, Path]:
-    """The LR file of each HR name."""
-    by_stem: dict[str, list[Path]] = {}
-    for path, name in find_photographs([folder]).items():
-        by_stem.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(path)
-    result, wrong = {}, []
-    for name in names:
-        stem = str(PurePosixPath(name).with_suffix(""))
-        candidates = by_stem.get(stem, []) + by_stem.get(f"{stem}x{scale}", [])
-        if len(candidates) == 1:
-            result[name] = candidates[0]
-        else:
-            wrong.append(f"{name} ({len(candidates)} files)")
-    if wrong or len(set(result.values())) < len(names):
-        raise EspanError(
-            f"{folder}: one LR image is expected for each HR image, with the same name or with "
-            f"x{scale} after it; not so for {_some(wrong or list(names))}"
-        )
-    return result
 
 
 def _with_lr(

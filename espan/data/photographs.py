@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from espan.errors import EspanError, ImageError
-from espan.imaging import is_image_path, read_image
+from espan.imaging import find_images, read_image
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,18 @@ def find_photographs(folders: Sequence[Path]) -> dict[Path, str]:
     """The image files in the folders and their subfolders, sorted within each given folder.
 
     Returns path -> name: the path below its folder, with "/" as separator.
-    Raises EspanError for a folder that does not exist or holds no image files.
+    Raises EspanError for a folder that does not exist, holds no image files or cannot be read.
     """
     found: dict[Path, str] = {}
     for folder in folders:
-        if not folder.is_dir():
-            raise EspanError(f"{folder} is not a folder; a folder of photographs is expected")
-        paths = sorted(p for p in folder.rglob("*") if is_image_path(p) and p.is_file())
-        if not paths:
-            raise EspanError(f"no images in {folder} or its subfolders")
-        for path in paths:
-            found.setdefault(path, path.relative_to(folder).as_posix())
+        images, unreadable = find_images(folder)
+        if unreadable:
+            raise EspanError(
+                f"{unreadable[0].filename} cannot be read ({unreadable[0].strerror}), and its "
+                "images would be left out; make it readable, or move it elsewhere"
+            )
+        for path, name in images.items():
+            found.setdefault(path, name)
     return found
 
 

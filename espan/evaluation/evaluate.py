@@ -11,7 +11,15 @@ import numpy as np
 
 from espan.errors import EspanError, ImageError
 from espan.evaluation.metrics import psnr, ssim
-from espan.imaging import Image, imresize, is_image_path, modcrop, read_image, write_image
+from espan.imaging import (
+    Image,
+    find_images,
+    imresize,
+    modcrop,
+    pair_lr,
+    read_image,
+    write_image,
+)
 from espan.upscaling import Upscaler
 
 
@@ -32,23 +40,17 @@ class Pair:
     lr: Path | None
 
 
-def find_pairs(hr: Path, lr: Path | None) -> list[Pair]:
-    """The images of folder `hr`, each with the one of the same stem in folder `lr`.
+def find_pairs(hr: Path, lr: Path | None, scales: Iterable[int]) -> list[Pair]:
+    """The images of folder `hr`, each with its LR image in folder `lr`, without subfolders.
 
-    Raises:
-        EspanError: a folder that is missing or holds no images, or an HR image without its LR one.
+    Raises EspanError for a folder that does not exist, holds no images or cannot be read, and as
+    `pair_lr`.
     """
     found = _images(hr)
     if lr is None:
         return [Pair(path, None) for path in found]
-    by_stem = {path.stem: path for path in _images(lr)}
-    without = [path.name for path in found if path.stem not in by_stem]
-    if without:
-        raise EspanError(
-            f"{lr} lacks the LR images of {', '.join(without[:4])}"
-            f"{' and more' if len(without) > 4 else ''}; the same name without ending is expected"
-        )
-    return [Pair(path, by_stem[path.stem]) for path in found]
+    lr_files = pair_lr(found.values(), _images(lr), scales)
+    return [Pair(path, lr_files[name]) for path, name in found.items()]
 
 
 def evaluate(
@@ -104,10 +106,8 @@ def read_rgb(path: Path) -> np.ndarray:
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
 
-def _images(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise EspanError(f"{folder} is not a folder")
-    found = sorted(p for p in folder.iterdir() if p.is_file() and is_image_path(p))
-    if not found:
-        raise EspanError(f"{folder} holds no images")
-    return found
+def _images(folder: Path) -> dict[Path, str]:
+    images, unreadable = find_images(folder, subfolders=False)
+    if unreadable:
+        raise EspanError(f"{folder} cannot be read ({unreadable[0].strerror})")
+    return images

@@ -1,5 +1,6 @@
 """Image files and resizing."""
 
+from espan.imaging.folders import find_images, pair_lr
 from espan.imaging.image import Image, ImageWarning
 from espan.imaging.image_read import IMAGE_SUFFIXES, MAX_PIXELS, is_image_path, read_image
 from espan.imaging.image_write import check_output, write_image
@@ -11,9 +12,11 @@ __all__ = [
     "Image",
     "ImageWarning",
     "check_output",
+    "find_images",
     "imresize",
     "is_image_path",
     "modcrop",
+    "pair_lr",
     "read_image",
     "write_image",
 ]

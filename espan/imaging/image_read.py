@@ -13,7 +13,11 @@ import pyvips
 from espan.errors import ImageError
 from espan.imaging.image import Image, ImageWarning, profile_fits
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp"})
+# The suffixes in use for the formats that `_sniff` knows; read_image goes by the content alone.
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".webp"}
+    | {".tif", ".tiff", ".btf", ".tf8", ".gif", ".bmp", ".dib"}
+)
 
 # 16384 x 16384 pixels: 0.8 GB as 8-bit RGB, and 12.9 GB after x4.  Larger claims are more often a
 # damaged or hostile header than an image that somebody wants enlarged.

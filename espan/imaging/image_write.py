@@ -20,6 +20,8 @@ _FORMATS = {
     "png": "png",
     "jpg": "jpeg",
     "jpeg": "jpeg",
+    "jpe": "jpeg",
+    "jfif": "jpeg",
     "webp": "webp",
     "tif": "tiff",
     "tiff": "tiff",

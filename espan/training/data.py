@@ -174,7 +174,7 @@ def _read(
     # Small mistakes are found before the minutes that decoding takes.
     validation: list[ValidationImage] = []
     if setup.validate is not None:
-        pairs = find_pairs(setup.validate, setup.validate_lr)
+        pairs = find_pairs(setup.validate, setup.validate_lr, sorted(scales))
         validation = [ValidationImage(pair.hr, pair.lr) for pair in pairs]
         _check(validation, scales)
     first = stages[0].scale
