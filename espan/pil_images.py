@@ -107,5 +107,5 @@ def _from_cmyk(pixels: np.ndarray, profile: bytes | None) -> np.ndarray:
 
 
 def _warn(message: str) -> None:
-    """Warn on behalf of the caller of `espan.upscale`, which calls `to_array`."""
+    """Warn on behalf of the caller of `Upscaler.__call__`, which calls `to_array`."""
     warnings.warn(message, ImageWarning, stacklevel=4)

@@ -7,10 +7,10 @@ import pytest
 import pyvips
 from PIL import Image, ImageCms
 
-import espan
 from espan.imaging import ImageWarning, read_image
 from espan.models import Architecture
 from espan.pil_images import to_array
+from espan.upscaling import Upscaler
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 LAB = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
@@ -110,8 +110,9 @@ def test_cmyk_converted_by_pillow_warns_of_the_profile_left_behind():
 def test_the_warning_names_the_callers_line(make_network):
     image = Image.new("RGB", (8, 8))
     image.info["icc_profile"] = GRAY
+    upscaler = Upscaler(make_network(Architecture(8, (3, 2), scale=2)), device="cpu")
     with pytest.warns(ImageWarning) as caught:
-        espan.upscale(image, make_network(Architecture(8, (3, 2), scale=2)), device="cpu")
+        upscaler(image)
     assert [w.filename for w in caught] == [__file__]
 
 
