@@ -1,12 +1,17 @@
-"""Writing a file whole or not at all."""
+"""Writing files: whole or not at all, never over an input, and JSON that is JSON."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
+
+from espan.errors import EspanError
 
 
 @contextlib.contextmanager
@@ -30,3 +35,44 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):
             error.filename = str(target)
         raise
+
+
+def refuse_inputs(
+    outputs: Iterable[Path],
+    inputs: Iterable[Path],
+    *,
+    instead: str = "write to another name or folder",
+) -> None:
+    """Raise EspanError if a file to be written is one of the inputs, by whatever path or link."""
+    known = {identity: path for path in inputs if (identity := file_identity(path)) is not None}
+    for output in outputs:
+        identity = file_identity(output)
+        if identity is not None and identity in known:
+            same = "" if known[identity] == output else f" ({known[identity]})"
+            raise EspanError(
+                f"{output} is an input of this command{same} and is not replaced; {instead}"
+            )
+
+
+def file_identity(path: Path) -> tuple[int, int] | None:
+    """What links and spellings of the path of one file share; None if there is no such file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """JSON in ASCII: every file name survives, and NaN and infinity, which JSON lacks, are null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

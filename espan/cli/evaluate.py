@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +14,7 @@ from rich.table import Table
 from espan import checkpoints
 from espan.cli import options
 from espan.evaluation.evaluate import evaluate, find_pairs
-from espan.files import atomic_write
+from espan.files import atomic_write, json_text, refuse_inputs
 from espan.upscaling import Upscaler
 
 
@@ -24,7 +23,8 @@ def command(
     lr: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of inputs of the same names; default: made as MATLAB's imresize does."
+            help="Folder of LR images: a.png or ax4.png for a.png; default: made from HR as by "
+            "MATLAB's imresize."
         ),
     ] = None,
     weights: options.Weights = options.DEFAULT_WEIGHTS,
@@ -42,11 +42,13 @@ def command(
     backend: options.Backend = "auto",
     normalization: options.Norm = "auto",
 ) -> None:
-    """PSNR and SSIM over a folder, by the protocol of the challenge (RGB, border of s cut)."""
+    """Measure PSNR and SSIM over a folder by the protocol of the challenge.
+
+    RGB is compared, without a border as wide as the scale.  The PSNR of equal images is infinite,
+    which is null in the file of --json.
+    """
     if json_file is not None:
         options.check_folder_of(json_file)
-    if save is not None:
-        save.mkdir(parents=True, exist_ok=True)
     upscaler = Upscaler(
         checkpoints.load(weights, normalization=options.parse_normalization(normalization)),
         device=device,
@@ -54,6 +56,9 @@ def command(
         backend=backend,
     )
     pairs = find_pairs(hr, lr, [upscaler.scale])
+    if json_file is not None:
+        images = [path for pair in pairs for path in (pair.hr, pair.lr) if path is not None]
+        refuse_inputs([json_file], [*images, Path(weights)])
     progress = Console(stderr=True)
     scores = list(
         track(
@@ -81,4 +86,4 @@ def command(
             "images": [dataclasses.asdict(s) for s in scores],
         }
         with atomic_write(json_file) as temporary:
-            temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            temporary.write_text(json_text(report, indent=2) + "\n", "utf-8")

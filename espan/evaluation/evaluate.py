@@ -11,6 +11,7 @@ import numpy as np
 
 from espan.errors import EspanError, ImageError
 from espan.evaluation.metrics import psnr, ssim
+from espan.files import refuse_inputs
 from espan.imaging import (
     Image,
     find_images,
@@ -64,12 +65,19 @@ def evaluate(
 
     HR is cropped to a multiple of the scale, LR made from it as MATLAB's imresize does where none
     is given; gray becomes RGB; the result is rounded to uint8 and compared with HR after `scale`
-    pixels are cut off each side.  `save` is a folder for the results, as PNG.
+    pixels are cut off each side.  `save` is a folder for the results, as PNG; it is created if it
+    does not exist.
 
     Raises:
         ImageError: an image that cannot be read, or an LR image that is not HR's size / scale.
+        EspanError: before anything is written, a result that would replace an image of `pairs` or
+            another result.
     """
     scale = upscaler.scale
+    pairs = list(pairs)
+    if save is not None:
+        _check_results(pairs, save)
+        save.mkdir(parents=True, exist_ok=True)
     for pair in pairs:
         hr = modcrop(read_rgb(pair.hr), scale)
         lr = imresize(hr, Fraction(1, scale)) if pair.lr is None else read_rgb(pair.lr)
@@ -81,7 +89,7 @@ def evaluate(
             )
         sr = upscaler(lr)
         if save is not None:
-            write_image(save / f"{pair.hr.stem}.png", Image(sr))
+            write_image(_result(pair, save), Image(sr))
         yield score(pair.hr.stem, sr, hr, border=scale, y_channel=y_channel)
 
 
@@ -104,6 +112,22 @@ def read_rgb(path: Path) -> np.ndarray:
     if pixels.shape[2] in (2, 4):
         raise ImageError(f"{path} has an alpha channel; RGB or gray is expected")
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+
+
+def _check_results(pairs: Iterable[Pair], save: Path) -> None:
+    results: dict[Path, Path] = {}
+    for pair in pairs:
+        result = _result(pair, save)
+        if result in results:
+            raise EspanError(f"{results[result]} and {pair.hr} would both be saved as {result}")
+        results[result] = pair.hr
+    refuse_inputs(
+        results, (path for pair in pairs for path in (pair.hr, pair.lr) if path is not None)
+    )
+
+
+def _result(pair: Pair, folder: Path) -> Path:
+    return folder / f"{pair.hr.stem}.png"
 
 
 def _images(folder: Path) -> dict[Path, str]:
