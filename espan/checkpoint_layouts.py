@@ -7,8 +7,10 @@ used and every needed key must be there.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Literal
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,50 +19,118 @@ from espan.errors import CheckpointError
 from espan.models import SPAN_NORMALIZATION, Architecture
 from espan.reparameterize import Kernel, add, compose
 
-# Keys under which training code stores the weights, the best first.
-WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "model", "net")
-PREFIXES = ("module.", "netG.")
+# What begins a key of each layout, whatever prefix stands before it.
+_LAYOUT = re.compile(r"(?:^|(?<=\.))(?:block_1\.c1_r|teacher_block_seq)\.")
+# Names under which training code stores an average: params_ema, model_ema, ema, swa_model, ...
+_AVERAGE = re.compile(r"(?:^|[._])(?:ema|swa|averaged?)(?=[._]|$)", re.IGNORECASE)
+# Tensors that averaging code keeps beside the weights: PyTorch's AveragedModel, ema_pytorch.
+_COUNTERS = ("n_averaged", "initted", "step")
 
 
-def unwrap(data: object) -> dict[str, Tensor]:
-    """Look through wrappers and prefixes to a dict of tensors."""
-    while isinstance(data, Mapping):
-        inner = next((data[w] for w in WRAPPERS if isinstance(data.get(w), Mapping)), None)
-        if inner is None:
-            break
-        data = inner
+@dataclass(frozen=True)
+class _Copy:
+    """A state dict of a known layout, and the keys and prefixes before it."""
+
+    path: tuple[str, ...]
+    state: dict[str, Tensor]
+    averages: int  # signs that it is an average
+
+    @property
+    def name(self) -> str:
+        return " / ".join(self.path)
+
+
+def unwrap(data: object) -> tuple[dict[str, Tensor], str]:
+    """Find the one state dict of a known layout, under any keys and prefixes.
+
+    Of raw weights and their average, the average is taken.
+
+    Returns:
+        The state dict without prefixes, and where it was found ("" for a plain state dict).
+
+    Raises:
+        CheckpointError: there is none, there are several, or tensors that belong to none.
+    """
     if not isinstance(data, Mapping) or not data:
+        found = "an empty dict" if isinstance(data, Mapping) else type(data).__name__
+        raise CheckpointError(f"holds {found}, where a dict of tensors (a state dict) is expected")
+    copies = list(_copies(data, ()))
+    if not copies:
+        keys = _tensor_keys(data)
+        if not keys:
+            raise CheckpointError(
+                f"is not a state dict: there are no tensors under {_some(sorted(map(str, data)))}"
+            )
         raise CheckpointError(
-            f"holds {type(data).__name__ if not isinstance(data, Mapping) else 'an empty dict'}, "
-            "where a dict of tensors (a state dict) is expected"
+            f"is not recognised: its keys begin with {_some(sorted(keys))}; expected are the "
+            "official ESPAN layout (conv_1, block_1 ..., teacher_block_seq), the SPAN layout "
+            "(conv_1, block_1 ..., conv_cat, upsampler) or a .safetensors file that espan wrote"
         )
-    others = [str(k) for k, v in data.items() if not isinstance(v, Tensor)]
-    if others:
+    most = max(copy.averages for copy in copies)
+    best = [copy for copy in copies if copy.averages == most]
+    if len(best) > 1:
         raise CheckpointError(
-            f"is not a state dict: {_some(others)} hold no tensors (looked under "
-            f"{', '.join(WRAPPERS)} as well)"
+            f"holds {len(best)} networks, under {_some([copy.name for copy in best])}; a file with "
+            "one of them alone is expected, or one network and its average"
         )
-    state = {str(k): v for k, v in data.items()}
-    while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), None):
-        state = {k[len(prefix) :]: v for k, v in state.items()}
-    return state
+    (taken,) = best
+    others = [copy.name or "no key" for copy in copies if copy is not taken]
+    return taken.state, taken.name + (f" (not {', '.join(others)})" if others else "")
+
+
+def _copies(data: Mapping[Any, object], path: tuple[str, ...]) -> Iterator[_Copy]:
+    """All state dicts of known layouts in nested dicts."""
+    for key, value in data.items():
+        if isinstance(value, Mapping) and not str(key).startswith("optim"):
+            yield from _copies(value, (*path, str(key)))
+    tensors = {str(k): v for k, v in data.items() if isinstance(v, Tensor)}
+    prefixes = {k[: match.start()] for k in tensors if (match := _LAYOUT.search(k))}
+    if not prefixes:
+        return
+    states: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in prefixes}
+    counted, strays = [], []
+    for key in map(str, data):
+        around = [p for p in prefixes if key.startswith(p)]
+        name = key.rpartition(".")[2]
+        if name in _COUNTERS and any(p.startswith(key[: -len(name)]) for p in prefixes):
+            counted += [key[: -len(name)]] * (name == "n_averaged")
+        elif around and key in tensors:
+            prefix = max(around, key=len)
+            states[prefix][key[len(prefix) :]] = tensors[key]
+        else:
+            strays.append(key)
+    if strays:
+        networks = " and ".join(repr(p) for p in sorted(prefixes) if p)
+        raise CheckpointError(
+            f"has keys that belong to no part of the network: {_some(sorted(strays))}; expected "
+            f"are tensors{f' whose keys begin with {networks}' if networks else ''} alone"
+        )
+    for prefix, state in sorted(states.items()):
+        names = (*path, prefix) if prefix else path
+        averages = sum(bool(_AVERAGE.search(name)) for name in names)
+        averages += sum(prefix.startswith(start) for start in counted)
+        yield _Copy(names, state, averages)
+
+
+def _tensor_keys(data: Mapping[Any, object]) -> list[str]:
+    keys = []
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            keys += [f"{key}.{inner}" for inner in _tensor_keys(value)]
+        elif isinstance(value, Tensor):
+            keys.append(str(key))
+    return keys
 
 
 def from_state_dict(state: Mapping[str, Tensor]) -> tuple[Architecture, dict[str, Tensor]]:
-    """Recognise the official ESPAN and SPAN layouts, plain or in training form.
+    """Read the official ESPAN and SPAN layouts, plain or in training form, without prefixes.
 
     Returns the architecture and the state dict of the equal `Network`, merged in fp64.
     """
     reader = _Reader(state)
     if any(k.startswith("teacher_block_seq.") for k in state):
         return _read(reader, tail_prefix="tea_", last_block="teacher_block_seq")
-    if any(k.startswith("block_1.c1_r.") for k in state):
-        return _read(reader, tail_prefix="", last_block=None)
-    raise CheckpointError(
-        f"is not recognised: its keys begin with {_some(sorted(state))}; expected are the official "
-        "ESPAN layout (conv_1, block_1 ..., teacher_block_seq), the SPAN layout (conv_1, block_1 "
-        "..., conv_cat, upsampler) or a .safetensors file that espan wrote"
-    )
+    return _read(reader, tail_prefix="", last_block=None)
 
 
 def _read(

@@ -45,7 +45,9 @@ def load(
     """Read weights of the SPAN family and return the plain network, ready for inference.
 
     Reads our own safetensors, the official ESPAN and SPAN files, SPAN in training form (its
-    branches are merged), and the wrappers and prefixes that training code adds.
+    branches are merged), under any keys and prefixes that training code adds (`params`,
+    `state_dict`, `module.`, `_orig_mod.`, ...).  Of raw weights and an average (`params_ema`,
+    `model_ema`, `AveragedModel`, ...) the average is taken; ``record["taken from"]`` says which.
 
     Args:
         weights: a file, or the name of bundled weights (`bundled()`).
@@ -55,11 +57,12 @@ def load(
 
     Returns:
         A fp32 `Network` on the CPU, in eval mode, whose parameters ask for no gradient; its
-        `record` is the training record of the file, if it has one.
+        `record` is the record of the file, or where in it the weights were.
 
     Raises:
-        CheckpointError: the file cannot be read, is damaged, is not recognised, or has too many or
-            too few tensors.  Pickled files are read with ``weights_only=True`` only.
+        CheckpointError: the file cannot be read, is damaged, is not recognised, holds several
+            networks, or has too many or too few tensors.  Pickled files are read with
+            ``weights_only=True`` only.
     """
     path = _find(weights)
     try:
@@ -133,8 +136,13 @@ def _read(path: Path) -> tuple[Architecture, dict[str, Tensor], dict[str, Any]]:
     if start[8:9] == b"{":  # a safetensors file is the length of its JSON header, then the header
         return _read_safetensors(path)
     if start.startswith(_PICKLED):
-        return (*from_state_dict(unwrap(_read_pickle(path))), {})
+        return _read_foreign(_read_pickle(path))
     raise CheckpointError("is neither a PyTorch nor a safetensors file")
+
+
+def _read_foreign(data: object) -> tuple[Architecture, dict[str, Tensor], dict[str, Any]]:
+    state, where = unwrap(data)
+    return (*from_state_dict(state), {"taken from": where} if where else {})
 
 
 def _read_safetensors(path: Path) -> tuple[Architecture, dict[str, Tensor], dict[str, Any]]:
@@ -145,7 +153,7 @@ def _read_safetensors(path: Path) -> tuple[Architecture, dict[str, Tensor], dict
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"is a damaged or truncated safetensors file ({error})") from error
     if text is None:
-        return (*from_state_dict(unwrap(state)), {})
+        return _read_foreign(state)
     try:
         about = json.loads(text)
         if about["format"] != FORMAT or about["range"] != _RANGE:

@@ -84,23 +84,121 @@ def test_span_without_norm(tmp_path, make_network):
     assert espan.load(tmp_path / "span.pth").architecture.normalization is None
 
 
+def under(prefix, state):
+    return {prefix + k: v for k, v in state.items()}
+
+
+def other(state):
+    return {k: v + 1 for k, v in state.items()}
+
+
+def averaged_model(state):
+    """What `torch.optim.swa_utils.AveragedModel` saves."""
+    return {"n_averaged": torch.tensor(3), **under("module.", state)}
+
+
+@pytest.mark.parametrize("path", ["params", "model / state_dict", "anything"])
 @pytest.mark.parametrize(
-    "wrap",
+    "prefix",
     [
-        lambda s: {"params_ema": s, "params": {k: v + 1 for k, v in s.items()}},
-        lambda s: {"params": s},
-        lambda s: {"state_dict": s, "epoch": 3},
-        lambda s: {"model_state_dict": s, "optimizer": {"lr": 1e-4}},
-        lambda s: {"model": {"state_dict": s}},
-        lambda s: {"net": s},
-        lambda s: {f"module.{k}": v for k, v in s.items()},
-        lambda s: {"params": {f"module.netG.{k}": v for k, v in s.items()}},
+        *("", "module.", "netG.", "_orig_mod.", "model.", "net.", "net_g.", "generator."),
+        *("module._orig_mod.", "_orig_mod.module.", "model.net_g._orig_mod.", "a.netG.b."),
     ],
 )
-def test_wrappers_and_prefixes(wrap, tmp_path, make_network):
-    network = make_network(ESPAN)
-    torch.save(wrap(official(network, espan_layout=True)), tmp_path / "w.pth")
-    assert_same(espan.load(tmp_path / "w.pth"), network)
+@pytest.mark.parametrize("espan_layout", [True, False])
+def test_wrappers_and_prefixes(path, prefix, espan_layout, tmp_path, make_network):
+    network = make_network((ESPAN if espan_layout else SPAN).replace(channels=4))
+    saved = under(prefix, official(network, espan_layout=espan_layout))
+    for key in reversed(path.split(" / ")):
+        saved = {key: saved, "epoch": 3, "optimizer": {"state": {0: torch.zeros(1)}}}
+    torch.save(saved, tmp_path / "w.pth")
+    loaded = espan.load(tmp_path / "w.pth")
+    assert_same(loaded, network)
+    assert loaded.record == {"taken from": f"{path} / {prefix}" if prefix else path}
+
+
+@pytest.mark.parametrize(
+    ("save", "taken"),
+    [
+        (lambda s, a: {"params": s, "params_ema": a}, "params_ema (not params)"),
+        (lambda s, a: {"state_dict": s, "state_dict_ema": a}, "state_dict_ema (not state_dict)"),
+        (lambda s, a: {"model": s, "model_ema": a, "ema": None}, "model_ema (not model)"),
+        (lambda s, a: {"net": s, "net_ema": a}, "net_ema (not net)"),
+        (lambda s, a: {"model": s, "ema": a}, "ema (not model)"),
+        (lambda s, a: {"g": s, "g_ema": a}, "g_ema (not g)"),
+        (lambda s, a: {"ema_state_dict": a, "state_dict": s}, "ema_state_dict (not state_dict)"),
+        (lambda s, a: {"model": s, "EMA": {"decay": 0.9, "module": a}}, "EMA / module (not model)"),
+        (lambda s, a: {"model": {"raw": s, "ema": a}}, "model / ema (not model / raw)"),
+        (lambda s, a: {"net": s, "swa": averaged_model(a)}, "swa / module. (not net)"),
+        (lambda s, a: {"net": s, "shadow": averaged_model(a)}, "shadow / module. (not net)"),
+        (lambda s, a: averaged_model(a), "module."),
+        (lambda s, a: under("_orig_mod.", averaged_model(a)), "_orig_mod.module."),
+        (lambda s, a: averaged_model(under("_orig_mod.", a)), "module._orig_mod."),
+        (
+            lambda s, a: {"state_dict": {**under("model.", s), **under("model_ema.", a)}},
+            "state_dict / model_ema. (not state_dict / model.)",
+        ),
+        (
+            lambda s, a: {"state_dict": {**under("net.", s), **under("w.", averaged_model(a))}},
+            "state_dict / w.module. (not state_dict / net.)",
+        ),
+        (lambda s, a: {**s, **under("ema.", a)}, "ema. (not no key)"),
+        (  # ema_pytorch, beside the model
+            lambda s, a: {
+                "model": s,
+                "ema": {
+                    "initted": torch.tensor(True),
+                    "step": torch.tensor(9),
+                    **under("online_model.", s),
+                    **under("ema_model.", a),
+                },
+            },
+            "ema / ema_model. (not model, ema / online_model.)",
+        ),
+    ],
+)
+def test_average_is_taken(save, taken, tmp_path, make_network):
+    network = make_network(ESPAN.replace(channels=4))
+    state = official(network, espan_layout=True)
+    torch.save(save(other(state), state), tmp_path / "w.pth")
+    loaded = espan.load(tmp_path / "w.pth")
+    assert_same(loaded, network)
+    assert loaded.record == {"taken from": taken}
+
+
+@pytest.mark.parametrize(
+    ("save", "says"),
+    [
+        (
+            lambda s: {"student": s, "teacher": other(s)},
+            "holds 2 networks, under 'student', 'teacher'; a file with one of them alone",
+        ),
+        (
+            lambda s: {"net": s, "ema_0.99": s, "ema_0.999": other(s)},
+            "2 networks, under 'ema_0.99', 'ema_0.999'",
+        ),
+        (
+            lambda s: {"state_dict": {**under("model.", s), "loss.window": torch.zeros(3)}},
+            "belong to no part of the network: 'loss.window'; expected .* with 'model.' alone",
+        ),
+        (
+            lambda s: {**s, "epoch": 3},
+            "no part of the network: 'epoch'; expected are tensors alone",
+        ),
+        (lambda s: {**s, "n_averaged_": torch.zeros(1)}, "no part of the network: 'n_averaged_'"),
+        (
+            lambda s: under("net.", {k: v for k, v in s.items() if k != "conv_1.eval_conv.bias"}),
+            "lacks 'conv_1.eval_conv.bias'",
+        ),
+        (
+            lambda s: {**s, "block_1.c1_r.eval_conv.weight": 3},
+            "no part of the network: 'block_1.c1_r.eval_conv.weight'",
+        ),
+    ],
+)
+def test_strict_under_wrappers_and_prefixes(save, says, tmp_path, make_network):
+    torch.save(save(official(make_network(ESPAN), espan_layout=True)), tmp_path / "w.pth")
+    refused(tmp_path / "w.pth", says)
 
 
 class Conv3XC(nn.Module):
@@ -258,7 +356,7 @@ def test_other_network(tmp_path):
 
 def test_not_a_state_dict(tmp_path):
     torch.save({"params": {"a": 3}}, tmp_path / "x.pth")
-    refused(tmp_path / "x.pth", "not a state dict: 'a' hold no tensors")
+    refused(tmp_path / "x.pth", "not a state dict: there are no tensors under 'params'")
     torch.save([1, 2], tmp_path / "y.pth")
     refused(tmp_path / "y.pth", "holds list, where a dict of tensors")
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import typer
 
 from espan import checkpoints
@@ -16,6 +17,7 @@ from espan.cli import main
 from espan.cli.main import app
 from espan.imaging import Image, imresize, read_image, write_image
 from espan.models import ESPAN, SPAN, Architecture
+from tests.test_checkpoints import official
 
 
 @pytest.fixture
@@ -231,6 +233,17 @@ def test_convert(run, testdata, tmp_path):
     norm = checkpoints.load(target).architecture.normalization
     assert norm is not None
     assert (norm.mean, norm.img_range) == ((0.5, 0.5, 0.5), 1.0)
+
+
+def test_info_and_convert_show_what_was_taken(run, tmp_path, make_network):
+    critic = {"conv_1.weight": torch.zeros(3)}  # no network of the family: ignored
+    state = official(make_network(ESPAN.replace(channels=4)), espan_layout=True)
+    torch.save({"critic": critic, "model": state, "model_ema": state}, tmp_path / "w.pth")
+    taken = "model_ema (not model)"
+    assert f"record: taken from             │ {taken}" in run("info", tmp_path / "w.pth").stdout
+    run("convert", tmp_path / "w.pth", tmp_path / "w.safetensors")
+    record = {"converted from": "w.pth", "taken from": taken}
+    assert checkpoints.load(tmp_path / "w.safetensors").record == record
 
 
 def test_prepare(run, folder, tmp_path):

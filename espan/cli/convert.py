@@ -25,6 +25,6 @@ def command(
     if target.exists() and not overwrite:
         raise EspanError(f"{target} exists; --overwrite replaces it")
     network = checkpoints.load(source, normalization=options.parse_normalization(normalization))
-    record = network.record or {"converted from": Path(source).name}
+    record = {"converted from": Path(source).name, **network.record}
     checkpoints.save(network, target, record=record)
     print(target)

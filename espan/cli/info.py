@@ -57,7 +57,7 @@ def command(
     table.add_row(f"activations at {height}x{width}", f"{counts.activations / 1e6:.2f} M")
     table.add_row("receptive radius", f"{counts.receptive_radius} LR pixels")
     for key, value in record.items():
-        table.add_row(f"trained: {key}", str(value))
+        table.add_row(f"record: {key}", str(value))
     Console().print(table)
 
 
