@@ -42,15 +42,17 @@ ESPAN_HOST_DEVICE inline int reflected(int i, int n) {
 // edge, is in one tile with the one before, where its reflected pixels come from.
 struct Axis {
   int size, blocks, tiles;
+  int each, larger;  // blocks of a tile; how many tiles, the first, have one more
 
   ESPAN_HOST_DEVICE int begin(int tile) const {
-    return static_cast<int>(static_cast<int64_t>(blocks) * tile / tiles) * kBlock;
+    return (tile * each + (tile < larger ? tile : larger)) * kBlock;
   }
 };
 
 inline Axis cut(int64_t size, int most_blocks) {
   const int blocks = static_cast<int>((size + kBlock - 1) / kBlock);
-  return {static_cast<int>(size), blocks, (blocks + most_blocks - 1) / most_blocks};
+  const int tiles = (blocks + most_blocks - 1) / most_blocks;
+  return {static_cast<int>(size), blocks, tiles, blocks / tiles, blocks % tiles};
 }
 
 // What the derivative of each term, d for L2 and signs for the others, is multiplied by.

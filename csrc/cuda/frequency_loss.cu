@@ -71,8 +71,7 @@ void run(const char* op, const Launch& launch, const Tensor& sr, const Tensor& h
                               options.beta,
                               result.loss.mutable_data_ptr<float>(),
                               result.terms.mutable_data_ptr<float>()};
-  constexpr int kBytes = 3 * kLossSumThreads * sizeof(double);
-  frequency_loss_sum_kernel<<<1, kLossSumThreads, kBytes, launch.stream()>>>(q);
+  frequency_loss_sum_kernel<<<1, kLossSumThreads, kLossSumBytes, launch.stream()>>>(q);
   launch.finish();
 }
 

@@ -1,63 +1,58 @@
 // The frequency-aware loss in CUDA: pointers and sizes only, so that this file also compiles with
 // g++ under the emulator of the tests.
 //
-// A block of threads takes a tile of 64 x 128 pixels.  It reads the difference image with a halo of
-// 4 pixels, reflected at the borders, into shared memory; each thread then owns one 8x8 DCT block,
-// which it transforms in its registers, forwards and back, and blurs with its neighbours' pixels.
-// Only the signs of d - blurred d go from thread to thread, and so through shared memory.
+// A block of threads takes a tile of 64 x 128 pixels, in four passes over shared memory:
+//
+//   1. the difference image, with a halo of 4 pixels reflected at the borders;
+//   2. the signs of d - blurred d, two pixels beyond the tile: a thread walks down 4 columns;
+//   3. the DCT of 8x8 blocks and the transposed DCT of the coefficients' signs: columns in a
+//      thread's registers, rows on the tensor cores; with the pixel term's gradient the result
+//      takes the place of the difference;
+//   4. the transposed blur of the signs on the tensor cores; the gradient goes to memory.
+//
+// Loops are not unrolled beyond what registers need: the code must fit the instruction cache.
 #pragma once
 
-#include "../frequency_loss.h"
-#include "pack.cuh"
+#include <type_traits>
 
-#ifndef ESPAN_EMULATOR
-#define ESPAN_SHARED_BYTES(name) extern __shared__ __align__(16) unsigned char name[]
-#endif
+#include "../frequency_loss.h"
+#include "loss_fragments.h"
+#include "loss_instructions.cuh"
+#include "pack.cuh"
 
 namespace espan::cuda {
 
-// The accesses to shared memory of which the emulator counts the bank conflicts.
-#ifndef ESPAN_EMULATOR
-template <class V>
-__device__ __forceinline__ V load_shared(const void* from) {
-  return *static_cast<const V*>(from);
-}
-template <class V>
-__device__ __forceinline__ void store_shared(void* to, V v) {
-  *static_cast<V*>(to) = v;
-}
-#endif
-
-// 67 KB of shared memory let a data-centre card from sm_90 on hold three blocks at a time, sm_80
-// two and the others one: registers are limited only where a third block needs it.
-#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
-#define ESPAN_LOSS_RESIDENT 2
-#else
-#define ESPAN_LOSS_RESIDENT 3
-#endif
-
-constexpr int kLossThreads = 128, kLossColumnBlocks = 16, kLossRowBlocks = 8;
+constexpr int kLossRowBlocks = 8, kLossColumnBlocks = 16;
 constexpr int kLossRows = kLossRowBlocks * kBlock, kLossColumns = kLossColumnBlocks * kBlock;
+constexpr int kLossWarps = 8, kLossThreads = kLossWarps * 32;
+constexpr int kLossResident = 3;  // blocks of threads that an SM of sm_90 holds, by shared memory
+                                  // of 64 KB each and 80 registers a thread
+constexpr int kLossRun = 12;      // rows that a thread of pass 2 walks down, a multiple of 4
 
-// Loads of 16 bytes begin 8 pixels before the tile in the 16-bit types.
-constexpr int kLossBefore = 8;
-constexpr int kLossWide = kLossColumns + 2 * kLossBefore;
+// What sign_pair makes of a positive value: bfloat16's 1, read as float16.
+constexpr float kSignOne = 1.875f;
+
+// The part of the image that a block of threads owns.
+struct LossTile {
+  int height, width, y, x, rows, columns;
+};
 
 struct LossShared {
-  float d[kLossRows + 2 * kHalo][kLossWide];
-  uint16_t signs[kLossRows + 2 * kBlurRadius][kLossWide];  // bfloat16: 0, 1, 2, 4, exactly
-  float below[kBlock - 1][kLossColumns], beside[kLossRows][kBlock];  // gradients of padding
+  static constexpr int kBefore = 8;  // columns of d before the tile: the tile begins on 32 bytes
+  static constexpr int kRow = kLossColumns + 2 * kBefore;  // floats from a row of d to the next
+  // An odd number of 16 bytes, so that ldmatrix finds no bank twice.
+  static constexpr int kSignRow = kLossColumns + 2 * kHalo;
+
+  float d[kLossRows + 2 * kHalo][kRow];
+  uint16_t signs[kLossRows + 2 * kBlurRadius][kSignRow];
+  LossTile tile;  // here, and not in registers from one pass to the next
   float sums[3][kLossThreads];
 
-  // In every other 32 floats the fours change places in pairs, so that the 8 lanes that read 16
-  // bytes together, 32 bytes apart, find 8 different groups of banks wherever they begin.
-  __device__ __forceinline__ static int column(int c) {
-    const int u = c + kLossBefore;
-    return u ^ (u >> 3 & 4);
+  __device__ __forceinline__ float* d_at(int row, int column) {
+    return &d[row + kHalo][column + kBefore];
   }
-  __device__ __forceinline__ float* d_row(int row) { return d[row + kHalo]; }
-  __device__ __forceinline__ uint16_t* sign_row(int row) {
-    return signs[row + kBlurRadius] + kLossBefore;
+  __device__ __forceinline__ uint16_t* sign_at(int row, int column) {
+    return &signs[row + kBlurRadius][column + kHalo];
   }
 };
 
@@ -72,405 +67,692 @@ struct LossArguments {
   bool aligned;  // every row begins on a 16-byte boundary
 };
 
-// The part of the image that a block of threads owns.
-struct LossTile {
-  int height, width, y, x, rows, columns;
-};
+#ifndef ESPAN_EMULATOR
+__device__ const LossFragments kLossFragments = loss_fragments();
+#else
+const LossFragments kLossFragments = loss_fragments();
+#endif
+
+template <class To, class From>
+__device__ __forceinline__ To loss_bits(const From& v) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &v, sizeof to);
+  return to;
+}
+
+__device__ __forceinline__ float half_value(uint16_t bits) {
+  return __half2float(loss_bits<__half>(bits));
+}
+__device__ __forceinline__ uint32_t half_pair(float low, float high) {
+  return loss_bits<uint32_t>(__floats2half2_rn(low, high));
+}
 
 __device__ __forceinline__ float loss_sign(float v) {
-  return fabsf(v) > 0.0f ? copysignf(1.0f, v) : v;  // 0 and not a number stay what they are
+  return fabsf(v) > 0.0f ? copysignf(1.0f, v) : v;  // 0 and NaN stay what they are
+}
+
+constexpr uint32_t kNanBits = 0x00400040;  // set in a pair of signs of which one is NaN
+
+// As reflected(), in fewer instructions where i is near 0 to n - 1.
+__device__ __noinline__ int reflected_near(int i, int n) {
+  if (n == 1) return 0;
+#pragma unroll 1
+  while (i < 0 || i >= n) i = i < 0 ? -i : 2 * (n - 1) - i;
+  return i;
 }
 
 __device__ __forceinline__ float blurred(float far, float near, float v) {
   return v + kBlur1 * (near - 2.0f * v) + kBlur2 * (far - 2.0f * v);
 }
 
-__device__ __forceinline__ bool on_edge(int i, int size) {
-  const int at = i < 0 || i >= size ? reflected(i, size) : i;
-  return at == 0 || at == size - 1;
+// Pixels on the image's edge occur once in a period of the reflected image and others twice, which
+// the transposed blur must know: their signs are doubled, and the sums halved again.  Calls f for
+// each row (or column) of the tile or around it that is one of those.
+template <class F>
+__device__ __forceinline__ void for_edges(int size, int begin, int count, F f) {
+  const int step = size < 3 ? 1 : size == 3 ? 2 : size - 1;
+#pragma unroll 1
+  for (int i = size < 4 ? -kBlurRadius : 0; i < size + kBlurRadius; i += step)
+    if (i >= begin - kBlurRadius && i < begin + count + kBlurRadius) f(i - begin);
 }
+// The same of a row or column inside the image.
+__device__ __forceinline__ bool on_edge(int i, int size) { return i == 0 || i == max(size - 1, 1); }
 
-// The DCT of v[0], v[S], ... v[7 S], and its transpose.
-template <int S>
-__device__ __forceinline__ void dct(float* v) {
+__device__ __forceinline__ void dct(float (&v)[8]) {
   float a[4], b[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    a[i] = v[i * S] + v[(7 - i) * S];
-    b[i] = v[i * S] - v[(7 - i) * S];
+    a[i] = v[i] + v[7 - i];
+    b[i] = v[i] - v[7 - i];
   }
   const float outer = a[0] + a[3], inner = a[1] + a[2], c = a[0] - a[3], d = a[1] - a[2];
   v[0] = kCos4 * (outer + inner);
-  v[4 * S] = kCos4 * (outer - inner);
-  v[2 * S] = kCos2 * c + kCos6 * d;
-  v[6 * S] = kCos6 * c - kCos2 * d;
-  v[1 * S] = kCos1 * b[0] + kCos3 * b[1] + kCos5 * b[2] + kCos7 * b[3];
-  v[3 * S] = kCos3 * b[0] - kCos7 * b[1] - kCos1 * b[2] - kCos5 * b[3];
-  v[5 * S] = kCos5 * b[0] - kCos1 * b[1] + kCos7 * b[2] + kCos3 * b[3];
-  v[7 * S] = kCos7 * b[0] - kCos5 * b[1] + kCos3 * b[2] - kCos1 * b[3];
+  v[4] = kCos4 * (outer - inner);
+  v[2] = kCos2 * c + kCos6 * d;
+  v[6] = kCos6 * c - kCos2 * d;
+  v[1] = kCos1 * b[0] + kCos3 * b[1] + kCos5 * b[2] + kCos7 * b[3];
+  v[3] = kCos3 * b[0] - kCos7 * b[1] - kCos1 * b[2] - kCos5 * b[3];
+  v[5] = kCos5 * b[0] - kCos1 * b[1] + kCos7 * b[2] + kCos3 * b[3];
+  v[7] = kCos7 * b[0] - kCos5 * b[1] + kCos3 * b[2] - kCos1 * b[3];
 }
 
-template <int S>
-__device__ __forceinline__ void dct_transposed(float* v) {
-  const float p = kCos4 * (v[0] + v[4 * S]), q = kCos4 * (v[0] - v[4 * S]);
-  const float c = kCos2 * v[2 * S] + kCos6 * v[6 * S], d = kCos6 * v[2 * S] - kCos2 * v[6 * S];
+__device__ __forceinline__ void dct_transposed(float (&v)[8]) {
+  const float p = kCos4 * (v[0] + v[4]), q = kCos4 * (v[0] - v[4]);
+  const float c = kCos2 * v[2] + kCos6 * v[6], d = kCos6 * v[2] - kCos2 * v[6];
   const float a[4] = {p + c, q + d, q - d, p - c};
-  const float w1 = v[1 * S], w3 = v[3 * S], w5 = v[5 * S], w7 = v[7 * S];
-  const float b[4] = {kCos1 * w1 + kCos3 * w3 + kCos5 * w5 + kCos7 * w7,
-                      kCos3 * w1 - kCos7 * w3 - kCos1 * w5 - kCos5 * w7,
-                      kCos5 * w1 - kCos1 * w3 + kCos7 * w5 + kCos3 * w7,
-                      kCos7 * w1 - kCos5 * w3 + kCos3 * w5 - kCos1 * w7};
+  const float b[4] = {kCos1 * v[1] + kCos3 * v[3] + kCos5 * v[5] + kCos7 * v[7],
+                      kCos3 * v[1] - kCos7 * v[3] - kCos1 * v[5] - kCos5 * v[7],
+                      kCos5 * v[1] - kCos1 * v[3] + kCos7 * v[5] + kCos3 * v[7],
+                      kCos7 * v[1] - kCos5 * v[3] + kCos3 * v[5] - kCos1 * v[7]};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    v[i * S] = a[i] + b[i];
-    v[(7 - i) * S] = a[i] - b[i];
+    v[i] = a[i] + b[i];
+    v[7 - i] = a[i] - b[i];
   }
+}
+
+// ---- 1. The difference image
+
+template <class T>
+struct LossPacks {
+  Pack<T> sr, hr;
+};
+
+template <class T>
+__device__ __forceinline__ void store_difference(const LossPacks<T>& v, float* to) {
+#pragma unroll
+  for (int k = 0; k < Pack<T>::kSize; k += 4)
+    store_shared("st.shared difference", to + k,
+                 make_float4(widen(v.hr.lane[k]) - widen(v.sr.lane[k]),
+                             widen(v.hr.lane[k + 1]) - widen(v.sr.lane[k + 1]),
+                             widen(v.hr.lane[k + 2]) - widen(v.sr.lane[k + 2]),
+                             widen(v.hr.lane[k + 3]) - widen(v.sr.lane[k + 3])));
 }
 
 template <class T>
-__device__ __forceinline__ void load_difference(const LossArguments<T>& p, const LossTile& t,
+__device__ __forceinline__ LossPacks<T> load_packs(const T* sr, const T* hr) {
+  return {loss_bits<Pack<T>>(load_constant(reinterpret_cast<const uint4*>(sr))),
+          loss_bits<Pack<T>>(load_constant(reinterpret_cast<const uint4*>(hr)))};
+}
+
+template <class T>
+__device__ __forceinline__ void load_difference(const LossArguments<T>& p, LossTile t,
                                                 int64_t plane, LossShared& s) {
-  using P = Pack<T>;
-  constexpr int kPacks = kLossWide / P::kSize;
-  for (int i = threadIdx.x; i < (kLossRows + 2 * kHalo) * kPacks; i += kLossThreads) {
-    const int row = i / kPacks - kHalo, c = i % kPacks * P::kSize - kLossBefore;
-    if (row >= t.rows + kHalo || c >= t.columns + kHalo || c + P::kSize <= -kHalo) continue;
-    int y = t.y + row;
-    if (y < 0 || y >= t.height) y = reflected(y, t.height);
-    const T* sr = p.sr + plane + static_cast<int64_t>(y) * t.width;
-    const T* hr = p.hr + plane + static_cast<int64_t>(y) * t.width;
-    const int x = t.x + c;
-    float* to = s.d_row(row);
-    if (p.aligned && x >= 0 && x + P::kSize <= t.width) {
-      const P a = *reinterpret_cast<const P*>(sr + x), b = *reinterpret_cast<const P*>(hr + x);
+  constexpr int kSize = Pack<T>::kSize;
+  const int rows = t.rows + 2 * kHalo;
+  // Whole packs, and no pixel is reflected twice.
+  const bool straight =
+      p.aligned && t.x + t.columns <= t.width && t.width >= 2 * kBlock && t.height >= 2 * kBlock;
+  if (!straight) {
+#pragma unroll 1
+    for (int row = threadIdx.x / 32 - kHalo; row < rows - kHalo; row += kLossWarps) {
+      const int64_t at =
+          plane + static_cast<int64_t>(reflected_near(t.y + row, t.height)) * t.width;
+#pragma unroll 1
+      for (int column = static_cast<int>(threadIdx.x % 32) - LossShared::kBefore;
+           column < t.columns + LossShared::kBefore; column += 32) {
+        const int x = reflected_near(t.x + column, t.width);
+        *s.d_at(row, column) = widen(p.hr[at + x]) - widen(p.sr[at + x]);
+      }
+    }
+    return;
+  }
+  const auto within = [](int i, int n) { return min(abs(i), 2 * (n - 1) - abs(i)); };
+  constexpr int kAcross = kLossColumns / kSize, kStep = kLossThreads / kAcross, kBatch = 2;
+  const int column = threadIdx.x % kAcross * kSize;
+  if (column < t.columns) {
+#pragma unroll 1
+    for (int i = threadIdx.x / kAcross - kHalo; i < rows - kHalo; i += kBatch * kStep) {
+      LossPacks<T> v[kBatch];  // on their way before the first is waited for
 #pragma unroll
-      for (int k = 0; k < P::kSize; k += 4)
-        store_shared(to + LossShared::column(c + k),
-                     make_float4(widen(b.lane[k]) - widen(a.lane[k]),
-                                 widen(b.lane[k + 1]) - widen(a.lane[k + 1]),
-                                 widen(b.lane[k + 2]) - widen(a.lane[k + 2]),
-                                 widen(b.lane[k + 3]) - widen(a.lane[k + 3])));
-    } else {
+      for (int j = 0; j < kBatch; ++j) {
+        const int y = within(t.y + min(i + j * kStep, rows - kHalo - 1), t.height);
+        const int64_t at = plane + static_cast<int64_t>(y) * t.width + t.x + column;
+        v[j] = load_packs<T>(p.sr + at, p.hr + at);
+      }
 #pragma unroll
-      for (int k = 0; k < P::kSize; ++k) {
-        const int from = reflected(x + k, t.width);
-        to[LossShared::column(c + k)] = widen(hr[from]) - widen(sr[from]);
+      for (int j = 0; j < kBatch; ++j)
+        if (i + j * kStep < rows - kHalo) store_difference(v[j], s.d_at(i + j * kStep, column));
+    }
+  }
+#pragma unroll 1
+  for (unsigned i = threadIdx.x; i < 2u * LossShared::kBefore * rows; i += kLossThreads) {
+    const int row = i / (2 * LossShared::kBefore) - kHalo;
+    int column = i % (2 * LossShared::kBefore) - LossShared::kBefore;
+    if (column >= 0) column += t.columns;
+    const int y = within(t.y + row, t.height), x = within(t.x + column, t.width);
+    const int64_t at = plane + static_cast<int64_t>(y) * t.width + x;
+    *s.d_at(row, column) = widen(p.hr[at]) - widen(p.sr[at]);
+  }
+}
+
+// ---- 2. The signs of d - blurred d
+
+// Of 4 columns and `rows` rows, a multiple of 4.  Everything is in second differences, so that a
+// constant d gives exactly 0: with e the differences of neighbours,
+// v - blurred v = kBlur2 * ((1 + kBlur1 / kBlur2) (e0 - e-1) + e1 - e-2).
+// Returns the sum of |d - blurred d| of the pixels that `counted` has, by column, inside the image.
+template <bool kGradient>
+__device__ __forceinline__ float walk_down(LossTile t, LossShared& s, int column, int row,
+                                           int rows, const float (&counted)[4],
+                                           uint32_t& seen) {
+  constexpr float kInner = 1 + kBlur1 / kBlur2;
+  // Of the last four rows: v - blurred v along the row, over kBlur2; the differences down of what
+  // is blurred along the row.
+  float along[4][4] = {}, down[4][4] = {}, last[4] = {}, sum = 0;
+  const unsigned inside = min(t.rows, t.height - t.y);
+  const float* from = s.d_at(row - kBlurRadius, column);
+  uint16_t* to = s.sign_at(row, column);
+  // One row further: d - blurred d of two rows above, over kBlur2.
+  const auto advance = [&](int k, float (&high)[4]) {
+    const float2 before = load_shared<float2>("ld.shared difference", from - 2);
+    const float4 own = load_shared<float4>("ld.shared difference", from);
+    const float2 after = load_shared<float2>("ld.shared difference", from + 4);
+    from += LossShared::kRow;
+    const float v[8] = {before.x, before.y, own.x, own.y, own.z, own.w, after.x, after.y};
+    float e[7];
+#pragma unroll
+    for (int i = 0; i < 7; ++i) e[i] = v[i] - v[i + 1];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      along[k][i] = fmaf(kInner, e[i + 2] - e[i + 1], e[i + 3] - e[i]);
+      const float blurred_along = fmaf(-kBlur2, along[k][i], v[i + 2]);
+      down[k][i] = last[i] - blurred_along;
+      last[i] = blurred_along;
+      high[i] = fmaf(kInner, down[(k + 3) % 4][i] - down[(k + 2) % 4][i],
+                     down[k][i] - down[(k + 1) % 4][i] + along[(k + 2) % 4][i]);
+    }
+  };
+  float high[4];
+#pragma unroll
+  for (int k = 0; k < 4; ++k) advance(k, high);  // fills the rings
+#pragma unroll 1
+  for (int step = 0; step < rows; step += 4) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      advance(k, high);
+      float in_row = 0;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) in_row = fmaf(fabsf(high[i]), counted[i], in_row);
+      sum += static_cast<unsigned>(row + step + k) < inside ? in_row : 0.0f;
+      if (kGradient) {
+        const uint32_t low = sign_pair(high[0], high[1]), up = sign_pair(high[2], high[3]);
+        seen |= low | up;
+        store_shared("st.shared signs", to, make_uint2(low, up));
+        to += LossShared::kSignRow;
       }
     }
   }
+  return sum * kBlur2;
 }
 
-// 8 values of one row, blurred along it.  `at` are the places of columns -4, 0, 4 and 8.
-__device__ __forceinline__ void blurred_row(const float* row, const int (&at)[4], float (&out)[8]) {
-  float v[16];
+// All of a tile.  `exact` becomes true where a value is not finite, which the tensor cores would
+// spread.
+template <bool kGradient>
+__device__ __forceinline__ float high_frequencies(LossTile t, LossShared& s, bool& exact) {
+  constexpr unsigned kAcross = kLossColumns / 4;
+  constexpr unsigned kWalks = (kLossRows + 2 * kBlurRadius - 1) / kLossRun + 1;
+  constexpr unsigned kBeside = (kLossRows + 2 * kBlurRadius) / 4;
+  float sum = 0;
+  uint32_t seen = 0;
+#pragma unroll 1
+  for (unsigned i = threadIdx.x; i < kAcross * kWalks + (kGradient ? 2 * kBeside : 0);
+       i += kLossThreads) {
+    const bool own = i < kAcross * kWalks;
+    const int column = own ? i % kAcross * 4 : i % 2 ? t.columns : -4;
+    const int row = (own ? i / kAcross * kLossRun : (i - kAcross * kWalks) / 2 * 4) - kBlurRadius;
+    const int rows = min(own ? kLossRun : 4, t.rows + kBlurRadius - row);
+    if (rows <= 0 || (own && column >= t.columns)) continue;
+    float counted[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float4 four = load_shared<float4>(row + at[i]);
-    v[4 * i] = four.x, v[4 * i + 1] = four.y, v[4 * i + 2] = four.z, v[4 * i + 3] = four.w;
+    for (int k = 0; k < 4; ++k) counted[k] = own && t.x + column + k < t.width ? 1.0f : 0.0f;
+    sum += walk_down<kGradient>(t, s, column, row, rows, counted, seen);
   }
-#pragma unroll
-  for (int i = 0; i < 8; ++i) out[i] = blurred(v[i + 2] + v[i + 6], v[i + 3] + v[i + 5], v[i + 4]);
+  exact = seen & kNanBits || !(fabsf(sum) <= 3e38f);
+  return sum;
 }
 
-__device__ __forceinline__ void own_row(const float* row, const int (&at)[4], float (&out)[8]) {
+// A value less its blur, in the order of the reference, so that infinity and NaN reach as far as
+// there: of d or of its signs.
+__device__ __noinline__ float high_exact(const float* d, const uint16_t* sign) {
+  float a0 = 0, a1 = 0, a2 = 0, a3 = 0, along = 0, own = 0;  // blurred along the rows
+#pragma unroll 1
+  for (int k = -2; k <= 2; ++k) {
+    float v[5];
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const float4 four = load_shared<float4>(row + at[1 + i]);
-    out[4 * i] = four.x, out[4 * i + 1] = four.y, out[4 * i + 2] = four.z, out[4 * i + 3] = four.w;
+    for (int i = 0; i < 5; ++i)
+      v[i] = d ? d[k * LossShared::kRow + i - 2]
+               : half_value(sign[k * LossShared::kSignRow + i - 2]);
+    a0 = a1, a1 = a2, a2 = a3, a3 = along;
+    along = blurred(v[0] + v[4], v[1] + v[3], v[2]);
+    if (k == 0) own = v[2];
   }
+  return own - blurred(a0 + along, a1 + a3, a2);
 }
 
-// One thread's 8x8 pixels.
-struct LossBlock {
-  int row, column;    // in the tile
-  int rows, columns;  // how many of the 8 are inside the image; may be more than 8
-  bool edge;          // whether one of them is on the image's edge
-  int at[4];          // where LossShared::d has columns -4, 0, 4 and 8
+template <bool kGradient>
+__device__ __forceinline__ float high_frequencies_exact(LossTile t, LossShared& s) {
+  float sum = 0;
+#pragma unroll 1
+  for (int row = threadIdx.x / 32 - kBlurRadius; row < t.rows + kBlurRadius; row += kLossWarps)
+#pragma unroll 1
+    for (int column = static_cast<int>(threadIdx.x % 32) - kBlurRadius;
+         column < t.columns + kBlurRadius; column += 32) {
+      const float high = high_exact(s.d_at(row, column), nullptr);
+      if (row >= 0 && row < min(t.rows, t.height - t.y) && column >= 0 &&
+          column < min(t.columns, t.width - t.x))
+        sum += fabsf(high);
+      if (kGradient) *s.sign_at(row, column) = static_cast<uint16_t>(sign_pair(high, 0.0f));
+    }
+  return sum;
+}
 
-  __device__ __forceinline__ LossBlock(const LossTile& t, int thread)
-      : row(thread / kLossColumnBlocks * kBlock), column(thread % kLossColumnBlocks * kBlock) {
-    rows = t.height - t.y - row;
-    columns = t.width - t.x - column;
-    edge = t.y + row == 0 || t.x + column == 0 || rows <= kBlock || columns <= kBlock;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) at[i] = LossShared::column(column + 4 * i - 4);
+// Infinity becomes a large number, which a product can take in two parts; returns infinity if there
+// was one.
+__device__ __forceinline__ float without_infinity(LossTile t, LossShared& s) {
+  constexpr float kLarge = 0x1p120f;
+  float found = 0;
+#pragma unroll 1
+  for (unsigned i = threadIdx.x; i < static_cast<unsigned>(t.rows * kLossColumns);
+       i += kLossThreads) {
+    const int row = i / kLossColumns, column = i % kLossColumns;
+    float& d = *s.d_at(row, column);
+    if (column >= t.columns || !(fabsf(d) > kLarge)) continue;
+    d = copysignf(kLarge, d);
+    found = INFINITY;
   }
+  return found;
+}
+
+// All threads of a block come here or none.
+__device__ __forceinline__ void double_edges(LossTile t, LossShared& s) {
+  const auto doubled = [](uint16_t* at) {
+    __half v;
+    memcpy(&v, at, sizeof v);
+    v = __hadd(v, v);
+    memcpy(at, &v, sizeof v);
+  };
+  for_edges(t.height, t.y, t.rows, [&](int row) {
+#pragma unroll 1
+    for (int c = threadIdx.x; c < t.columns + 2 * kBlurRadius; c += kLossThreads)
+      doubled(s.sign_at(row, c - kBlurRadius));
+  });
+  __syncthreads();
+  for_edges(t.width, t.x, t.columns, [&](int column) {
+#pragma unroll 1
+    for (int r = threadIdx.x; r < t.rows + 2 * kBlurRadius; r += kLossThreads)
+      doubled(s.sign_at(r - kBlurRadius, column));
+  });
+  __syncthreads();
+}
+
+// ---- 3. The DCT
+
+struct LossSums {
+  float pixel, dct;
 };
 
-// The sum of |d - blurred d|; its signs, weighted for the transposed blur, go to s.signs.
+// 8 rows and 64 columns by a warp; lane l has columns 2 l and 2 l + 1, so four lanes share a block.
 template <bool kGradient>
-__device__ __forceinline__ float high_frequencies(const LossTile& t, const LossBlock& b,
-                                                  LossShared& s) {
-  float sum = 0, rows[5][8], counts[8];
-#pragma unroll
-  for (int i = 0; i < 8; ++i) counts[i] = i < b.columns ? 1.0f : 0.0f;
-#pragma unroll
-  for (int r = 0; r < 12; ++r) {
-    blurred_row(s.d_row(b.row + r - 2), b.at, rows[r % 5]);
-    if (r < 4) continue;
-    const int row = b.row + r - 4;
-    float d[8], high[8], in_row = 0;
-    own_row(s.d_row(row), b.at, d);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      high[i] = d[i] - blurred(rows[(r - 4) % 5][i] + rows[r % 5][i],
-                               rows[(r - 3) % 5][i] + rows[(r - 1) % 5][i], rows[(r - 2) % 5][i]);
-      in_row = fmaf(fabsf(high[i]), counts[i], in_row);
-      high[i] = loss_sign(high[i]);
-    }
-    sum += r - 4 < b.rows ? in_row : 0.0f;
-    if (!kGradient) continue;
-    if (b.edge) {
-      const float weight = on_edge(t.y + row, t.height) ? 2.0f : 1.0f;
-#pragma unroll
-      for (int i = 0; i < 8; ++i)
-        high[i] *= on_edge(t.x + b.column + i, t.width) ? 2 * weight : weight;
-    }
-    __nv_bfloat162 signs[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) signs[i] = __floats2bfloat162_rn(high[2 * i], high[2 * i + 1]);
-    uint4 bits;
-    memcpy(&bits, signs, sizeof bits);
-    store_shared(s.sign_row(row) + b.column, bits);
-  }
-  return sum;
-}
-
-// The signs of the pixels around the tile, two deep.
-__device__ __forceinline__ void signs_around(const LossTile& t, LossShared& s) {
-  const int wide = t.columns + 2 * kBlurRadius, count = 4 * wide + 4 * t.rows;
-  for (int i = threadIdx.x; i < count; i += kLossThreads) {
-    const bool along = i < 4 * wide;  // above and below, else to both sides
-    const int k = along ? i / wide : (i - 4 * wide) % 4;
-    const int outside = k < 2 ? k - 2 : (along ? t.rows : t.columns) + k - 2;
-    const int row = along ? outside : (i - 4 * wide) / 4;
-    const int c = along ? i % wide - 2 : outside;
-    float rows[5];
-#pragma unroll
-    for (int r = 0; r < 5; ++r) {
-      const float* d = s.d_row(row + r - 2);
-      const auto at = [&](int j) { return d[LossShared::column(c + j)]; };
-      rows[r] = blurred(at(-2) + at(2), at(-1) + at(1), at(0));
-    }
-    float v = s.d_row(row)[LossShared::column(c)] -
-              blurred(rows[0] + rows[4], rows[1] + rows[3], rows[2]);
-    v = loss_sign(v);
-    if (on_edge(t.y + row, t.height)) v *= 2;
-    if (on_edge(t.x + c, t.width)) v *= 2;
-    const __nv_bfloat16 sign = __float2bfloat16_rn(v);
-    memcpy(s.sign_row(row) + c, &sign, sizeof sign);
-  }
-}
-
-// The sum of |coefficient|; g becomes the gradient of that sum, without the padding's share.
-template <bool kGradient>
-__device__ __forceinline__ float dct_block(const LossBlock& b, LossShared& s, float (&g)[8][8]) {
-  float sum = 0;
+__device__ __forceinline__ LossSums dct_blocks(LossTile t, LossShared& s, int row,
+                                               int column, bool squared, float pixel_weight,
+                                               float dct_weight) {
+  const int lane = threadIdx.x % 32;
+  column += 2 * lane;
+  const bool active = column < t.columns;
+  const int rows = t.height - t.y - row, columns = t.width - t.x - column;  // inside the image
+  float* d = s.d_at(row, active ? column : 0);
+  float v0[8], v1[8], sum0 = 0, sum1 = 0;
 #pragma unroll
   for (int r = 0; r < 8; ++r) {
-    own_row(s.d_row(b.row + r), b.at, g[r]);
-    dct<1>(g[r]);
+    const float2 v = load_shared<float2>("ld.shared pairs", d + r * LossShared::kRow);
+    v0[r] = v.x, v1[r] = v.y;
+    sum0 = fmaf(v.x, v.x, sum0);
+    sum1 = fmaf(v.y, v.y, sum1);
   }
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    dct<8>(&g[0][i]);
-#pragma unroll
-    for (int r = 0; r < 8; ++r) {
-      sum += fabsf(g[r][i]);
-      g[r][i] = loss_sign(g[r][i]);
+  float weight0 = columns > 0 ? pixel_weight : 0.0f, weight1 = columns > 1 ? pixel_weight : 0.0f;
+  if (!squared || rows < 8) {  // every pixel is looked at again, and its gradient takes its place
+    sum0 = sum1 = 0;
+#pragma unroll 1
+    for (int r = 0; active && r < 8; ++r) {
+      float* at = d + r * LossShared::kRow;
+      const float a = r < rows ? at[0] : 0.0f, b = r < rows ? at[1] : 0.0f;
+      const float sign0 = squared ? a : loss_sign(a), sign1 = squared ? b : loss_sign(b);
+      sum0 = fmaf(a, sign0, sum0);
+      sum1 = fmaf(b, sign1, sum1);
+      if (kGradient) at[0] = weight0 * sign0, at[1] = weight1 * sign1;
     }
-    if (kGradient) dct_transposed<8>(&g[0][i]);
+    weight0 = weight1 = 1;
   }
-  if (kGradient)
+  dct(v0);
+  dct(v1);
+  float sum = 0;
+  const LossFragments& f = kLossFragments;
+  const uint32_t forward[2][2] = {
+      {load_constant(&f.forward[0][0][lane]), load_constant(&f.forward[0][1][lane])},
+      {load_constant(&f.forward[1][0][lane]), load_constant(&f.forward[1][1][lane])}};
+  const uint32_t inverse[2] = {load_constant(&f.inverse[0][lane]),
+                               load_constant(&f.inverse[1][lane])};
 #pragma unroll
-    for (int r = 0; r < 8; ++r) dct_transposed<1>(g[r]);
-  return sum;
+  for (int r = 0; r < 8; r += 2) {
+    // Each value in two parts of 11 bits; what both parts' rests give is below float32.
+    const float v[4] = {v0[r], v0[r + 1], v1[r], v1[r + 1]};
+    uint32_t high[4], rest[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      high[i] = (loss_bits<uint32_t>(v[i]) + 0x1000) & 0xffffe000u;
+      rest[i] = loss_bits<uint32_t>(v[i] - loss_bits<float>(high[i]));
+    }
+    float y[4] = {};
+    multiply_tf32(y, rest, forward[0]);
+    multiply_tf32(y, high, forward[1]);
+    multiply_tf32(y, high, forward[0]);
+    sum += (fabsf(y[0]) + fabsf(y[1])) + (fabsf(y[2]) + fabsf(y[3]));
+    if (!kGradient) continue;
+    const uint32_t even = sign_pair(y[0], y[1]), odd = sign_pair(y[2], y[3]);
+    const uint32_t signs[4] = {even, odd, even, odd};
+    float x[4] = {};
+    multiply(x, signs, inverse);
+    v0[r] = x[0], v1[r] = x[1], v0[r + 1] = x[2], v1[r + 1] = x[3];
+  }
+  if (kGradient) {
+    dct_transposed(v0);
+    dct_transposed(v1);
+    if (active) {
+#pragma unroll
+      for (int r = 0; r < 8; ++r) {
+        float* at = d + r * LossShared::kRow;
+        const float2 v = load_shared<float2>("ld.shared pairs", at);
+        store_shared("st.shared pairs", at,
+                     make_float2(fmaf(weight0, v.x, dct_weight * v0[r]),
+                                 fmaf(weight1, v.y, dct_weight * v1[r])));
+      }
+    }
+  }
+  if (!active) return {0, 0};
+  return {(columns > 0 ? sum0 : 0.0f) + (columns > 1 ? sum1 : 0.0f), sum};
 }
 
 // Gradients of pixels that padding has made of others are added to those, rows first.  All threads
-// of the block of threads come here or none.
-__device__ __forceinline__ void fold_padding(const LossTile& t, const LossBlock& b, bool active,
-                                             LossShared& s, float (&g)[8][8]) {
-#pragma unroll
-  for (int r = 0; r < 8; ++r)
-    if (active && r >= b.rows)
-#pragma unroll
-      for (int i = 0; i < 8; ++i) s.below[b.row + r - (t.height - t.y)][b.column + i] = g[r][i];
-  __syncthreads();
-  if (active)
-    for (int row = t.height - t.y; row < t.rows; ++row) {
-      const int to = reflected(t.y + row, t.height) - t.y - b.row;
-#pragma unroll
-      for (int r = 0; r < 8; ++r)
-        if (r == to)
-#pragma unroll
-          for (int i = 0; i < 8; ++i) g[r][i] += s.below[row - (t.height - t.y)][b.column + i];
-    }
-#pragma unroll
-  for (int i = 0; i < 8; ++i)
-    if (active && i >= b.columns)
-#pragma unroll
-      for (int r = 0; r < 8; ++r) s.beside[b.row + r][b.column + i - (t.width - t.x)] = g[r][i];
-  __syncthreads();
-  if (active)
-    for (int c = t.width - t.x; c < t.columns; ++c) {
-      const int to = reflected(t.x + c, t.width) - t.x - b.column;
-#pragma unroll
-      for (int i = 0; i < 8; ++i)
-        if (i == to)
-#pragma unroll
-          for (int r = 0; r < 8; ++r) g[r][i] += s.beside[b.row + r][c - (t.width - t.x)];
-    }
-}
-
-// The pixel term: its sum, and its gradient added to g.
-template <bool kGradient>
-__device__ __forceinline__ float pixels(const LossBlock& b, bool squared, float weight,
-                                        LossShared& s, float (&g)[8][8]) {
-  float sum = 0;
-#pragma unroll
-  for (int r = 0; r < 8; ++r) {
-    float d[8], in_row = 0;
-    own_row(s.d_row(b.row + r), b.at, d);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const float value = squared ? d[i] * d[i] : fabsf(d[i]);
-      in_row += i < b.columns ? value : 0.0f;
-      if (kGradient) g[r][i] = fmaf(weight, squared ? d[i] : loss_sign(d[i]), g[r][i]);
-    }
-    sum += r < b.rows ? in_row : 0.0f;
+// of a block come here or none.
+__device__ __forceinline__ void fold_padding(LossTile t, LossShared& s) {
+#pragma unroll 1
+  for (int axis = 0; axis < 2; ++axis) {
+    const int size = axis ? t.width : t.height, begin = axis ? t.x : t.y;
+    const int end = axis ? t.columns : t.rows, lines = axis ? t.rows : t.columns;
+    const int along = axis ? 1 : LossShared::kRow, across = axis ? LossShared::kRow : 1;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < lines; i += kLossThreads)
+#pragma unroll 1
+      for (int k = size - begin; k < end; ++k)
+        s.d_at(0, 0)[i * across + (reflected_near(begin + k, size) - begin) * along] +=
+            s.d_at(0, 0)[i * across + k * along];
+    __syncthreads();
   }
-  return sum;
 }
 
-// Adds weight (signs - transposed blur of the signs) to g.
-__device__ __forceinline__ void high_gradient(const LossTile& t, const LossBlock& b, float weight,
-                                              LossShared& s, float (&g)[8][8]) {
-  // At the image's edge the signs carry factors 2, which the sum loses again: exact either way.
-  const auto scale_edges = [&](float factor) {
-    if (!b.edge) return;
+// ---- 4. The gradient
+
+// float32's products are in two parts of 11 bits each; the 16-bit types keep no more than one.
+template <class T>
+constexpr int kLossParts = std::is_same_v<T, float> ? 2 : 1;
+
+// The transposed blur down 16 rows of 8 columns of signs, as A of a product: in parts.
+template <int kParts>
+__device__ __forceinline__ void blur_down(const uint32_t (&weights)[kParts][6], const uint16_t* at,
+                                          uint32_t (&out)[kParts][2]) {
+  uint32_t signs[4];
+  load_transposed(signs, at);
+  const uint32_t first[2] = {signs[0], signs[1]};
+  float v[4] = {};
 #pragma unroll
-    for (int r = 0; r < 8; ++r) {
-      const float in_row = on_edge(t.y + b.row + r, t.height) ? factor : 1.0f;
+  for (int part = kParts - 1; part >= 0; --part) {
+    const uint32_t(&w)[6] = weights[part];
+    const uint32_t a[4] = {w[0], w[1], w[2], w[3]}, b[2] = {w[4], w[5]};
+    multiply(v, a, first);
+    multiply(v, b, signs[2]);
+  }
 #pragma unroll
-      for (int i = 0; i < 8; ++i)
-        g[r][i] *= on_edge(t.x + b.column + i, t.width) ? in_row * factor : in_row;
+  for (int i = 0; i < 2; ++i) {
+    out[0][i] = half_pair(v[2 * i], v[2 * i + 1]);
+    if constexpr (kParts == 2) {
+      const float2 high = __half22float2(loss_bits<__half2>(out[0][i]));
+      out[1][i] = half_pair(v[2 * i] - high.x, v[2 * i + 1] - high.y);
     }
+  }
+}
+
+// d += a b over 24 columns, given as three times 8.
+__device__ __forceinline__ void multiply_24(float (&d)[4], const uint32_t (&a0)[2],
+                                            const uint32_t (&a1)[2], const uint32_t (&a2)[2],
+                                            const uint32_t (&b)[3]) {
+  const uint32_t a[4] = {a0[0], a0[1], a1[0], a1[1]}, b01[2] = {b[0], b[1]};
+  multiply(d, a, b01);
+  multiply(d, a2, b[2]);
+}
+
+// 16 rows, and columns from `begin` to `end`, by a warp: signs - transposed blur of the signs.  The
+// gradient goes to memory if that is `straight`, or else to where the other terms' was.
+template <class T>
+__device__ __forceinline__ void gradient_strip(const LossArguments<T>& p, LossTile t,
+                                               LossShared& s, int64_t plane, float weight,
+                                               bool straight, int row, int begin, int end) {
+  constexpr int kParts = kLossParts<T>;
+  const int lane = threadIdx.x % 32, q = lane % 4;
+  uint32_t down[kParts][6], along[kParts][2][3], own[2][3];
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) {
+#pragma unroll
+    for (int i = 0; i < 6; ++i) down[part][i] = load_constant(&kLossFragments.down[part][i][lane]);
+#pragma unroll
+    for (int i = 0; i < 6; ++i)
+      along[part][i / 3][i % 3] = load_constant(&kLossFragments.along[part][i / 3][i % 3][lane]);
+  }
+#pragma unroll
+  for (int i = 0; i < 6; ++i)
+    own[i / 3][i % 3] = load_constant(&kLossFragments.own[i / 3][i % 3][lane]);
+
+  // Where ldmatrix finds its rows: from -2, 6 and 10 for the blur; the strip's own.
+  const int matrix = lane / 8;
+  const uint16_t* around =
+      s.sign_at(row - 2 + lane % 8 + (matrix == 0 ? 0 : matrix == 1 ? 8 : 12), begin - 4);
+  const uint16_t* strip = s.sign_at(row + lane % 16, begin - 4);
+  struct alignas(4 * sizeof(T)) Four {
+    T lane[4];
   };
-  scale_edges(2.0f);
+  float* rest = s.d_at(row + lane / 4, begin + 4 * q);
+  T* to = p.grad + plane + static_cast<int64_t>(t.y + row + lane / 4) * t.width + t.x + begin + 4 * q;
+  T* to_lower = to + 8 * static_cast<int64_t>(t.width);
+  float weights[2];
+  bool stored[2];
 #pragma unroll
-  for (int r = 0; r < 12; ++r) {
-    const uint16_t* row = s.sign_row(b.row + r - 2) + b.column;
-    const uint4 middle = load_shared<uint4>(row);
-    const uint32_t words[6] = {
-        load_shared<uint32_t>(row - 2), middle.x, middle.y, middle.z, middle.w,
-        load_shared<uint32_t>(row + 8)};
-    float v[12];
-#pragma unroll
-    for (int i = 0; i < 6; ++i) {
-      v[2 * i] = __uint_as_float(words[i] << 16);
-      v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-    }
-    constexpr float kDown[5] = {kBlur2, kBlur1, 1 - 2 * (kBlur1 + kBlur2), kBlur1, kBlur2};
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const float along = blurred(v[i] + v[i + 4], v[i + 1] + v[i + 3], v[i + 2]);
-#pragma unroll
-      for (int k = 0; k < 5; ++k)
-        if (r - k >= 0 && r - k < 8) g[r - k][i] = fmaf(-weight * kDown[k], along, g[r - k][i]);
-      if (r >= 2 && r < 10) g[r - 2][i] = fmaf(weight, v[i + 2], g[r - 2][i]);
-    }
+  for (int h = 0; h < 2; ++h) {
+    const int r = row + lane / 4 + 8 * h;
+    weights[h] = on_edge(t.y + r, t.height) ? 0.5f * weight : weight;
+    stored[h] = r < t.rows && t.y + r < t.height;
   }
-  scale_edges(0.5f);
+  uint32_t blurred_down[3][kParts][2];
+  blur_down<kParts>(down, around, blurred_down[0]);
+#pragma unroll 1
+  for (int column = begin; column < end; column += 16) {
+    blur_down<kParts>(down, around + 8, blurred_down[1]);
+    blur_down<kParts>(down, around + 16, blurred_down[2]);
+    uint32_t signs[4], after[2];
+    load_matrices(signs, strip + lane / 16 * 8);
+    load_matrices(after, strip + 16);
+    const uint32_t own0[2] = {signs[0], signs[1]}, own1[2] = {signs[2], signs[3]};
+    around += 16;
+    strip += 16;
+    float v[2][4] = {};
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const auto& b = blurred_down;
+      if constexpr (kParts == 2) {
+        multiply_24(v[k], b[0][1], b[1][1], b[2][1], along[0][k]);
+        multiply_24(v[k], b[0][0], b[1][0], b[2][0], along[1][k]);
+      }
+      multiply_24(v[k], b[0][0], b[1][0], b[2][0], along[0][k]);
+      multiply_24(v[k], own0, own1, after, own[k]);
+    }
+#pragma unroll
+    for (int part = 0; part < kParts; ++part)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) blurred_down[0][part][i] = blurred_down[2][part][i];
+
+    const int x = column + 4 * q;
+    if (t.x + column == 0 || t.x + column + 16 >= t.width)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (on_edge(t.x + x + i, t.width)) {
+          v[i / 2][i % 2] *= 0.5f;
+          v[i / 2][2 + i % 2] *= 0.5f;
+        }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float4 d = load_shared<float4>("ld.shared gradient", rest + h * 8 * LossShared::kRow);
+      const float g[4] = {fmaf(weights[h], v[0][2 * h], d.x), fmaf(weights[h], v[0][2 * h + 1], d.y),
+                          fmaf(weights[h], v[1][2 * h], d.z),
+                          fmaf(weights[h], v[1][2 * h + 1], d.w)};
+      if (straight) {
+        Four four;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) narrow(g[i], four.lane[i]);
+        if (stored[h] && x < t.columns) *reinterpret_cast<Four*>(h == 0 ? to : to_lower) = four;
+      } else if (stored[h] && x < t.columns) {
+        store_shared("st.shared gradient", rest + h * 8 * LossShared::kRow,
+                     make_float4(g[0], g[1], g[2], g[3]));
+      }
+    }
+    to_lower += 16;
+    rest += 16;
+    to += 16;
+  }
+}
+
+// The same for the whole tile, pixel by pixel.
+__device__ __forceinline__ void gradient_exact(LossTile t, LossShared& s, float weight) {
+#pragma unroll 1
+  for (unsigned i = threadIdx.x; i < static_cast<unsigned>(t.rows * kLossColumns);
+       i += kLossThreads) {
+    const int row = i / kLossColumns, column = i % kLossColumns;
+    if (column >= t.columns) continue;
+    float w = on_edge(t.y + row, t.height) ? 0.5f * weight : weight;
+    if (on_edge(t.x + column, t.width)) w *= 0.5f;
+    float& d = *s.d_at(row, column);
+    d = fmaf(w, high_exact(nullptr, s.sign_at(row, column)), d);
+  }
 }
 
 template <class T>
-__device__ __forceinline__ void store_gradient(const LossArguments<T>& p, const LossTile& t,
-                                               const LossBlock& b, int64_t plane,
-                                               const float (&g)[8][8]) {
-  using P = Pack<T>;
-#pragma unroll
-  for (int r = 0; r < 8; ++r) {
-    if (r >= b.rows) continue;
-    const int64_t row = plane + static_cast<int64_t>(t.y + b.row + r) * t.width;
-    T* to = p.grad + row + t.x + b.column;
-    if (p.aligned && b.columns >= kBlock) {
-#pragma unroll
-      for (int i = 0; i < 8; i += P::kSize) {
-        P pack;
-#pragma unroll
-        for (int k = 0; k < P::kSize; ++k) narrow(g[r][i + k], pack.lane[k]);
-        *reinterpret_cast<P*>(to + i) = pack;
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < 8; ++i)
-        if (i < b.columns) narrow(g[r][i], to[i]);
-    }
+__device__ __forceinline__ void store_gradient(const LossArguments<T>& p, LossTile t, LossShared& s,
+                                               int64_t plane) {
+#pragma unroll 1
+  for (int row = threadIdx.x / 32; row < min(t.rows, t.height - t.y); row += kLossWarps) {
+    T* to = p.grad + plane + static_cast<int64_t>(t.y + row) * t.width + t.x;
+#pragma unroll 1
+    for (int column = threadIdx.x % 32; column < min(t.columns, t.width - t.x); column += 32)
+      narrow(*s.d_at(row, column), to[column]);
   }
 }
 
+// ---- The kernel
+
 template <class T, bool kGradient>
-__global__ void __launch_bounds__(kLossThreads, ESPAN_LOSS_RESIDENT)
+__global__ void __launch_bounds__(kLossThreads, kLossResident)
     frequency_loss_kernel(LossArguments<T> p) {
-  ESPAN_SHARED_BYTES(bytes);
-  LossShared& s = *reinterpret_cast<LossShared*>(bytes);
-  const unsigned per_plane = p.vertical.tiles * p.horizontal.tiles;
+  LossShared& s = *reinterpret_cast<LossShared*>(loss_shared_memory());
+  const int per_plane = p.vertical.tiles * p.horizontal.tiles;
   const int tile = blockIdx.x % per_plane;
   const int64_t image = static_cast<int64_t>(p.vertical.size) * p.horizontal.size;
   const int64_t plane = blockIdx.x / per_plane * image;
-  const int row = tile / p.horizontal.tiles, column = tile % p.horizontal.tiles;
-  const int y = p.vertical.begin(row), x = p.horizontal.begin(column);
-  const LossTile t = {p.vertical.size,
-                      p.horizontal.size,
-                      y,
-                      x,
-                      p.vertical.begin(row + 1) - y,
-                      p.horizontal.begin(column + 1) - x};
-  const LossBlock b(t, threadIdx.x);
-  const bool active = b.row < t.rows && b.column < t.columns;
+  const int down = tile / p.horizontal.tiles, across = tile % p.horizontal.tiles;
+  const int y = p.vertical.begin(down), x = p.horizontal.begin(across);
+  s.tile = {p.vertical.size,
+            p.horizontal.size,
+            y,
+            x,
+            p.vertical.begin(down + 1) - y,
+            p.horizontal.begin(across + 1) - x};  // by all threads alike
+  const unsigned warp = threadIdx.x / 32;
 
-  load_difference(p, t, plane, s);
+  load_difference(p, s.tile, plane, s);
+  // What the tensor cores read and do not want must be finite.
+  if (kGradient && (s.tile.rows < kLossRows || s.tile.columns < kLossColumns))
+#pragma unroll 1
+    for (int i = threadIdx.x; i < static_cast<int>(sizeof(s.signs) / 4); i += kLossThreads)
+      reinterpret_cast<uint32_t*>(s.signs)[i] = 0;
   __syncthreads();
 
-  float sums[3] = {}, g[8][8];
-  if (active) sums[1] = high_frequencies<kGradient>(t, b, s);
-  if (kGradient) {
-    signs_around(t, s);
+  float sums[3] = {};
+  bool exact = false;
+  sums[1] = high_frequencies<kGradient>(s.tile, s, exact);
+  exact = barrier_any(exact);
+  if (exact) {
+    sums[1] = high_frequencies_exact<kGradient>(s.tile, s);
+    __syncthreads();
+    sums[0] = sums[2] = without_infinity(s.tile, s);
     __syncthreads();
   }
-  if (active) sums[2] = dct_block<kGradient>(b, s, g);
+  const LossTile t = s.tile;
+  if (kGradient && (t.y <= kBlurRadius || t.x <= kBlurRadius ||
+                    t.y + t.rows + kBlurRadius >= t.height ||
+                    t.x + t.columns + kBlurRadius >= t.width))
+    double_edges(t, s);
+
+  const float scale = kGradient ? -*p.scale : 0.0f;
+  const float pixel_weight = scale * p.weights.pixel;
+  const float dct_weight = scale * p.weights.dct * (1 / kSignOne);
+  LossSums more = {0, 0};
+  constexpr unsigned kHalves = kLossColumns / 64;
+#pragma unroll 1
+  for (unsigned i = warp; i < kLossRowBlocks * kHalves; i += kLossWarps) {
+    const int row = i / kHalves * 8, column = i % kHalves * 64;
+    if (row >= t.rows || column >= t.columns) continue;
+    const LossSums unit = dct_blocks<kGradient>(t, s, row, column, p.weights.squared, pixel_weight,
+                                                dct_weight);
+    more.pixel += unit.pixel;
+    more.dct += unit.dct;
+  }
+  sums[0] += more.pixel;
+  sums[2] += more.dct;
   if (kGradient) {
-    if (t.y + t.rows > t.height || t.x + t.columns > t.width) fold_padding(t, b, active, s, g);
-    if (active) {
-      const float scale = -*p.scale;
-#pragma unroll
-      for (int r = 0; r < 8; ++r)
-#pragma unroll
-        for (int i = 0; i < 8; ++i) g[r][i] *= scale * p.weights.dct;
-      sums[0] = pixels<true>(b, p.weights.squared, scale * p.weights.pixel, s, g);
-      high_gradient(t, b, scale * p.weights.high, s, g);
-      store_gradient(p, t, b, plane, g);
+    __syncthreads();
+    if (t.y + t.rows > t.height || t.x + t.columns > t.width) fold_padding(t, s);
+    const float high_weight = -*p.scale * p.weights.high * (1 / kSignOne);
+    const bool straight = p.aligned && t.x + t.columns <= t.width && !exact;
+    if (exact) {
+      gradient_exact(t, s, high_weight);
+    } else {
+      constexpr unsigned kStrips = kLossRows / 16, kShares = kLossWarps / kStrips;
+      const int row = warp / kShares * 16, begin = warp % kShares * (kLossColumns / kShares);
+      static_assert(kStrips * kShares == kLossWarps && kLossColumns / kShares % 16 == 0);
+      if (row < t.rows && begin < t.columns)
+        gradient_strip(p, t, s, plane, high_weight, straight, row, begin,
+                       min(begin + static_cast<int>(kLossColumns / kShares), t.columns));
     }
-  } else if (active) {
-    sums[0] = pixels<false>(b, p.weights.squared, 0.0f, s, g);
+    if (!straight) {
+      __syncthreads();
+      store_gradient(p, t, s, plane);
+    }
   }
 
-  // In a fixed order: four threads' sums, then 32 of those.
+  // In a fixed order: 8 threads' sums, then 32 of those.
   const int thread = threadIdx.x;
+#pragma unroll
   for (int k = 0; k < 3; ++k) s.sums[k][thread] = sums[k];
   __syncthreads();
-  if (thread < 32)
-    for (int k = 0; k < 3; ++k) {
-      const float* from = s.sums[k] + thread;
-      sums[k] = (from[0] + from[32]) + (from[64] + from[96]);
-    }
-  __syncthreads();
-  if (thread < 32)
-    for (int k = 0; k < 3; ++k) s.sums[k][thread] = sums[k];
+  if (thread < 96) {
+    const float* from = s.sums[thread / 32] + thread % 32;
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < kLossWarps; ++i) sum += from[32 * i];
+    s.sums[thread / 32][thread % 32] = sum;
+  }
   __syncthreads();
   if (thread < 3) {
     float sum = 0;
+#pragma unroll 1
     for (int i = 0; i < 32; ++i) sum += s.sums[thread][i];
     p.sums[static_cast<int64_t>(blockIdx.x) * 3 + thread] = sum;
   }
@@ -484,26 +766,33 @@ struct LossSumArguments {
   float *loss, *terms;
 };
 
-constexpr int kLossSumThreads = 256;
+constexpr int kLossSumThreads = 512, kLossSumBytes = 3 * kLossSumThreads / 32 * sizeof(double);
 
 // The second stage, one block of threads: the sums of all tiles in double, in a fixed order.
 __global__ void __launch_bounds__(kLossSumThreads) frequency_loss_sum_kernel(LossSumArguments p) {
-  ESPAN_SHARED_BYTES(bytes);
-  double (&s)[3][kLossSumThreads] = *reinterpret_cast<double (*)[3][kLossSumThreads]>(bytes);
+  auto& s = *reinterpret_cast<double (*)[3][kLossSumThreads / 32]>(loss_shared_memory());
   const int thread = threadIdx.x;
+  double sums[3] = {};
+#pragma unroll 4
+  for (int64_t i = thread; i < p.tiles; i += kLossSumThreads)
+#pragma unroll
+    for (int k = 0; k < 3; ++k) sums[k] += p.sums[3 * i + k];
+#pragma unroll
   for (int k = 0; k < 3; ++k) {
-    double sum = 0;
-    for (int64_t i = thread; i < p.tiles; i += kLossSumThreads) sum += p.sums[3 * i + k];
-    s[k][thread] = sum;
+#pragma unroll
+    for (int bits = 16; bits > 0; bits /= 2) sums[k] += exchange(sums[k], bits);
+    if (thread % 32 == 0) s[k][thread / 32] = sums[k];
   }
-  for (int half = kLossSumThreads / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (thread < half)
-      for (int k = 0; k < 3; ++k) s[k][thread] += s[k][thread + half];
-  }
+  __syncthreads();
   if (thread > 0) return;
-  const double pixel = s[0][0] / p.elements, high = s[1][0] / p.elements;
-  const double dct = s[2][0] / p.coefficients;
+#pragma unroll
+  for (int k = 0; k < 3; ++k) {
+    sums[k] = 0;
+#pragma unroll
+    for (int i = 0; i < kLossSumThreads / 32; ++i) sums[k] += s[k][i];
+  }
+  const double pixel = sums[0] / p.elements, high = sums[1] / p.elements;
+  const double dct = sums[2] / p.coefficients;
   p.terms[0] = static_cast<float>(pixel);
   p.terms[1] = static_cast<float>(high);
   p.terms[2] = static_cast<float>(dct);

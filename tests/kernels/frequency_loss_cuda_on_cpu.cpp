@@ -16,40 +16,27 @@
 
 #undef __launch_bounds__
 #define __launch_bounds__(...)
+#undef __noinline__
+#define __noinline__
 #define threadIdx (espan::emulator::thread_index())
 #define blockIdx (espan::emulator::block_index())
 #define __syncthreads() espan::emulator::barrier()
 #define ESPAN_EMULATOR
-#define ESPAN_SHARED_BYTES(name) unsigned char* name = espan::emulator::shared(0, 1)
+using std::max;
+using std::min;
 
-// What only the GPU has.
-static float __uint_as_float(uint32_t bits) {
-  float v;
-  std::memcpy(&v, &bits, sizeof v);
-  return v;
-}
-
+// The instructions of csrc/cuda/loss_instructions.cuh.
 namespace espan::cuda {
 
-// Counts the wavefronts of the accesses that lanes of a warp make together: the n-th of their kind,
-// or for what load_difference stores, which some lanes skip, those of one round of its loop.
+// Counts the wavefronts of the accesses that lanes of a warp make together: the n-th of their kind.
 class Accesses {
  public:
-  explicit Accesses(int pack) : pack_(pack) {}
   void note(const char* kind, const void* at, uint32_t bytes);
   // To be called by every thread when it is through.
-  void finish() {
-    if (++finished_ % kThreads) return;
-    for (auto& [key, lanes] : accesses_)
-      emulator::count(std::get<0>(key), lanes.data(), std::get<3>(key));
-    accesses_.clear();
-    made_.clear();
-  }
+  void finish();
 
  private:
-  static constexpr unsigned kThreads = 128;
   using Key = std::tuple<const char*, unsigned, unsigned, uint32_t>;  // kind, warp, which, bytes
-  int pack_;
   unsigned finished_ = 0;
   std::map<Key, std::array<emulator::Lane, 32>> accesses_;
   std::map<std::pair<const char*, unsigned>, unsigned> made_;
@@ -57,21 +44,145 @@ class Accesses {
 
 Accesses* accesses;
 
-template <class V>
-const char* kind_of(bool store) {
-  if (sizeof(V) == 4) return "ld.shared signs beside";
-  if (std::is_same_v<V, uint4>) return store ? "st.shared signs" : "ld.shared signs";
-  return store ? "st.shared difference" : "ld.shared difference";
+inline unsigned char* loss_shared_memory() { return emulator::shared(0, 1); }
+inline uint32_t shared_address(const void* at) {
+  return static_cast<const unsigned char*>(at) - loss_shared_memory();
 }
+
 template <class V>
-V load_shared(const void* from) {
-  accesses->note(kind_of<V>(false), from, sizeof(V));
+V load_shared(const char* kind, const void* from) {
+  accesses->note(kind, from, sizeof(V));
   return *static_cast<const V*>(from);
 }
 template <class V>
-void store_shared(void* to, V v) {
-  accesses->note(kind_of<V>(true), to, sizeof(V));
+void store_shared(const char* kind, void* to, V v) {
+  accesses->note(kind, to, sizeof(V));
   *static_cast<V*>(to) = v;
+}
+
+template <int kCount, bool kTransposed>
+void load_8x8(uint32_t* m, const void* row) {
+  emulator::collective(kTransposed ? "ldmatrix.trans" : "ldmatrix", shared_address(row), m, true,
+                       [](emulator::Lane* lane) {
+                         emulator::count("ldmatrix", lane, 16);
+                         for (int i = 0; i < kCount; ++i) {
+                           uint16_t matrix[8][8];
+                           for (int r = 0; r < 8; ++r)
+                             std::memcpy(matrix[r], emulator::shared(lane[8 * i + r].address, 16),
+                                         16);
+                           for (int l = 0; l < 32; ++l) {
+                             const int g = l / 4, q = l % 4 * 2;
+                             const uint32_t low = kTransposed ? matrix[q][g] : matrix[g][q];
+                             const uint32_t high = kTransposed ? matrix[q + 1][g] : matrix[g][q + 1];
+                             static_cast<uint32_t*>(lane[l].data)[i] = low | high << 16;
+                           }
+                         }
+                       });
+}
+inline void load_matrices(uint32_t (&m)[4], const void* row) { load_8x8<4, false>(m, row); }
+inline void load_matrices(uint32_t (&m)[2], const void* row) { load_8x8<2, false>(m, row); }
+inline void load_transposed(uint32_t (&m)[4], const void* row) { load_8x8<4, true>(m, row); }
+
+struct Product {
+  float* d;
+  uint32_t a[4], b[2];
+};
+
+// d += a b, of what `unpack` takes from each lane's registers.
+template <int kDepth, class Unpack>
+void multiply_in_order(emulator::Lane* lane, Unpack unpack) {
+  float a[16][kDepth], b[kDepth][8], d[16][8];
+  for (int l = 0; l < 32; ++l) {
+    const Product& p = *static_cast<const Product*>(lane[l].data);
+    unpack(p, l / 4, l % 4, a, b);
+    for (int i = 0; i < 4; ++i) d[l / 4 + i / 2 * 8][l % 4 * 2 + i % 2] = p.d[i];
+  }
+  for (int i = 0; i < 16; ++i)
+    for (int k = 0; k < kDepth; ++k)
+      for (int j = 0; j < 8; ++j) d[i][j] += a[i][k] * b[k][j];
+  for (int l = 0; l < 32; ++l) {
+    const Product& p = *static_cast<const Product*>(lane[l].data);
+    for (int i = 0; i < 4; ++i) p.d[i] = d[l / 4 + i / 2 * 8][l % 4 * 2 + i % 2];
+  }
+}
+
+inline float half_at(uint32_t bits, int i) {
+  const uint16_t half = bits >> 16 * i;
+  __half v;
+  std::memcpy(&v, &half, sizeof v);
+  return __half2float(v);
+}
+
+template <int kDepth>
+void multiply_halves(Product p) {
+  emulator::collective("mma of float16", kDepth, &p, true, [](emulator::Lane* lane) {
+    multiply_in_order<kDepth>(lane, [](const Product& p, int g, int q, auto& a, auto& b) {
+      for (int j = 0; j < 2; ++j) {
+        for (int i = 0; i < kDepth / 4; ++i)
+          a[g + i % 2 * 8][2 * q + i / 2 * 8 + j] = half_at(p.a[i], j);
+        for (int i = 0; i < kDepth / 8; ++i) b[2 * q + 8 * i + j][g] = half_at(p.b[i], j);
+      }
+    });
+  });
+}
+inline void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  multiply_halves<16>({d, {a[0], a[1], a[2], a[3]}, {b[0], b[1]}});
+}
+inline void multiply(float (&d)[4], const uint32_t (&a)[2], uint32_t b) {
+  multiply_halves<8>({d, {a[0], a[1]}, {b}});
+}
+inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  Product p{d, {a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  emulator::collective("mma of tf32", 0, &p, true, [](emulator::Lane* lane) {
+    multiply_in_order<8>(lane, [](const Product& p, int g, int q, auto& a, auto& b) {
+      const auto tf32 = [](uint32_t bits) {  // the bits beyond are not read
+        float v;
+        bits &= 0xffffe000u;
+        std::memcpy(&v, &bits, sizeof v);
+        return v;
+      };
+      for (int i = 0; i < 4; ++i) a[g + i % 2 * 8][q + i / 2 * 4] = tf32(p.a[i]);
+      for (int i = 0; i < 2; ++i) b[q + 4 * i][g] = tf32(p.b[i]);
+    });
+  });
+}
+
+inline uint32_t sign_pair(float low, float high) {
+  const auto sign = [](float v) { return v != v ? 0x7fff : v > 0 ? 0x3f80 : v < 0 ? 0xbf80 : 0; };
+  return sign(low) | static_cast<uint32_t>(sign(high)) << 16;
+}
+
+template <class V>
+V exchange(V v, int bits) {
+  struct Value {
+    V v;
+    int bits;
+  } value{v, bits};
+  emulator::collective("shfl", 0, &value, true, [](emulator::Lane* lane) {
+    V from[32];
+    const auto at = [&](int l) { return static_cast<Value*>(lane[l].data); };
+    for (int l = 0; l < 32; ++l) from[l] = at(l ^ at(l)->bits)->v;
+    for (int l = 0; l < 32; ++l) at(l)->v = from[l];
+  });
+  return value.v;
+}
+
+// Two barriers, so that the next one's votes do not mix with these.
+inline bool barrier_any(bool v) {
+  static bool any;
+  static unsigned voted;
+  if (voted++ == 0) any = false;
+  any |= v;
+  emulator::barrier();
+  const bool result = any;
+  voted = 0;
+  emulator::barrier();
+  return result;
+}
+
+template <class V>
+V load_constant(const V* from) {
+  return *from;
 }
 
 }  // namespace espan::cuda
@@ -79,19 +190,19 @@ void store_shared(void* to, V v) {
 #include "cuda/frequency_loss.cuh"
 
 void espan::cuda::Accesses::note(const char* kind, const void* at, uint32_t bytes) {
-  static_assert(kThreads == kLossThreads);
-  const uint32_t address = static_cast<const unsigned char*>(at) -
-                           reinterpret_cast<unsigned char*>(emulator::shared(0, 1));
+  const uint32_t address = shared_address(at);
   const unsigned thread = threadIdx.x;
-  unsigned which;
-  if (std::strcmp(kind, "st.shared difference") == 0) {
-    const int row = address / 4 / kLossWide, u = address / 4 % kLossWide, c = u ^ (u >> 3 & 4);
-    which = 2 * ((row * (kLossWide / pack_) + c / pack_) / kLossThreads) + c % pack_ / 4;
-  } else {
-    which = made_[{kind, thread}]++;
-  }
+  const unsigned which = made_[{kind, thread}]++;
   auto& lanes = accesses_[{kind, thread / 32, which, bytes}];
   lanes[thread % 32] = {address, nullptr, true};
+}
+
+void espan::cuda::Accesses::finish() {
+  if (++finished_ % kLossThreads) return;
+  for (auto& [key, lanes] : accesses_)
+    emulator::count(std::get<0>(key), lanes.data(), std::get<3>(key));
+  accesses_.clear();
+  made_.clear();
 }
 
 namespace {
@@ -114,7 +225,7 @@ void loss(const T* sr, const T* hr, T* grad, const float* scale, float* sums, fl
       sr,     hr,       grad,       scale,
       sums,   vertical, horizontal, options.weights(elements, coefficients, 1.0),
       aligned};
-  Accesses noted(Pack<T>::kSize);
+  Accesses noted;
   accesses = &noted;
   counts = emulator::run(tiles, kLossThreads, sizeof(LossShared), order, {}, [&] {
     grad ? frequency_loss_kernel<T, true>(p) : frequency_loss_kernel<T, false>(p);
@@ -123,7 +234,7 @@ void loss(const T* sr, const T* hr, T* grad, const float* scale, float* sums, fl
   const LossSumArguments q = {
       sums,          tiles,        elements, coefficients, options.pixel_weight,
       options.alpha, options.beta, loss,     terms};
-  emulator::run(1, kLossSumThreads, 3 * kLossSumThreads * sizeof(double), order, {},
+  emulator::run(1, kLossSumThreads, kLossSumBytes, order, {},
                 [&] { frequency_loss_sum_kernel(q); });
 }
 

@@ -99,9 +99,25 @@ def test_values_and_gradients(kernels: ctypes.CDLL, dtype: torch.dtype) -> None:
         cases.check(emulated(kernels, order=i % 4, margin=64 + i % 2), sr, hr, squared=i % 3 == 0)
 
 
-def test_packs_across_tiles(kernels: ctypes.CDLL) -> None:
-    sr, hr = cases.inputs(1, 1, 72, 144, dtype=torch.float16)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_nine_tiles(kernels: ctypes.CDLL, dtype: torch.dtype) -> None:
+    """A tile inside the image, eight on its edges; loads of 16 bytes."""
+    sr, hr = cases.inputs(1, 1, 136, 264, dtype=dtype)
     cases.check(emulated(kernels, order=2), sr, hr, 65536.0)
+
+
+def test_equal_images_and_constant_differences(kernels: ctypes.CDLL) -> None:
+    """The derivative of |0| is 0; a constant difference has exactly no high frequencies."""
+    run, one = emulated(kernels, order=3), torch.ones(())
+    sr = torch.rand(1, 1, 72, 144)
+    for squared in (True, False):
+        loss, terms, gradient = run(sr, sr, one, 1.0, 1.0, 0.001, squared)
+        assert not loss
+        assert not terms.any()
+        assert not gradient.any()
+    _, terms, gradient = run(sr * 0, torch.full_like(sr, 0.3), one, 0.0, 1.0, 0.0, True)
+    assert not terms[1]
+    assert not gradient.any()
 
 
 def test_value_alone(kernels: ctypes.CDLL) -> None:
@@ -140,52 +156,54 @@ def wavefronts(kernels: ctypes.CDLL, kind: str) -> tuple[int, int]:
 
 # Of a whole tile: the fewest wavefronts possible, and the conflicts on top of them.
 ACCESSES = {
-    "ld.shared difference": (1536, 0),
-    "st.shared signs": (128, 0),
-    "ld.shared signs": (192, 0),
-    # 4 bytes of every 16 beside a thread's own: 8 banks have them all.
-    "ld.shared signs beside": (96, 288),
+    # 8 bytes of every 16 beside a thread's own 16: half of the banks have them all.
+    "ld.shared difference": (824, 688),
+    "st.shared signs": (148, 24),
+    "ldmatrix": (544, 0),
+    "ld.shared pairs": (512, 0),
+    "st.shared pairs": (256, 0),
+    "ld.shared gradient": (256, 0),
 }
 
 
 @pytest.mark.parametrize(
-    ("dtype", "of_stores"), [(torch.float32, 0), (torch.float16, 72), (torch.bfloat16, 72)]
+    ("dtype", "of_stores"), [(torch.float32, 0), (torch.float16, 288), (torch.bfloat16, 288)]
 )
 def test_bank_conflicts(kernels: ctypes.CDLL, dtype: torch.dtype, of_stores: int) -> None:
     sr, hr = cases.inputs(1, 1, 64, 128, dtype=dtype)
     emulated(kernels, order=0)(sr, hr, torch.ones(()), *cases.OPTIONS[0].values())
-    expected = ACCESSES | {"st.shared difference": (324, of_stores)}
+    expected = ACCESSES | {"st.shared difference": (288, of_stores)}
     for kind, (fewest, conflicts) in expected.items():
         assert wavefronts(kernels, kind) == (fewest, fewest + conflicts), kind
 
 
-def test_without_the_swizzle_there_are_more(tmp_path: Path) -> None:
-    right = "return u ^ (u >> 3 & 4);"
-    kernels = build(tmp_path, header().replace(right, "return u;"))
+def test_rows_of_an_even_number_of_16_bytes_conflict(tmp_path: Path) -> None:
+    right = "kSignRow = kLossColumns + 2 * kHalo"
+    source = header()
+    assert right in source
+    kernels = build(tmp_path, source.replace(right, right + " + 8"))
     sr, hr = cases.inputs(1, 1, 64, 128)
     emulated(kernels, order=0)(sr, hr, torch.ones(()), *cases.OPTIONS[0].values())
-    fewest, _ = ACCESSES["ld.shared difference"]
-    assert wavefronts(kernels, "ld.shared difference") == (fewest, 2 * fewest)
+    fewest, _ = ACCESSES["ldmatrix"]
+    assert wavefronts(kernels, "ldmatrix") == (fewest, 2 * fewest)
 
 
 PLANTED = {
-    "no barrier after the load": (
-        "  load_difference(p, t, plane, s);\n  __syncthreads();",
-        "  load_difference(p, t, plane, s);",
-    ),
-    "no barrier after the signs": (
-        "    signs_around(t, s);\n    __syncthreads();",
-        "    signs_around(t, s);",
-    ),
-    "a halo one short": ("row >= t.rows + kHalo ||", "row >= t.rows + kHalo - 1 ||"),
-    "no weight at the edge": ("if (on_edge(t.y + row, t.height)) v *= 2;", ""),
+    "no barrier after the load": ("s.signs)[i] = 0;\n  __syncthreads();", "s.signs)[i] = 0;"),
+    "no barrier after the signs": ("  exact = barrier_any(exact);", ""),
+    "no barrier before the gradient": ("    __syncthreads();\n    if (t.y + t.rows >", "    if (t.y + t.rows >"),
+    "a halo one short": ("row < rows - kHalo; row", "row < rows - kHalo - 1; row"),
+    "no weight at the edge": ("    v = __hadd(v, v);", ""),
+    "padding not folded": ("t.x + t.columns > t.width) fold_padding(t, s);", "false);"),
+    "half of each product": ("    multiply_tf32(y, rest, forward[0]);", ""),
+    "half of each weight": ("multiply_24(v[k], b[0][0], b[1][0], b[2][0], along[1][k]);", ""),
 }
 
 
 def header() -> str:
     """The kernels' source, as it can be compiled from another folder."""
     source = (ROOT / "csrc/cuda/frequency_loss.cuh").read_text()
-    for name in ("../frequency_loss.h", "pack.cuh"):
+    for name in ("../frequency_loss.h", "loss_fragments.h", "loss_instructions.cuh", "pack.cuh"):
         source = source.replace(f'"{name}"', f'"cuda/{name}"')
     return source
 

@@ -11,7 +11,7 @@ void add(rehearsal::Kernels& kernels) {
   const auto kernel = &cuda::frequency_loss_kernel<T, kGradient>;
   kernels.add(kernel, [kernel](const rehearsal::Launch& launch, const rehearsal::Arrays&,
                                const cuda::LossArguments<T>& p) {
-    cuda::Accesses noted(cuda::Pack<T>::kSize);
+    cuda::Accesses noted;
     cuda::accesses = &noted;
     emulator::run(launch.blocks, launch.threads, launch.shared_bytes, 0, {}, [&] {
       kernel(p);
