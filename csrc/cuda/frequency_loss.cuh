@@ -234,9 +234,8 @@ __device__ __forceinline__ void load_difference(const LossArguments<T>& p, LossT
 // v - blurred v = kBlur2 * ((1 + kBlur1 / kBlur2) (e0 - e-1) + e1 - e-2).
 // Returns the sum of |d - blurred d| of the pixels that `counted` has, by column, inside the image.
 template <bool kGradient>
-__device__ __forceinline__ float walk_down(LossTile t, LossShared& s, int column, int row,
-                                           int rows, const float (&counted)[4],
-                                           uint32_t& seen) {
+__device__ __forceinline__ float walk_down(LossTile t, LossShared& s, int column, int row, int rows,
+                                           const float (&counted)[4], uint32_t& seen) {
   constexpr float kInner = 1 + kBlur1 / kBlur2;
   // Of the last four rows: v - blurred v along the row, over kBlur2; the differences down of what
   // is blurred along the row.
@@ -322,8 +321,8 @@ __device__ __noinline__ float high_exact(const float* d, const uint16_t* sign) {
     float v[5];
 #pragma unroll
     for (int i = 0; i < 5; ++i)
-      v[i] = d ? d[k * LossShared::kRow + i - 2]
-               : half_value(sign[k * LossShared::kSignRow + i - 2]);
+      v[i] =
+          d ? d[k * LossShared::kRow + i - 2] : half_value(sign[k * LossShared::kSignRow + i - 2]);
     a0 = a1, a1 = a2, a2 = a3, a3 = along;
     along = blurred(v[0] + v[4], v[1] + v[3], v[2]);
     if (k == 0) own = v[2];
@@ -395,9 +394,8 @@ struct LossSums {
 
 // 8 rows and 64 columns by a warp; lane l has columns 2 l and 2 l + 1, so four lanes share a block.
 template <bool kGradient>
-__device__ __forceinline__ LossSums dct_blocks(LossTile t, LossShared& s, int row,
-                                               int column, bool squared, float pixel_weight,
-                                               float dct_weight) {
+__device__ __forceinline__ LossSums dct_blocks(LossTile t, LossShared& s, int row, int column,
+                                               bool squared, float pixel_weight, float dct_weight) {
   const int lane = threadIdx.x % 32;
   column += 2 * lane;
   const bool active = column < t.columns;
@@ -508,7 +506,7 @@ __device__ __forceinline__ void blur_down(const uint32_t (&weights)[kParts][6], 
   float v[4] = {};
 #pragma unroll
   for (int part = kParts - 1; part >= 0; --part) {
-    const uint32_t(&w)[6] = weights[part];
+    const uint32_t (&w)[6] = weights[part];
     const uint32_t a[4] = {w[0], w[1], w[2], w[3]}, b[2] = {w[4], w[5]};
     multiply(v, a, first);
     multiply(v, b, signs[2]);
@@ -535,9 +533,9 @@ __device__ __forceinline__ void multiply_24(float (&d)[4], const uint32_t (&a0)[
 // 16 rows, and columns from `begin` to `end`, by a warp: signs - transposed blur of the signs.  The
 // gradient goes to memory if that is `straight`, or else to where the other terms' was.
 template <class T>
-__device__ __forceinline__ void gradient_strip(const LossArguments<T>& p, LossTile t,
-                                               LossShared& s, int64_t plane, float weight,
-                                               bool straight, int row, int begin, int end) {
+__device__ __forceinline__ void gradient_strip(const LossArguments<T>& p, LossTile t, LossShared& s,
+                                               int64_t plane, float weight, bool straight, int row,
+                                               int begin, int end) {
   constexpr int kParts = kLossParts<T>;
   const int lane = threadIdx.x % 32, q = lane % 4;
   uint32_t down[kParts][6], along[kParts][2][3], own[2][3];
@@ -555,14 +553,18 @@ __device__ __forceinline__ void gradient_strip(const LossArguments<T>& p, LossTi
 
   // Where ldmatrix finds its rows: from -2, 6 and 10 for the blur; the strip's own.
   const int matrix = lane / 8;
-  const uint16_t* around =
-      s.sign_at(row - 2 + lane % 8 + (matrix == 0 ? 0 : matrix == 1 ? 8 : 12), begin - 4);
+  const uint16_t* around = s.sign_at(row - 2 + lane % 8 +
+                                         (matrix == 0   ? 0
+                                          : matrix == 1 ? 8
+                                                        : 12),
+                                     begin - 4);
   const uint16_t* strip = s.sign_at(row + lane % 16, begin - 4);
   struct alignas(4 * sizeof(T)) Four {
     T lane[4];
   };
   float* rest = s.d_at(row + lane / 4, begin + 4 * q);
-  T* to = p.grad + plane + static_cast<int64_t>(t.y + row + lane / 4) * t.width + t.x + begin + 4 * q;
+  T* to =
+      p.grad + plane + static_cast<int64_t>(t.y + row + lane / 4) * t.width + t.x + begin + 4 * q;
   T* to_lower = to + 8 * static_cast<int64_t>(t.width);
   float weights[2];
   bool stored[2];
@@ -611,9 +613,9 @@ __device__ __forceinline__ void gradient_strip(const LossArguments<T>& p, LossTi
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const float4 d = load_shared<float4>("ld.shared gradient", rest + h * 8 * LossShared::kRow);
-      const float g[4] = {fmaf(weights[h], v[0][2 * h], d.x), fmaf(weights[h], v[0][2 * h + 1], d.y),
-                          fmaf(weights[h], v[1][2 * h], d.z),
-                          fmaf(weights[h], v[1][2 * h + 1], d.w)};
+      const float g[4] = {
+          fmaf(weights[h], v[0][2 * h], d.x), fmaf(weights[h], v[0][2 * h + 1], d.y),
+          fmaf(weights[h], v[1][2 * h], d.z), fmaf(weights[h], v[1][2 * h + 1], d.w)};
       if (straight) {
         Four four;
 #pragma unroll
@@ -695,9 +697,9 @@ __global__ void __launch_bounds__(kLossThreads, kLossResident)
     __syncthreads();
   }
   const LossTile t = s.tile;
-  if (kGradient && (t.y <= kBlurRadius || t.x <= kBlurRadius ||
-                    t.y + t.rows + kBlurRadius >= t.height ||
-                    t.x + t.columns + kBlurRadius >= t.width))
+  if (kGradient &&
+      (t.y <= kBlurRadius || t.x <= kBlurRadius || t.y + t.rows + kBlurRadius >= t.height ||
+       t.x + t.columns + kBlurRadius >= t.width))
     double_edges(t, s);
 
   const float scale = kGradient ? -*p.scale : 0.0f;
@@ -709,8 +711,8 @@ __global__ void __launch_bounds__(kLossThreads, kLossResident)
   for (unsigned i = warp; i < kLossRowBlocks * kHalves; i += kLossWarps) {
     const int row = i / kHalves * 8, column = i % kHalves * 64;
     if (row >= t.rows || column >= t.columns) continue;
-    const LossSums unit = dct_blocks<kGradient>(t, s, row, column, p.weights.squared, pixel_weight,
-                                                dct_weight);
+    const LossSums unit =
+        dct_blocks<kGradient>(t, s, row, column, p.weights.squared, pixel_weight, dct_weight);
     more.pixel += unit.pixel;
     more.dct += unit.dct;
   }

@@ -40,8 +40,7 @@ constexpr double tf32_rest(double v) { return v - ElevenBits(v, -100).value(v); 
 
 // Row k, column n of the DCT.
 constexpr double dct_entry(int k, int n) {
-  constexpr double kCos[9] = {0.5,   kCos1, kCos2, kCos3, kCos4,
-                              kCos5, kCos6, kCos7, 0};
+  constexpr double kCos[9] = {0.5, kCos1, kCos2, kCos3, kCos4, kCos5, kCos6, kCos7, 0};
   if (k == 0) return kCos4;
   int i = (2 * n + 1) * k % 32;
   if (i > 16) i = 32 - i;

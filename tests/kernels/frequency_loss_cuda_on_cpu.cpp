@@ -167,6 +167,8 @@ V exchange(V v, int bits) {
   return value.v;
 }
 
+unsigned exact_threads;  // how many have been told so since the last run began
+
 // Two barriers, so that the next one's votes do not mix with these.
 inline bool barrier_any(bool v) {
   static bool any;
@@ -177,6 +179,7 @@ inline bool barrier_any(bool v) {
   const bool result = any;
   voted = 0;
   emulator::barrier();
+  exact_threads += result;
   return result;
 }
 
@@ -227,6 +230,7 @@ void loss(const T* sr, const T* hr, T* grad, const float* scale, float* sums, fl
       aligned};
   Accesses noted;
   accesses = &noted;
+  exact_threads = 0;
   counts = emulator::run(tiles, kLossThreads, sizeof(LossShared), order, {}, [&] {
     grad ? frequency_loss_kernel<T, true>(p) : frequency_loss_kernel<T, false>(p);
     noted.finish();
@@ -253,6 +257,11 @@ void loss(const T* sr, const T* hr, T* grad, const float* scale, float* sums, fl
 extern "C" void loss_wavefronts(const char* kind, uint64_t* fewest, uint64_t* needed) {
   *fewest = counts[kind].fewest;
   *needed = counts[kind].needed;
+}
+
+// Tiles that the last run computed pixel by pixel.
+extern "C" unsigned loss_exact_tiles() {
+  return espan::cuda::exact_threads / espan::cuda::kLossThreads;
 }
 
 ESPAN_EXPORT(float32, float)

@@ -44,9 +44,7 @@ def code_sizes() -> dict[tuple[str, str], int]:
         for file in extracted(Path(folder)):
             arch = re.findall(r"sm_(\d+)", file.name)[-1]
             sections = run("sh", "-c", 'readelf -S -W "$1" 2>/dev/null', "sh", file)
-            for name, size in re.findall(
-                r"\.text\.(\S+)\s+PROGBITS\s+\S+\s+\S+\s+(\S+)", sections
-            ):
+            for name, size in re.findall(r"\.text\.(\S+)\s+PROGBITS\s+\S+\s+\S+\s+(\S+)", sections):
                 sizes[arch, name] = int(size, 16)
     assert sizes
     return sizes
