@@ -11,7 +11,7 @@ _PROFILE_SPACE = {1: b"GRAY", 2: b"GRAY", 3: b"RGB ", 4: b"RGB "}
 
 
 class ImageWarning(UserWarning):
-    """Something in an image file cannot be kept; the message names the file and what is lost."""
+    """Something in an image file is not kept; the message names the file and what is lost."""
 
 
 def profile_fits(profile: bytes, channels: int) -> bool:
@@ -21,12 +21,14 @@ def profile_fits(profile: bytes, channels: int) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """Pixels and what a viewer needs to show them rightly.
+    """Pixels and what a viewer needs to show them in the right colours and size.
 
     pixels       (H, W, C) uint8 (0 to 255) or uint16 (0 to 65535), C-contiguous, upright.
                  C = 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha; alpha is not premultiplied.
-    icc_profile  the colour profile of the gray or RGB channels; None means sRGB.
+    icc_profile  the colour profile of the gray or RGB channels; None means sRGB, or png_colour.
     dpi          horizontal and vertical pixels per inch; None where the file states none.
+    png_colour   chunks of a PNG file that state another colour space than sRGB (cICP, or gAMA and
+                 cHRM); empty for none.  Only PNG can keep them.
 
     Raises ImageError if the array is anything else, or the profile is for other channels.
     """
@@ -34,6 +36,7 @@ class Image:
     pixels: np.ndarray
     icc_profile: bytes | None = None
     dpi: tuple[float, float] | None = None
+    png_colour: bytes = b""
 
     def __post_init__(self) -> None:
         """Check the array and the profile."""

@@ -1,8 +1,9 @@
-"""Read PNG, JPEG, WebP, TIFF, GIF and BMP files, told apart by their content."""
+"""Read PNG, JPEG, WebP, TIFF, GIF and BMP files, recognised by their content."""
 
 import io
 import os
 import stat
+import struct
 import warnings
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pyvips
 
 from espan.errors import ImageError
 from espan.imaging.image import Image, ImageWarning, profile_fits
+from espan.imaging.png_colour import colour_chunks, hdr_transfer, png_chunks
+from espan.imaging.tiff_samples import colour_and_alpha, tiff_tags
 
 # The suffixes in use for the formats that `_sniff` knows; read_image goes by the content alone.
 IMAGE_SUFFIXES = frozenset(
@@ -20,11 +23,17 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 # 16384 x 16384 pixels: 0.8 GB as 8-bit RGB, and 12.9 GB after x4.  Larger claims are more often a
-# damaged or hostile header than an image that somebody wants enlarged.
+# damaged or hostile header than an image that somebody wants to upscale.
 MAX_PIXELS = 2**28
 
 # libvips' resolution where a file states none: 72 dpi (PNG, JPEG) or 1 pixel per mm (the others).
 _UNSTATED_DPI = (72.0, 25.4)
+
+# More is damage: libvips takes at most 2.5e7, and microscopes state some 1e5.
+_MAX_DPI = 1e6
+
+# TransferFunction, WhitePoint and PrimaryChromaticities: a TIFF's colour space without a profile.
+_TIFF_COLOUR_TAGS = (301, 318, 319)
 
 
 def is_image_path(path: str | os.PathLike[str]) -> bool:
@@ -35,16 +44,18 @@ def is_image_path(path: str | os.PathLike[str]) -> bool:
 def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image:
     """Read one image file.
 
-    The format is told by the content, whatever the file is called.  8 and 16-bit samples keep
-    their depth; 1-bit, palette and other small depths become 8-bit gray or RGB; CMYK becomes sRGB
-    by the file's profile or, without one, by libvips' default.  A transparent colour becomes an
-    alpha channel.  The EXIF orientation is applied.  Other metadata than `Image` holds is not read.
+    The format is recognised by the content, whatever the name.  8 and 16-bit samples keep their
+    depth; 1-bit, palette and other small depths become 8-bit gray or RGB; CMYK becomes sRGB by the
+    file's profile or, without one, by libvips' default.  A transparent colour becomes an alpha
+    channel; premultiplied alpha is divided out.  The EXIF orientation is applied.  Metadata that
+    `Image` does not hold is not read.
 
     Raises ImageError, which names the file, if it cannot be read, is damaged or truncated, holds
-    samples of another kind (float, LAB, 32-bit, ...), or claims more than max_pixels pixels; the
-    last is found from the header, before memory is taken for the pixels.
-    Warns with ImageWarning where only the first of several frames or pages is read, and where a
-    colour profile that does not fit the pixels is left out.
+    samples of another kind (float, LAB, 32-bit, ...), or claims more than max_pixels pixels, which
+    is checked in the header, before memory is allocated for the pixels.
+    Warns with ImageWarning where only the first of several frames or pages is read, extra TIFF
+    samples other than alpha or a colour space that `Image` cannot state are dropped, and where the
+    image is HDR.
     """
     name = os.fspath(path)
     data, kind = _read_file(name)
@@ -85,7 +96,7 @@ def _read_file(name: str) -> tuple[bytes, str]:
 
 
 def _sniff(head: bytes) -> str | None:
-    """The format, as libvips names its loaders, that a file with these first 16 bytes is in."""
+    """The format of a file with these first 16 bytes, by the name of libvips' loader."""
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "png"
     if head.startswith(b"\xff\xd8\xff"):
@@ -102,10 +113,10 @@ def _sniff(head: bytes) -> str | None:
 
 
 def _cause(error: pyvips.Error) -> str:
-    """The first line of libvips' report that says what happened."""
+    """The first line of libvips' message that says what happened."""
     lines = [line.strip() for line in str(error).splitlines()]
-    told = [line for line in lines if line and not line.startswith("unable to ")]
-    return told[0] if told else "libvips gives no reason"
+    causes = [line for line in lines if line and not line.startswith("unable to ")]
+    return causes[0] if causes else "libvips gives no reason"
 
 
 def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
@@ -122,13 +133,20 @@ def _decode_vips(name: str, data: bytes, kind: str, max_pixels: int) -> Image:
     _check_size(name, image.width, image.height, max_pixels)
     pages = _animation_frames(data) if kind == "png" else image.get_n_pages()
     if pages > 1:
-        warnings.warn(
-            f"{name}: holds {pages} frames or pages; only the first is read",
-            ImageWarning,
-            stacklevel=4,
-        )
+        _warn(f"{name}: holds {pages} frames or pages; only the first is read")
+    if kind == "tiff":
+        tags = tiff_tags(data)
+        image, dropped = colour_and_alpha(name, image, tags)
+        if dropped:
+            _warn(
+                f"{name}: {dropped} extra sample(s) of each pixel are not alpha by their "
+                f"ExtraSamples tag and are dropped"
+            )
+    else:
+        tags = {}
 
-    if image.interpretation == "cmyk" and image.format in ("uchar", "ushort"):
+    is_cmyk = image.interpretation == "cmyk" and image.format in ("uchar", "ushort")
+    if is_cmyk:
         depth = 16 if image.format == "ushort" else 8
         image = image.icc_transform("srgb", embedded=True, input_profile="cmyk", depth=depth)
         profile = None
@@ -146,23 +164,31 @@ def _decode_vips(name: str, data: bytes, kind: str, max_pixels: int) -> Image:
 
     pixels = image.numpy().reshape(image.height, image.width, image.bands)
     if profile is not None and not profile_fits(profile, image.bands):
-        warnings.warn(
-            f"{name}: its colour profile is not for its {image.bands} channels; it is left out",
-            ImageWarning,
-            stacklevel=4,
-        )
+        _warn(f"{name}: its colour profile is not for its {image.bands} channels; it is dropped")
         profile = None
+    png_colour = colour_chunks(data) if kind == "png" else b""
+    if transfer := hdr_transfer(png_colour):
+        _warn(f"{name}: is HDR ({transfer}, by its cICP chunk); the networks are made for SDR")
+    if profile is None and _exif_says_adobe_rgb(image):
+        _warn(f"{name}: is Adobe RGB by its EXIF data but has no profile; it is taken for sRGB")
+    if profile is None and not is_cmyk and any(tag in tags for tag in _TIFF_COLOUR_TAGS):
+        _warn(f"{name}: its TIFF colour tags (301, 318, 319) are dropped; it is taken for sRGB")
     orientation = image.get("orientation") if image.get_typeof("orientation") else 1
     dpi = _dpi(image.xres * 25.4, image.yres * 25.4)
     if orientation >= 5 and dpi is not None:
         dpi = dpi[::-1]
-    return Image(_upright(pixels, orientation), profile, dpi)
+    return Image(_upright(pixels, orientation), profile, dpi, png_colour)
+
+
+def _warn(message: str) -> None:
+    """Warn on behalf of the caller of `read_image`, which called the decoder that calls this."""
+    warnings.warn(message, ImageWarning, stacklevel=4)
 
 
 def _animation_frames(data: bytes) -> int:
-    """How many frames a PNG file has; libvips reads the first and does not tell of others."""
-    control = data.find(b"acTL", 0, max(data.find(b"IDAT"), 0))
-    return 1 if control < 0 else int.from_bytes(data[control + 4 : control + 8], "big")
+    """The number of frames of a PNG file; libvips reads the first and does not report others."""
+    control = dict(png_chunks(data)).get(b"acTL", b"")
+    return int.from_bytes(control[:4], "big") if control else 1
 
 
 def _profile(image: pyvips.Image) -> bytes | None:
@@ -171,14 +197,26 @@ def _profile(image: pyvips.Image) -> bytes | None:
     return bytes(image.get("icc-profile-data"))
 
 
+def _exif_says_adobe_rgb(image: pyvips.Image) -> bool:
+    """Cameras write "uncalibrated" with interoperability index R03, others colour space 2."""
+
+    def value(field: str) -> str:
+        return str(image.get(field)).split(" ")[0] if image.get_typeof(field) else ""
+
+    space = value("exif-ifd2-ColorSpace")
+    return space == "2" or (space == "65535" and value("exif-ifd4-InteroperabilityIndex") == "R03")
+
+
 def _dpi(x: float, y: float) -> tuple[float, float] | None:
-    if x <= 0 or y <= 0 or any(abs(x - u) + abs(y - u) < 0.1 for u in _UNSTATED_DPI):
+    if not (0 < x < _MAX_DPI and 0 < y < _MAX_DPI) or any(
+        abs(x - u) + abs(y - u) < 0.1 for u in _UNSTATED_DPI
+    ):
         return None
     return x, y
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Apply an EXIF orientation (1 to 8; anything else counts as 1)."""
+    """Apply an EXIF orientation (1 to 8; any other value means 1)."""
     if 5 <= orientation <= 8:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -204,4 +242,20 @@ def _decode_bmp(name: str, data: bytes, max_pixels: int) -> Image:
             f"{name}: damaged, truncated or unusual BMP file ({error}); a complete file is needed"
         ) from None
     dpi = image.info.get("dpi")
-    return Image(pixels.reshape(*pixels.shape[:2], -1), None, _dpi(*dpi) if dpi else None)
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    profile = _bmp_profile(data)
+    if profile is not None and not profile_fits(profile, pixels.shape[2]):
+        _warn(
+            f"{name}: its colour profile is not for its {pixels.shape[2]} channels; it is dropped"
+        )
+        profile = None
+    return Image(pixels, profile, _dpi(*dpi) if dpi else None)
+
+
+def _bmp_profile(data: bytes) -> bytes | None:
+    """The profile embedded in a BMP file with a BITMAPV5HEADER, which Pillow does not read."""
+    if data[14:18] != b"\x7c\0\0\0" or data[14 + 56 : 14 + 60] != b"DEBM":  # 124 bytes, "MBED"
+        return None
+    offset, size = struct.unpack_from("<II", data, 14 + 112)
+    profile = data[14 + offset : 14 + offset + size]
+    return profile if len(profile) == size >= 128 else None

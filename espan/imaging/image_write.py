@@ -5,7 +5,6 @@ import os
 import stat
 import struct
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import pyvips
 from espan.errors import ImageError
 from espan.files import atomic_write
 from espan.imaging.image import Image, ImageWarning
+from espan.imaging.png_colour import chunk_names, with_colour_chunks
 
 _FORMATS = {
     "png": "png",
@@ -31,13 +31,14 @@ _FORMATS = {
 # The longest side that the encoders take: libjpeg's JPEG_MAX_DIMENSION, WebP's 14 bits.
 _MAX_SIDE = {"jpeg": 65500, "webp": 16383}
 
-_NO_ALPHA = ("jpeg", "bmp")
+# A BMP file states its size in 32 bits; its headers take less than 1 kB.
+_MAX_BMP_BYTES = 2**32 - 1024
 
-# What libvips' encoders are told.
+# Options of libvips' encoders.
 # PNG: mean of four 2040 x 1356 photographs, two cores, time and size with the filter "avg":
 #   level 1: 44 ms, 3.88 MB; level 3: 76 ms, 2.51 MB; level 6: 209 ms, 2.40 MB.
 #   At level 3, "none": 81 ms, 3.56 MB; "up": 72 ms, 2.57 MB; "all" (adaptive): 133 ms, 2.44 MB.
-# JPEG: 4:4:4, since halved chroma undoes a part of what was restored.
+# JPEG: 4:4:4, since halved chroma resolution loses part of what was restored.
 # TIFF: LZW takes a half to a third of deflate's time for 7 to 17 % more bytes.
 _SAVE_OPTIONS: dict[str, dict[str, object]] = {
     "png": {"compression": 3, "filter": "avg"},
@@ -46,10 +47,10 @@ _SAVE_OPTIONS: dict[str, dict[str, object]] = {
     "tiff": {"compression": "lzw", "predictor": "horizontal", "resunit": "inch"},
 }
 
-# What libvips calls 8 and 16-bit pixels.
+# libvips' names of 8 and 16-bit pixels.
 _SPACES = {"gray": ("b-w", "grey16"), "rgb": ("srgb", "rgb16")}
 
-# The offsets of a plain TIFF are 32-bit; 16 MB are left for its tables.
+# The offsets of a classic TIFF are 32-bit; 16 MB are left for its tables.
 _PLAIN_TIFF_BYTES = 2**32 - 2**24
 
 
@@ -61,11 +62,11 @@ def check_output(
     *,
     format: str | None = None,
 ) -> str:
-    """Find the format to write, and whether it can hold an image of this size and channels.
+    """Find the format to write, and check that it can hold an image of this size and channels.
 
     Returns "png", "jpeg", "webp", "tiff" or "bmp".  Raises ImageError if the suffix or the given
     format is unknown, if the format has no alpha channel but the image has (2 or 4 channels), or
-    if a side is too long for it.  Worth calling before a long computation.
+    if the image is too large for it.  Worth calling before a long computation.
     """
     name = os.fspath(path)
     asked = Path(name).suffix[1:] if format is None else format
@@ -76,10 +77,16 @@ def check_output(
         if not asked:
             what = "a name without a suffix"
         raise ImageError(f"{name}: {what} names no known image format; known: {known}")
-    if kind in _NO_ALPHA and channels in (2, 4):
+    if kind == "jpeg" and channels in (2, 4):
         raise ImageError(
-            f"{name}: {kind.upper()} has no alpha channel and the image has one; "
+            f"{name}: JPEG has no alpha channel and the image has one; "
             f"write png, webp or tiff, or remove the alpha channel first"
+        )
+    row_bytes = 4 * width if channels in (2, 4) else -(-channels * width // 4) * 4
+    if kind == "bmp" and height * row_bytes > _MAX_BMP_BYTES:
+        raise ImageError(
+            f"{name}: {width} x {height} pixels are too many for BMP, which is limited to 4 GiB; "
+            f"write png or tiff"
         )
     limit = _MAX_SIDE.get(kind)
     if limit is not None and max(width, height) > limit:
@@ -95,16 +102,16 @@ def write_image(path: str | os.PathLike[str], image: Image, *, format: str | Non
 
     16-bit pixels stay 16-bit in PNG and TIFF and are rounded to 8 bits (v / 257) for the others.
     PNG, TIFF (LZW) and BMP are lossless; JPEG is written at quality 95 in 4:4:4, WebP at 95.
-    WebP turns gray into RGB.  The colour profile and, except in WebP, the resolution are kept;
-    BMP has no place for a profile and WebP none for that of a gray image; leaving one out gives an
-    ImageWarning.
+    WebP turns gray into RGB, and BMP gray with alpha into RGB with alpha.  The colour profile and,
+    except in WebP, the resolution are kept.  BMP is written without a profile, WebP cannot hold
+    that of a gray image, and only PNG holds `Image.png_colour`: an ImageWarning names what is lost.
 
     The file appears whole or not at all: it is written under another name in the same folder,
     flushed to the disk, and renamed.  After any failure an older file is as it was.  The file's
     permissions follow the umask; a symbolic link is followed.
 
     Raises ImageError for what check_output refuses, a folder that does not exist, and a path that
-    is there but is no regular file; OSError, with the path in its message, if the system cannot
+    exists but is not a regular file; OSError, with the path in its message, if the system cannot
     write (disk full, no permission, ...).
     """
     name = os.fspath(path)
@@ -115,11 +122,8 @@ def write_image(path: str | os.PathLike[str], image: Image, *, format: str | Non
         raise ImageError(f"{name}: the folder to write into does not exist")
     if os.path.exists(target) and not stat.S_ISREG(os.stat(target).st_mode):
         raise ImageError(f"{name}: is not a regular file and cannot be replaced by an image")
-    if image.icc_profile is not None:
-        lost = _profile_is_lost(kind, channels)
-        if lost:
-            warnings.warn(f"{name}: {lost}", ImageWarning, stacklevel=2)
-            image = replace(image, icc_profile=None)
+    for loss in _losses(image, kind):
+        warnings.warn(f"{name}: {loss}", ImageWarning, stacklevel=2)
     try:
         data = _encode_bmp(image) if kind == "bmp" else _encode_vips(image, kind)
     except pyvips.Error as error:
@@ -132,13 +136,24 @@ def write_image(path: str | os.PathLike[str], image: Image, *, format: str | Non
         raise OSError(error.errno, error.strerror, name) from None
 
 
-def _profile_is_lost(kind: str, channels: int) -> str | None:
-    """Why a format cannot hold the colour profile, if it cannot."""
-    if kind == "bmp":
-        return "BMP has no place for the colour profile; it is left out"
-    if kind == "webp" and channels <= 2:
-        return "WebP turns gray into RGB, which the colour profile does not fit; it is left out"
-    return None
+def _losses(image: Image, kind: str) -> list[str]:
+    """What a format cannot hold of how an image is shown, as sentences."""
+    losses = []
+    if image.icc_profile is not None:
+        if kind == "bmp":
+            losses.append("BMP is written without the colour profile, which is lost")
+        if _is_gray_webp(image, kind):
+            losses.append("WebP turns gray into RGB; the colour profile of gray is lost")
+    if image.png_colour and kind != "png":
+        losses.append(
+            f"{kind.upper()} cannot hold the PNG colour chunks {chunk_names(image.png_colour)}; "
+            f"they are lost and the colours will look different; write png to keep them"
+        )
+    return losses
+
+
+def _is_gray_webp(image: Image, kind: str) -> bool:
+    return kind == "webp" and image.pixels.shape[2] <= 2
 
 
 def _eight_bit(pixels: np.ndarray) -> np.ndarray:
@@ -159,13 +174,15 @@ def _encode_vips(image: Image, kind: str) -> bytes:
     vips = pyvips.Image.new_from_memory(
         pixels.data, width, height, channels, "ushort" if deep else "uchar"
     ).copy(interpretation=space, xres=xdpi / 25.4, yres=ydpi / 25.4)
-    if image.icc_profile is not None:
+    if image.icc_profile is not None and not _is_gray_webp(image, kind):
         vips.set_type(pyvips.GValue.blob_type, "icc-profile-data", image.icc_profile)
     options = dict(_SAVE_OPTIONS[kind])
     if kind == "tiff":
         options["bigtiff"] = pixels.nbytes > _PLAIN_TIFF_BYTES
     data = bytes(getattr(vips, f"{kind}save_buffer")(keep="icc", **options))
-    return data[:2] + _jfif(xdpi, ydpi) + data[2:] if kind == "jpeg" else data
+    if kind == "jpeg":
+        return data[:2] + _jfif(xdpi, ydpi) + data[2:]
+    return with_colour_chunks(data, image.png_colour) if kind == "png" else data
 
 
 def _jfif(xdpi: float, ydpi: float) -> bytes:
@@ -176,8 +193,25 @@ def _jfif(xdpi: float, ydpi: float) -> bytes:
 
 def _encode_bmp(image: Image) -> bytes:
     pixels = _eight_bit(image.pixels)
+    dpi = image.dpi or (72.0, 72.0)
+    if pixels.shape[2] in (2, 4):
+        return _encode_bmp_alpha(pixels, dpi)
     file = io.BytesIO()
     PIL.Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(
-        file, "BMP", dpi=image.dpi or (72.0, 72.0)
+        file, "BMP", dpi=dpi
     )
     return file.getvalue()
+
+
+def _encode_bmp_alpha(pixels: np.ndarray, dpi: tuple[float, float]) -> bytes:
+    """Rows of B, G, R, A from the bottom up behind a BITMAPV4HEADER, which Pillow cannot write."""
+    height, width, channels = pixels.shape
+    data = pixels[::-1, :, [2, 1, 0, 3] if channels == 4 else [0, 0, 0, 1]].tobytes()
+    per_metre = (round(x / 0.0254) for x in dpi)
+    masks = (0x00FF0000, 0x0000FF00, 0x000000FF, 0xFF000000)  # of R, G, B and A; compression 3
+    header = struct.pack(
+        "<IiiHHIIiiII4I4s48x",
+        108, width, height, 1, 32, 3, len(data), *per_metre, 0, 0, *masks, b"BGRs",
+    )  # fmt: skip
+    start = 14 + len(header)
+    return struct.pack("<2sI4xI", b"BM", start + len(data), start) + header + data
