@@ -179,7 +179,8 @@ class _Work:
     def outcome(self) -> Outcome:
         if self.error is not None or self.skipped:
             return Outcome(self.job, error=self.error, skipped=self.skipped)
-        notes = tuple(dict.fromkeys(self.notes))
+        # An outcome names its file; so do the warnings of the reader.
+        notes = tuple(dict.fromkeys(n.removeprefix(f"{self.job.source}: ") for n in self.notes))
         return Outcome(
             self.job, width=self.size[0], height=self.size[1], seconds=self.seconds, notes=notes
         )

@@ -12,6 +12,7 @@ import PIL.BmpImagePlugin
 import pyvips
 
 from espan.errors import ImageError
+from espan.imaging.cmyk import cmyk_to_srgb
 from espan.imaging.image import Image, ImageWarning, profile_fits
 from espan.imaging.png_colour import colour_chunks, hdr_transfer, png_chunks
 from espan.imaging.tiff_samples import colour_and_alpha, tiff_tags
@@ -147,8 +148,7 @@ def _decode_vips(name: str, data: bytes, kind: str, max_pixels: int) -> Image:
 
     is_cmyk = image.interpretation == "cmyk" and image.format in ("uchar", "ushort")
     if is_cmyk:
-        depth = 16 if image.format == "ushort" else 8
-        image = image.icc_transform("srgb", embedded=True, input_profile="cmyk", depth=depth)
+        image = cmyk_to_srgb(image)
         profile = None
     else:
         profile = _profile(image)
