@@ -1,4 +1,4 @@
-"""Upscaling files and folders: what becomes of which file, and all of them one after another.
+"""Upscale files and folders: which file becomes which, and one image after another.
 
 While the network runs, the next file is decoded and the last result is encoded.
 """
@@ -10,30 +10,32 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from espan.errors import EspanError, ImageError
-from espan.imaging import Image, check_output, is_image_path, read_image, write_image
+from espan.errors import EspanError, ImageError, out_of_memory
+from espan.files import file_identity, refuse_inputs
+from espan.imaging import Image, check_output, find_images, read_image, write_image
 from espan.upscaling import Upscaler
+
+_INSTEAD = "write to another folder, or give a --suffix"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image file to read and the one to write."""
+    """One image file to read and the one to write; `error` if it cannot be done at all."""
 
     source: Path
     target: Path
+    error: str | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: `error` is None if it went well; its own work took `seconds`."""
+    """The result of a job: `error` is None if it succeeded; its own work took `seconds`."""
 
     job: Job
     error: str | None = None
@@ -45,46 +47,118 @@ class Outcome:
 
 
 def plan(
-    inputs: Iterable[Path], output: Path, *, suffix: str = "", format: str | None = None
+    inputs: Iterable[Path],
+    output: Path,
+    *,
+    suffix: str = "",
+    format: str | None = None,
+    overwrite: bool = False,
 ) -> list[Job]:
     """Decide the target of every image before anything is computed.
 
     One input file and an `output` that is not a folder: that file.  Otherwise `output` is a folder
-    that keeps the tree of each input folder.  `suffix` is added to each name; `format` ("png", ...)
-    replaces the ending, and endings that cannot be written become .png.
+    that keeps the tree of each input folder, and `name_results` gives the names in it.  A folder
+    that cannot be read is a job with an error.
+
+    Args:
+        inputs: image files, and folders, which are searched with their subfolders.
+        output: a file or a folder.
+        suffix: added to the stem of each name.  Where results are written beside their inputs,
+            images that are the target of another are results of an earlier run, not inputs.
+        format: "png", "jpg", ..., the suffix of all names; default: as `name_results`.
+        overwrite: existing targets will be replaced.
 
     Raises:
-        EspanError: an input that does not exist, a folder without images, two inputs with one
-            target, or a target that is an input.
+        EspanError: an input that does not exist, a folder without images, two images of one name
+            from two folders, a target that is an input, or a bad suffix or format.
     """
     inputs = list(inputs)
-    missing = [p for p in inputs if not p.exists()]
-    if missing:
+    if missing := [path for path in inputs if not _exists(path)]:
         raise EspanError(f"no such file or folder: {', '.join(map(str, missing))}")
+    if any(separator in suffix for separator in ("/", "\0", os.sep, os.altsep or os.sep)):
+        raise EspanError(f"--suffix {suffix!r} is part of a file name and cannot hold a separator")
     if format is not None:
-        check_output(f"image.{format}", 1, 1, 3)
+        check_output(output, 1, 1, 3, format=format)
+        format = format.lower()
     if len(inputs) == 1 and inputs[0].is_file() and not output.is_dir() and output.suffix:
-        check_output(output, 1, 1, 3)
+        kind = check_output(output, 1, 1, 3)
+        if format is not None and check_output(output, 1, 1, 3, format=format) != kind:
+            raise EspanError(f"--format {format} does not fit the name of the output, {output}")
         target = output.with_name(output.stem + suffix + output.suffix)
-        jobs = [Job(inputs[0], target if format is None else target.with_suffix(f".{format}"))]
-    else:
-        if output.exists() and not output.is_dir():
-            raise EspanError(f"{output} is a file; for several images a folder is expected")
-        jobs = [
-            Job(source, output / relative.with_name(_name(relative, suffix, format)))
-            for path in inputs
-            for source, relative in _images(path, output)
-        ]
-    targets: dict[Path, Path] = {}
-    sources = {job.source.resolve() for job in jobs}
-    for job in jobs:
-        target = job.target.resolve()
-        if target in targets:
-            raise EspanError(f"{targets[target]} and {job.source} would both become {job.target}")
-        if target in sources:
-            raise EspanError(f"{job.target} is an input; choose another folder or a --suffix")
-        targets[target] = job.source
-    return jobs
+        refuse_inputs([target], inputs, instead=_INSTEAD)
+        return [Job(inputs[0], target)]
+    if output.exists() and not output.is_dir():
+        raise EspanError(f"{output} is a file; for several images a folder is expected")
+    found: dict[tuple[str, str], Path] = {}
+    unreadable: list[Job] = []
+    for path in inputs:
+        if path.is_file():
+            found.setdefault((os.path.realpath(path), path.name), path)
+            continue
+        images, errors = find_images(path, leave_out=output)
+        for source, name in images.items():
+            found.setdefault((os.path.realpath(source), name), source)
+        for error in errors:
+            folder = Path(error.filename)
+            target = output / folder.relative_to(path)
+            unreadable.append(Job(folder, target, f"{folder}: {error.strerror}; not searched"))
+    sources = [(source, Path(name)) for (_, name), source in found.items()]
+    jobs = name_results(sources, output, suffix=suffix, format=format)
+    protected = [job.source for job in jobs]
+    if overwrite:
+        protected += [path for path in inputs if path.is_file()]
+    refuse_inputs((job.target for job in jobs), protected, instead=_INSTEAD)
+    return jobs + unreadable
+
+
+def name_results(
+    images: Sequence[tuple[Path, Path]],
+    output: Path,
+    *,
+    suffix: str = "",
+    format: str | None = None,
+) -> list[Job]:
+    """Give each image (path, relative path) a name of its own below `output`.
+
+    "a.jpg" becomes "a" + suffix + "." + format; without a format it keeps its suffix, or has .png
+    if that cannot be written.  Where several images would have one name, the one that has the
+    suffix already keeps it, and the others become "a_jpg.png", "a_webp.png".  Names depend on the
+    images alone, not on which results exist.
+
+    With a `suffix`, an image that is the target of another is left out: it is its result.
+
+    Raises EspanError for two images of one relative path.
+    """
+    groups: dict[tuple[int, Path, str, str], list[int]] = {}
+    for index, (_, relative) in enumerate(images):
+        ending = _ending(relative, format)
+        key = (len(relative.stem), relative.parent, relative.stem, ending)
+        groups.setdefault(key, []).append(index)
+    jobs: dict[int, Job] = {}
+    taken: dict[str, int] = {}  # the real path of a target -> its image
+    # By length, because with a suffix a target is longer than its image.
+    for key in sorted(groups):
+        (_, parent, stem, ending), group = key, groups[key]
+        if suffix:
+            group = [i for i in group if os.path.realpath(images[i][0]) not in taken]
+        for index in group:
+            source, relative = images[index]
+            name = stem
+            if len(group) > 1 and relative.suffix != ending:
+                name = f"{stem}_{relative.suffix[1:]}"
+            target = output / parent / f"{name}{suffix}{ending}"
+            while (place := os.path.realpath(target)) in taken:
+                other = images[taken[place]]
+                if other[1] == relative:
+                    raise EspanError(
+                        f"{other[0]} and {source} would both become {target}; upscale each folder "
+                        "with a command of its own, into another folder"
+                    )
+                name = f"{name}_{relative.suffix[1:]}"
+                target = output / parent / f"{name}{suffix}{ending}"
+            taken[place] = index
+            jobs[index] = Job(source, target)
+    return [jobs[index] for index in sorted(jobs)]
 
 
 def run_all(
@@ -94,13 +168,14 @@ def run_all(
     overwrite: bool,
     done: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
-    """Do all jobs; a bad image or a failed write is told in its outcome, and the rest goes on.
+    """Do all jobs.  What fails is reported in its outcome, and the others are done all the same.
 
     The network runs in this thread; one image is decoded ahead and one encoded behind it, each in
-    a thread of its own.  `done` is told of each job, in their order.  When this is left by an
-    exception, a Ctrl-C for instance, the result that is being encoded is still written.
+    a thread of its own.  `done` is called with each outcome, in the order of the jobs.  When this
+    is left by an exception, a Ctrl-C for instance, the result being encoded is still written.
     """
     outcomes: list[Outcome] = []
+    written: set[tuple[int, int] | None] = set()
 
     def finish(work: Future[_Work]) -> None:
         outcomes.append(work.result().outcome())
@@ -111,7 +186,8 @@ def run_all(
         def read(i: int) -> Future[_Work] | None:
             if i == len(jobs):
                 return None
-            return reader.submit(_Work(jobs[i], upscaler.scale).read, overwrite)
+            work = _Work(jobs[i], upscaler.scale, overwrite, written, error=jobs[i].error)
+            return reader.submit(work.read)
 
         reading = read(0)
         writing: Future[_Work] | None = None
@@ -130,13 +206,15 @@ def run_all(
 
 @dataclass
 class _Work:
-    """A job on its way, with what the last step made of its image.
+    """A job in progress, with what the last step made of its image.
 
     Steps do nothing after one that failed, or where there is nothing to do.
     """
 
     job: Job
     scale: int
+    overwrite: bool
+    written: set[tuple[int, int] | None]  # the files that this batch has written
     image: Image | None = None
     size: tuple[int, int] = (0, 0)
     error: str | None = None
@@ -144,11 +222,13 @@ class _Work:
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
 
-    def read(self, overwrite: bool) -> _Work:
-        if self.job.target.exists() and not overwrite:
-            self.skipped = True
+    def read(self) -> _Work:
+        if self.error is not None:
             return self
         with self._step():
+            if self._target_exists() and not self.overwrite:
+                self.skipped = True
+                return self
             image = read_image(self.job.source)
             height, width, channels = image.pixels.shape
             self.size = (self.scale * width, self.scale * height)
@@ -171,10 +251,24 @@ class _Work:
         if self.image is None:
             return self
         with self._step():
-            self.job.target.parent.mkdir(parents=True, exist_ok=True)
-            write_image(self.job.target, self.image)
+            target = self.job.target
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if self._target_exists() and not self.overwrite:
+                raise EspanError(f"{target} was written meanwhile by another process")
+            write_image(target, self.image)
+            self.written.add(file_identity(target))
         self.image = None
         return self
+
+    def _target_exists(self) -> bool:
+        """Raise EspanError if it is a result of this batch: "A.png" and "a.png" may be one file."""
+        exists = self.job.target.exists()
+        if exists and file_identity(self.job.target) in self.written:
+            raise EspanError(
+                f"{self.job.source}: {self.job.target} is the result of another image already; "
+                "the names are the same on this file system"
+            )
+        return exists
 
     def outcome(self) -> Outcome:
         if self.error is not None or self.skipped:
@@ -187,34 +281,36 @@ class _Work:
 
     @contextlib.contextmanager
     def _step(self) -> Iterator[None]:
-        """Take the time, the warnings, and the errors that a user can mend."""
+        """Record the time, the warnings, and the errors that a user can do something about."""
         started = time.perf_counter()
-        _told.notes = self.notes
+        _current.notes = self.notes
         try:
             yield
         except (EspanError, OSError) as error:
             self.error = _message(error)
-        except (MemoryError, torch.OutOfMemoryError):
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
             self.error = f"{self.job.source}: not enough memory; try a smaller --tile"
         finally:
-            _told.notes = None
+            _current.notes = None
             self.seconds += time.perf_counter() - started
 
 
-_told = threading.local()
+_current = threading.local()
 
 
 @contextlib.contextmanager
 def _notes_by_thread() -> Iterator[None]:
-    """Give every warning to the work of the thread that warns.
+    """Give every warning to the work of the thread that issues it.
 
-    One `catch_warnings` around all threads, since it is not made to be entered by several.
+    There is one `catch_warnings` around all threads because it is not thread-safe.
     """
     with warnings.catch_warnings():
         otherwise = warnings.showwarning
 
         def note(message: Warning | str, *about: Any, **more: Any) -> None:
-            notes = getattr(_told, "notes", None)
+            notes = getattr(_current, "notes", None)
             if notes is None:
                 otherwise(message, *about, **more)
             else:
@@ -225,40 +321,50 @@ def _notes_by_thread() -> Iterator[None]:
         yield
 
 
-def share_of_rank(jobs: list[Job]) -> list[Job]:
-    """The part of the jobs that falls to this process: all, or every n-th under torchrun."""
-    rank, world = (int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    return jobs[rank::world]
+def share_of_process() -> tuple[int, int]:
+    """(rank, number of processes) that `torchrun` started to share the work; (0, 1) without it.
+
+    Raises EspanError if RANK and WORLD_SIZE do not fit together.  Warns if only one is set.
+    """
+    rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if rank is None or world is None:
+        if rank != world:
+            name = "RANK" if world is None else "WORLD_SIZE"
+            warnings.warn(
+                f"{name} is set without {'WORLD_SIZE' if world is None else 'RANK'}; torchrun sets "
+                "both, so the work is not shared",
+                stacklevel=2,
+            )
+        return 0, 1
+    if not (_is_number(rank) and _is_number(world) and int(rank) < int(world)):
+        raise EspanError(
+            f"RANK={rank} and WORLD_SIZE={world} do not fit together: RANK is expected to be one "
+            "of 0 ... WORLD_SIZE - 1; unset both, or start with torchrun"
+        )
+    return int(rank), int(world)
 
 
-def _images(path: Path, output: Path) -> list[tuple[Path, Path]]:
-    """Image files with their place below `path`; what lies in the output folder is left out."""
-    if path.is_file():
-        return [(path, Path(path.name))]
-    ours = output.resolve()
-    found = [
-        (Path(folder) / name, (Path(folder) / name).relative_to(path))
-        for folder, _, names in sorted(os.walk(path))
-        for name in sorted(names)
-        if is_image_path(name) and not (ours != path.resolve() and _below(Path(folder), ours))
-    ]
-    if not found:
-        raise ImageError(f"{path} holds no images (by their endings)")
-    return found
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal()
 
 
-def _below(folder: Path, other: Path) -> bool:
-    return folder.resolve().is_relative_to(other)
-
-
-def _name(relative: Path, suffix: str, format: str | None) -> str:
+def _ending(relative: Path, format: str | None) -> str:
+    """The suffix of the result's name."""
     if format is not None:
-        return f"{relative.stem}{suffix}.{format}"
+        return f".{format}"
     try:
         check_output(relative, 1, 1, 3)
     except ImageError:
-        return f"{relative.stem}{suffix}.png"
-    return f"{relative.stem}{suffix}{relative.suffix}"
+        return ".png"
+    return relative.suffix
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is something; if it cannot be known, reading it reports why."""
+    try:
+        return path.exists()
+    except OSError:
+        return True
 
 
 def _message(error: Exception) -> str:

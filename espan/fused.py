@@ -55,7 +55,10 @@ def default_device() -> torch.device:
     """The GPU of this process if torch sees one (by LOCAL_RANK under torchrun), else the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    rank = os.environ.get("LOCAL_RANK", "0")
+    if not (rank.isascii() and rank.isdecimal()):
+        raise EspanError(f"LOCAL_RANK={rank}: a number is expected, as torchrun sets it; unset it")
+    return torch.device("cuda", int(rank) % torch.cuda.device_count())
 
 
 class FusedNetwork(nn.Module):
@@ -159,6 +162,8 @@ def _device(device: torch.device | str) -> torch.device:
         place = torch.device(device)
     except RuntimeError as error:
         raise EspanError(f"unknown device {device!r}; e.g. 'cpu', 'cuda' or 'cuda:1'") from error
+    if place.type not in ("cpu", "cuda"):
+        raise EspanError(f"device {device!r} is not supported; e.g. 'cpu', 'cuda' or 'cuda:1'")
     if place.type == "cuda" and not torch.cuda.is_available():
         raise EspanError("device 'cuda' was asked for, but torch sees no NVIDIA GPU")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():

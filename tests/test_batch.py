@@ -1,5 +1,6 @@
 """Which file becomes which, and going on after a bad one."""
 
+import os
 import threading
 import time
 import warnings
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from espan import batch
 from espan.errors import EspanError
@@ -53,8 +55,8 @@ def test_folders_keep_their_tree(tmp_path):
     (tmp_path / "in/notes.txt").write_text("no image")
     assert pairs(batch.plan([tmp_path / "in"], tmp_path / "out"), tmp_path) == [
         ("in/b.png", "out/b.png"),
-        ("in/sub/Ä ö.jpg", "out/sub/Ä ö.jpg"),
         ("in/sub/deep/c.TIF", "out/sub/deep/c.TIF"),
+        ("in/sub/Ä ö.jpg", "out/sub/Ä ö.jpg"),
     ]
 
 
@@ -77,19 +79,34 @@ def test_suffix_and_format(tmp_path):
     [
         (["nothing.png"], "out", {}, "no such file or folder: .*nothing.png"),
         (["a.png", "nowhere"], "out", {}, "no such file or folder: .*nowhere"),
-        (["empty"], "out", {}, "holds no images"),
+        (["empty"], "out", {}, "no images in .*empty or its subfolders"),
         (["a.png"], "a.png", {}, "is an input"),
+        (["a.png"], ".", {}, "is an input of this command and is not replaced; .* a --suffix"),
+        (["a.png"], "in/../a.png", {}, r"in/../a.png is an input of this command \(.*/a.png\)"),
+        (["a.png"], "link.png", {}, "link.png is an input"),
+        (["a.png"], "hard.png", {}, "hard.png is an input"),
         (["in"], "in", {}, "is an input"),
+        (["in"], "linked", {}, "linked/a.(png|jpg) is an input"),
+        (["a.png", "a_x4.png"], ".", {"suffix": "_x4", "overwrite": True}, "a_x4.png is an input"),
+        (["in"], "in", {"format": "jpg"}, "is an input"),
         (["a.png", "in/a.png"], "out", {}, "would both become"),
-        (["in/a.png", "in/a.jpg"], "out", {"format": "png"}, "would both become"),
+        (["in", "in2"], "out", {}, "would both become .*out/a.png; upscale each folder"),
         (["a.png", "in"], "a.png", {}, "is a file; for several images a folder is expected"),
         (["a.png"], "b.xyz", {}, "known: png"),
         (["a.png"], "out", {"format": "xyz"}, "known: png"),
+        (["in"], "out", {"format": ".png"}, r"'\.png'.*known: png"),
+        (["in"], "out", {"format": ""}, "known: png"),
+        (["a.png"], "b.jpg", {"format": "png"}, "--format png does not fit .*b.jpg"),
+        (["a.png"], "b.png", {"suffix": "a/b"}, "--suffix 'a/b' .* cannot hold a separator"),
+        (["in"], "out", {"suffix": "\0"}, "cannot hold a separator"),
     ],
 )
 def test_bad_plans(inputs, output, options, says, tmp_path):
-    make(tmp_path / "a.png", tmp_path / "in/a.png", tmp_path / "in/a.jpg")
+    make(*(tmp_path / name for name in ("a.png", "a_x4.png", "in/a.png", "in/a.jpg", "in2/a.png")))
     (tmp_path / "empty").mkdir()
+    (tmp_path / "link.png").symlink_to("a.png")
+    (tmp_path / "hard.png").hardlink_to(tmp_path / "a.png")
+    (tmp_path / "linked").symlink_to("in")
     with pytest.raises(EspanError, match=says):
         batch.plan([tmp_path / i for i in inputs], tmp_path / output, **options)
 
@@ -136,7 +153,7 @@ def test_profile_depth_and_print_size_go_through(tmp_path, upscaler):
     assert result.dpi == pytest.approx((600, 600), rel=1e-3)
 
 
-def test_failed_write_is_told_and_leaves_nothing(tmp_path, upscaler, monkeypatch):
+def test_failed_write_is_reported_and_leaves_nothing(tmp_path, upscaler, monkeypatch):
     make(tmp_path / "in/a.png")
     jobs = batch.plan([tmp_path / "in"], tmp_path / "out")
 
@@ -209,13 +226,13 @@ def test_reading_and_writing_overlap_with_the_network(tmp_path, monkeypatch):
             observed.wait_for(f"through {i + 1}")
 
     observed = Observed(monkeypatch, network, write)
-    told: list[str] = []
+    reported: list[str] = []
     jobs = numbered(tmp_path, 4)
     outcomes = batch.run_all(
-        jobs, observed, overwrite=False, done=lambda o: told.append(o.job.source.stem)
+        jobs, observed, overwrite=False, done=lambda o: reported.append(o.job.source.stem)
     )
     assert [o.error for o in outcomes] == [None] * 4
-    assert told == ["0", "1", "2", "3"]
+    assert reported == ["0", "1", "2", "3"]
 
 
 def test_one_image_ahead_and_one_behind(tmp_path, monkeypatch):
@@ -242,12 +259,12 @@ def test_a_failed_write_does_not_stop_the_network(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device", "1.png")
 
     observed = Observed(monkeypatch, write=write)
-    told: list[str] = []
+    reported: list[str] = []
     jobs = numbered(tmp_path, 4)
     outcomes = batch.run_all(
-        jobs, observed, overwrite=False, done=lambda o: told.append(o.error or "")
+        jobs, observed, overwrite=False, done=lambda o: reported.append(o.error or "")
     )
-    assert told == ["", "1.png: No space left on device", "", ""]
+    assert reported == ["", "1.png: No space left on device", "", ""]
     assert [o.width for o in outcomes] == [8, 0, 8, 8]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0.png", "2.png", "3.png"]
 
@@ -292,13 +309,197 @@ def test_notes_belong_to_their_image(tmp_path, monkeypatch):
     assert {str(w.message) for w in others} == {"elsewhere"}
 
 
-def test_ranks_share_the_files(monkeypatch):
-    jobs = [batch.Job(Path(f"{i}"), Path(f"o{i}")) for i in range(7)]
-    assert batch.share_of_rank(jobs) == jobs
+@pytest.mark.parametrize(
+    ("output", "found"),
+    [
+        (".", ["in/a.png", "in/out/b.png"]),  # F02: the output folder above the input
+        ("elsewhere", ["in/a.png", "in/out/b.png"]),
+        ("in/out", ["in/a.png"]),
+        ("link", ["in/a.png"]),
+    ],
+)
+def test_which_folders_are_searched(output, found, tmp_path):
+    make(tmp_path / "in/a.png", tmp_path / "in/out/b.png")
+    (tmp_path / "link").symlink_to("in/out")
+    jobs = batch.plan([tmp_path / "in"], tmp_path / output, suffix="_big")
+    assert [source for source, _ in pairs(jobs, tmp_path)] == found
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "targets"),
+    [
+        ("a.png a.jpg b.jpg", {"format": "png"}, "a.png a_jpg.png b.png"),  # F11
+        ("a.webp a.jpg", {"format": "png"}, "a_webp.png a_jpg.png"),
+        ("a.png a.jpg", {"format": "PNG", "suffix": "_x4"}, "a_x4.png a_jpg_x4.png"),
+        ("a.png a.jpg", {}, "a.png a.jpg"),
+        ("a.png a.gif", {}, "a.png a_gif.png"),
+        ("a.gif a.GIF", {}, "a_gif.png a_GIF.png"),
+        ("d/a.jpg a.png d/a.tif", {"format": "png"}, "d/a_jpg.png a.png d/a_tif.png"),
+        ("a.jpg a.png a_jpg.png", {"format": "png"}, "a_jpg.png a.png a_jpg_png.png"),
+        ("A.jpg a.png", {"format": "png"}, "A.png a.png"),
+    ],
+)
+def test_images_of_one_stem_get_names_of_their_own(images, options, targets, tmp_path):
+    for name in images.split():
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    jobs = batch.plan([tmp_path / "in"], tmp_path / "out", **options)
+    expected = dict(zip(images.split(), targets.split(), strict=True))
+    assert dict(pairs(jobs, tmp_path)) == {f"in/{k}": f"out/{v}" for k, v in expected.items()}
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("format", [None, "png"])
+def test_a_run_in_place_is_resumable(named, format, tmp_path, upscaler):
+    """Its results are not taken for inputs the second time, whichever of them exist."""
+    make(*(tmp_path / f"{name}" for name in ("a.png", "a.jpg", "sub/b_x2.jpg", "c.png")))
+
+    def run(**options):
+        inputs = sorted(p for p in tmp_path.rglob("*.*")) if named else [tmp_path]
+        jobs = batch.plan(inputs, tmp_path, suffix="_x2", format=format, **options)
+        return jobs, batch.run_all(jobs, upscaler, overwrite=bool(options))
+
+    first, outcomes = run()
+    assert [o.error for o in outcomes] == [None] * 4
+    second, outcomes = run()
+    assert second == first
+    assert all(o.skipped for o in outcomes)
+    first[0].target.unlink()
+    third, outcomes = run()
+    assert third == first
+    assert [o.skipped for o in outcomes] == [False, True, True, True]
+    if not named:
+        assert run(overwrite=True)[0] == first
+
+
+def test_one_file_by_two_paths_is_one_job(tmp_path):
+    make(tmp_path / "in/a.png")
+    inputs = [tmp_path / "in/a.png", tmp_path / "in", tmp_path / "in/../in"]
+    assert len(batch.plan(inputs, tmp_path / "out")) == 1
+
+
+def test_unreadable_folders_are_failures(tmp_path, upscaler, monkeypatch):
+    """Root may read all folders, so the refusal is made up."""
+    make(tmp_path / "in/a.png", tmp_path / "in/locked/b.png")
+    scandir = os.scandir
+    locked: list[str] = []
+
+    def refuse(path):
+        if Path(path).name in locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for folder, sources in (("locked", ["in/a.png", "in/locked"]), ("in", ["in"])):
+        locked.append(folder)
+        jobs = batch.plan([tmp_path / "in"], tmp_path / "out")
+        assert [source for source, _ in pairs(jobs, tmp_path)] == sources
+        *rest, last = batch.run_all(jobs, upscaler, overwrite=True)
+        assert all(o.error is None for o in rest)
+        assert "Permission denied; not searched" in last.error
+
+
+def test_a_name_that_is_too_long_is_one_failure(tmp_path, upscaler):
+    make(tmp_path / "in" / f"{'k' * 250}.png", tmp_path / "in/z.png")
+    jobs = batch.plan([tmp_path / "in"], tmp_path / "out", suffix="_x4big")
+    long, other = batch.run_all(jobs, upscaler, overwrite=False)
+    assert "File name too long" in long.error
+    assert other.error is None
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["z_x4big.png"]
+
+
+@pytest.mark.parametrize("refused", ["exists", "mkdir"])
+def test_an_unusable_output_folder_is_one_failure(refused, tmp_path, upscaler, monkeypatch):
+    make(tmp_path / "in/a/1.png", tmp_path / "in/b/2.png")
+    jobs = batch.plan([tmp_path / "in"], tmp_path / "out")
+    original = getattr(Path, refused)
+
+    def refuse(self, *arguments, **options):
+        if self.is_relative_to(tmp_path / "out/a"):
+            raise PermissionError(13, "Permission denied", str(self))
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, refused, refuse)
+    bad, good = batch.run_all(jobs, upscaler, overwrite=False)
+    assert "out/a" in bad.error
+    assert bad.error.endswith("Permission denied")
+    assert good.error is None
+
+
+@pytest.mark.parametrize(
+    ("error", "fails"),
+    [
+        (MemoryError(), False),
+        (torch.OutOfMemoryError("CUDA out of memory"), False),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), False),
+        (RuntimeError("a defect"), True),
+    ],
+)
+def test_running_out_of_memory_is_one_failure(error, fails, tmp_path, monkeypatch):
+    def network(i):
+        if i == 0:
+            raise error
+
+    observed = Observed(monkeypatch, network)
+    jobs = numbered(tmp_path, 3)
+    if fails:
+        with pytest.raises(RuntimeError, match="a defect"):
+            batch.run_all(jobs, observed, overwrite=False)
+        return
+    first, *others = batch.run_all(jobs, observed, overwrite=False)
+    assert first.error == f"{jobs[0].source}: not enough memory; try a smaller --tile"
+    assert [o.error for o in others] == [None, None]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_two_names_of_one_file_are_one_failure(overwrite, tmp_path, upscaler):
+    """As "A.png" and "a.png" are on a file system that ignores case."""
+    make(tmp_path / "A.png", tmp_path / "a.png", tmp_path / "b.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "also").symlink_to("out")
+    jobs = [
+        batch.Job(tmp_path / "A.png", tmp_path / "out/a.png"),
+        batch.Job(tmp_path / "b.png", tmp_path / "out/b.png"),
+        batch.Job(tmp_path / "a.png", tmp_path / "also/a.png"),
+    ]
+    first, _, last = batch.run_all(jobs, upscaler, overwrite=overwrite)
+    assert first.error is None
+    assert "is the result of another image already" in last.error
+
+
+def test_a_result_that_another_process_wrote_is_kept(tmp_path, monkeypatch):
+    jobs = numbered(tmp_path, 1)
+    observed = Observed(monkeypatch, network=lambda i: make(jobs[0].target))
+    [outcome] = batch.run_all(jobs, observed, overwrite=False)
+    assert "written meanwhile by another process" in outcome.error
+    assert read_image(jobs[0].target).pixels.shape == (3, 4, 3)
+
+
+def test_processes_share_the_work(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert batch.share_of_process() == (0, 1)
     monkeypatch.setenv("WORLD_SIZE", "3")
-    shares = []
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
-        shares.append(batch.share_of_rank(jobs))
-    assert sorted(j.source.name for s in shares for j in s) == [str(i) for i in range(7)]
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        assert batch.share_of_process() == (rank, 3)
+
+
+@pytest.mark.parametrize(
+    ("rank", "world"),
+    [("7", "4"), ("4", "4"), ("-1", "4"), ("0", "0"), ("0", ""), ("", ""), ("x", "4"), ("²", "4")],
+)
+def test_ranks_that_do_not_fit(rank, world, monkeypatch):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(EspanError, match=f"RANK={rank} and WORLD_SIZE={world} do not fit"):
+        batch.share_of_process()
+
+
+@pytest.mark.parametrize("value", ["4", "", "x"])
+@pytest.mark.parametrize(("name", "other"), [("RANK", "WORLD_SIZE"), ("WORLD_SIZE", "RANK")])
+def test_one_variable_alone_shares_nothing(name, other, value, monkeypatch):
+    monkeypatch.setenv(name, value)
+    monkeypatch.delenv(other, raising=False)
+    with pytest.warns(UserWarning, match=f"{name} is set without {other}"):
+        assert batch.share_of_process() == (0, 1)

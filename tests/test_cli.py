@@ -102,6 +102,30 @@ def test_upscale_shared_by_ranks(run, folder, tmp_path, monkeypatch):
         assert sum(p.is_file() for p in (tmp_path / "out").rglob("*")) == int(rank) + 1
 
 
+def test_upscale_says_which_share_it_does(run, folder, tmp_path, monkeypatch):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value)
+    assert "share 1 of 4" in run("upscale", folder / "in", "-o", tmp_path / "out").stdout
+    monkeypatch.setenv("WORLD_SIZE", "")
+    error = run("upscale", folder / "in", "-o", tmp_path / "out", status=1).stderr
+    assert "RANK=0 and WORLD_SIZE= do not fit together" in error
+
+
+def test_names_that_are_not_utf8(run, folder, tmp_path):
+    """They are read, written and reported, whether they succeed or fail."""
+    names = [os.fsdecode(name) for name in (b"a\xff.png", b"b\xff.png")]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / names[0]).write_bytes((folder / "in/a.png").read_bytes())
+    (tmp_path / "in" / names[1]).write_text("no image")
+    for options in ((), ("--json", "--overwrite")):
+        result = run("upscale", tmp_path / "in", "-o", tmp_path / "out", *options, status=1)
+        assert "b\\udcff.png" in result.stderr
+    images = json.loads(result.stdout)["images"]
+    assert [i["input"] for i in images] == [str(tmp_path / "in" / name) for name in names]
+    assert [i["status"] for i in images] == ["upscaled", "failed"]
+    assert os.listdir(tmp_path / "out") == names[:1]
+
+
 def test_upscale_tells_of_an_implausible_output(run, folder, tmp_path, make_network):
     network = make_network(Architecture(8, (2,), scale=2))
     network.tail.upsample.bias.fill_(9)
@@ -124,7 +148,21 @@ def test_upscale_tells_of_an_implausible_output(run, folder, tmp_path, make_netw
         (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--backend", "gpu"], 1, "'gpu'"),
         (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--device", "gpu"], 1, "unknown device"),
         (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--tile", "-3"], 1, "number of LR pixels"),
+        (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--tile", "²"], 1, "number of LR pixels"),
+        (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--tile", "1.5"], 1, "number of LR pixels"),
         (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--format", "doc"], 1, "known: png"),
+        (["upscale", "{in}/a.png", "-o", "{out}/a", "--format", ".png"], 1, "known: png"),
+        (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--suffix", "a/b"], 1, "a separator"),
+        *(
+            (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--device", device], 1, says)
+            for device, says in (
+                ("mps", "device 'mps' is not supported"),
+                ("meta", "device 'meta' is not supported"),
+                ("xpu:1", "device 'xpu:1' is not supported"),
+                ("cuda:-1", "unknown device 'cuda:-1'"),
+                ("", "unknown device ''"),
+            )
+        ),
         (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--no-such"], 2, "No such option"),
         (["evaluate", "--hr", "{out}/nowhere"], 1, "is not a folder"),
         (["evaluate", "--hr", "{in}", "--lr", "{in}/sub"], 1, "a.png has none"),
@@ -132,8 +170,12 @@ def test_upscale_tells_of_an_implausible_output(run, folder, tmp_path, make_netw
         (["convert", "nope.pth", "{out}/w.safetensors"], 1, "neither a file"),
         (["convert", "espan_x4", "{out}/w.pth"], 1, "must end in .safetensors"),
         (["convert", "espan_x4", "{out}/w.safetensors", "--normalization", "1,2"], 1, "four numb"),
+        (["convert", "espan_x4", "{out}/w.safetensors", "--normalization", "nan,0,0,1"], 1, "four"),
+        (["convert", "espan_x4", "{out}/w.safetensors", "--normalization", "0,0,0,0"], 1, "four"),
         (["info", "c32"], 1, "unknown architecture"),
-        (["info", "espan", "--size", "9"], 2, "HEIGHTxWIDTH"),
+        (["info", "espan", "--size", "9"], 1, "HEIGHTxWIDTH"),
+        (["info", "espan", "--size", "²x9"], 1, "HEIGHTxWIDTH"),
+        (["info", "espan", "--size", "0x9"], 1, "HEIGHTxWIDTH"),
         (["prepare", "{in}"], 1, "--output is missing"),
         (["prepare", "{in}", "-o", "{out}/no/p"], 1, "does not exist"),
         (["prepare", "{in}", "-o", "{out}/p"], 1, "both sides need 64 (--smallest)"),
@@ -244,6 +286,18 @@ def test_info_and_convert_show_what_was_taken(run, tmp_path, make_network):
     run("convert", tmp_path / "w.pth", tmp_path / "w.safetensors")
     record = {"converted from": "w.pth", "taken from": taken}
     assert checkpoints.load(tmp_path / "w.safetensors").record == record
+
+
+def test_convert_and_prepare_keep_their_inputs(run, folder, tmp_path, make_network):
+    weights = tmp_path / "w.safetensors"
+    checkpoints.save(make_network(Architecture(8, (2,), scale=2)), weights, record={})
+    image = tmp_path / "photos/a.png"
+    image.parent.mkdir()
+    image.write_bytes((folder / "in/a.png").read_bytes())
+    before = weights.read_bytes(), image.read_bytes()
+    for command in (("convert", weights, weights), ("prepare", image.parent, "-o", image)):
+        assert "is an input of this command" in run(*command, "--overwrite", status=1).stderr
+    assert (weights.read_bytes(), image.read_bytes()) == before
 
 
 def test_prepare(run, folder, tmp_path):

@@ -10,6 +10,7 @@ import typer
 from espan import checkpoints
 from espan.cli import options
 from espan.errors import EspanError
+from espan.files import refuse_inputs
 
 
 def command(
@@ -18,10 +19,11 @@ def command(
     normalization: options.Norm = "auto",
     overwrite: Annotated[bool, typer.Option(help="Replace the target if it exists.")] = False,
 ) -> None:
-    """Write weights in espan's own form: merged, fp32 safetensors that tell what they are."""
+    """Convert weights to espan's own format: merged fp32 safetensors that describe themselves."""
     if target.suffix != ".safetensors":
         raise EspanError(f"{target}: the name must end in .safetensors")
     options.check_folder_of(target)
+    refuse_inputs([target], [checkpoints.bundled().get(source, Path(source))])
     if target.exists() and not overwrite:
         raise EspanError(f"{target} exists; --overwrite replaces it")
     network = checkpoints.load(source, normalization=options.parse_normalization(normalization))

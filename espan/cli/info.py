@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,8 @@ from rich.table import Table
 
 from espan import checkpoints
 from espan.cli import options
+from espan.errors import EspanError
+from espan.files import json_text
 from espan.models import NAMED, Architecture, architecture_from_name, complexity
 
 
@@ -29,7 +30,7 @@ def command(
     ] = "256x256",
     as_json: options.JsonOut = False,
 ) -> None:
-    """Print what a network is and costs: parameters, multiply-adds, activations, radius."""
+    """Describe a network: architecture, parameters, multiply-adds, receptive radius, record."""
     height, width = _size(size)
     if Path(network).is_file() or network in checkpoints.bundled():
         loaded = checkpoints.load(network)
@@ -38,16 +39,8 @@ def command(
         architecture, record = architecture_from_name(network), {}
     counts = complexity(architecture, height, width)
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "architecture": architecture.to_dict(),
-                    **dataclasses.asdict(counts),
-                    "record": record,
-                },
-                indent=2,
-            )
-        )
+        about = {"architecture": architecture.to_dict(), "record": record}
+        print(json_text(about | dataclasses.asdict(counts), indent=2))
         return
     table = Table(title=network, show_header=False, title_justify="left")
     for key, value in _rows(architecture):
@@ -75,6 +68,6 @@ def _rows(architecture: Architecture) -> list[tuple[str, str]]:
 
 def _size(text: str) -> tuple[int, int]:
     height, _, width = text.partition("x")
-    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise typer.BadParameter(f"{text!r}: expected HEIGHTxWIDTH, e.g. 256x256")
+    if not (text.isascii() and height.isdigit() and width.isdigit() and int(height) * int(width)):
+        raise EspanError(f"--size {text!r}: expected HEIGHTxWIDTH, e.g. 256x256")
     return int(height), int(width)

@@ -45,21 +45,24 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line.  What the user can mend is told in a sentence, with status 1."""
-    warnings.showwarning = lambda message, *_: _tell("[yellow]espan: note:[/]", str(message))
+    """Run the command line.  Errors that the user can mend are one sentence, with status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        # File names need not be UTF-8, and a terminal need not have all characters.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    warnings.showwarning = lambda message, *_: _print("[yellow]espan: note:[/]", str(message))
     try:
         app()
     except BrokenPipeError:  # `espan ... | head`
         sys.exit(1)
     except EspanError as error:
-        _tell("[bold red]espan: error:[/]", str(error))
+        _print("[bold red]espan: error:[/]", str(error))
         sys.exit(1)
     except OSError as error:
         named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        _tell("[bold red]espan: error:[/]", named)
+        _print("[bold red]espan: error:[/]", named)
         sys.exit(1)
 
 
-def _tell(label: str, text: str) -> None:
+def _print(label: str, text: str) -> None:
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     console.print(f"{label} {escape(text)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from espan.checkpoints import DEFAULT
 from espan.errors import EspanError
+from espan.fused import default_device
 from espan.models import SPAN_NORMALIZATION, Normalization
 from espan.upscaling import TileOption
 
@@ -18,11 +20,15 @@ Weights = Annotated[
 ]
 Device = Annotated[
     str | None,
-    typer.Option(help="cpu, cuda, cuda:1, ...; default: the GPU if there is one.", metavar="NAME"),
+    typer.Option(
+        help="cpu, cuda, cuda:1, ...; default: the GPU if there is one.  Under torchrun, cuda is "
+        "the GPU of each process.",
+        metavar="NAME",
+    ),
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option(help="fp32, fp16 or bf16; default: fp16 on a GPU, fp32 on the CPU."),
+    typer.Option(help="fp32, fp16 or bf16; default: fp16 on a GPU, fp32 on a CPU."),
 ]
 Backend = Annotated[str, typer.Option(help="auto, cuda, triton, cpu or reference.")]
 Norm = Annotated[
@@ -36,6 +42,13 @@ JsonOut = Annotated[bool, typer.Option("--json", help="Print the result as JSON.
 DEFAULT_WEIGHTS = DEFAULT
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def parse_device(name: str | None) -> torch.device | str | None:
+    """The device of an `Upscaler`, from a --device option."""
+    if name == "cuda" and torch.cuda.is_available():
+        return default_device()  # not GPU 0 for every process of torchrun
+    return name
 
 
 def parse_dtype(name: str | None) -> torch.dtype | None:
@@ -56,11 +69,13 @@ def parse_normalization(text: str) -> Normalization | str | None:
     if text == "span":
         return SPAN_NORMALIZATION
     try:
-        red, green, blue, img_range = (float(part) for part in text.split(","))
+        red, green, blue, img_range = numbers = [float(part) for part in text.split(",")]
+        if not (all(math.isfinite(number) for number in numbers) and img_range > 0):
+            raise ValueError
     except ValueError:
         raise EspanError(
-            f"--normalization {text!r}: expected auto, none, span, or four numbers with commas "
-            "between (mean of R, G, B in 0-1, and the range)"
+            f"--normalization {text!r}: expected auto, none, span, or four numbers separated by "
+            "commas (the mean of R, G and B, and the range)"
         ) from None
     return Normalization((red, green, blue), img_range)
 
@@ -71,12 +86,34 @@ def parse_tile(text: str) -> TileOption:
         return "auto"
     if text in ("off", "none", "0"):
         return None
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit()):
         raise EspanError(f"--tile {text!r}: expected auto, off or a number of LR pixels")
     return int(text)
 
 
 def check_folder_of(path: Path) -> None:
-    """The folder that a file shall be written into must be there before the work begins."""
+    """Raise EspanError if the folder that a file will be written to does not exist."""
     if not path.parent.is_dir():
         raise EspanError(f"{path}: the folder {path.parent} does not exist")
+
+
+def only(context: typer.Context, option: str, *allowed: str, because: str = "") -> list[str]:
+    """The names of the parameters given; EspanError if others than those have no effect.
+
+    Args:
+        context: of the command.
+        option: the option that makes the others useless.
+        allowed: names of the parameters that may be given.
+        because: added to the message.
+    """
+    given = {
+        parameter.name: max(parameter.opts, key=len)
+        if parameter.opts[0][0] == "-"
+        else parameter.name.upper()
+        for parameter in context.command.params
+        if parameter.name is not None
+        and getattr(context.get_parameter_source(parameter.name), "name", "") == "COMMANDLINE"
+    }
+    if others := [text for name, text in given.items() if name not in allowed]:
+        raise EspanError(f"{', '.join(others)} cannot be given with {option}{because}")
+    return list(given)

@@ -9,12 +9,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from espan.cli import options
 from espan.data.pack import Pack
 from espan.data.prepare import prepare
 from espan.errors import EspanError
 
 
 def command(
+    context: typer.Context,
     sources: Annotated[
         list[Path], typer.Argument(help="Folders of photographs; with --check, packs.")
     ],
@@ -22,7 +24,7 @@ def command(
         Path | None, typer.Option("-o", "--output", help="The pack to write.", metavar="PACK")
     ] = None,
     smallest: Annotated[
-        int, typer.Option(help="Leave out images with fewer pixels on a side.")
+        int, typer.Option(min=1, help="Leave out images with fewer pixels on a side.")
     ] = 64,
     overwrite: Annotated[bool, typer.Option(help="Replace the pack if it exists.")] = False,
     check: Annotated[
@@ -34,6 +36,8 @@ def command(
     Folders are searched with their subfolders.  Images that are damaged, have an alpha channel or
     are too small are reported and left out.
     """
+    if check:
+        options.only(context, "--check", "sources", "check", because=", which writes nothing")
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     with Progress(
         TextColumn("{task.description}"),
@@ -51,8 +55,6 @@ def command(
             progress.update(task, completed=done, total=total, note=f"{size / 1e9:.1f} GB")
 
         if check:
-            if output is not None:
-                raise EspanError("--output cannot be given with --check, which writes nothing")
             found = [
                 f"{path}: {name}"
                 for path in sources

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from espan.checkpoints import bundled
+from espan.cli import options
 from espan.errors import EspanError
 
 
@@ -93,7 +94,7 @@ def command(
             "folder of espan installs them"
         ) from error
     if list_:
-        _only(context, "--list", "list_")
+        options.only(context, "--list", "list_")
         for name, path in experiments.shipped().items():
             text = path.read_text(encoding="utf-8")
             names = experiments.variants(text)
@@ -102,7 +103,14 @@ def command(
             print("".join(f"    {name}:{variant}\n" for variant in names), end="")
         return
     if resume is not None:
-        given = _only(context, "--resume", "resume", "accumulate", "workers")
+        given = options.only(
+            context,
+            "--resume",
+            "resume",
+            "accumulate",
+            "workers",
+            because=", which uses the settings of the run",
+        )
         best = training.resume(
             resume,
             accumulate=accumulate if "accumulate" in given else None,
@@ -131,19 +139,3 @@ def command(
         about=about,
     )
     print(training.train(output, experiments.read(experiment), setup))
-
-
-def _only(context: typer.Context, option: str, *allowed: str) -> list[str]:
-    """The names of the parameters given; EspanError if others than those have no effect."""
-    given = {
-        parameter.name: parameter.opts[0] if parameter.opts[0][0] == "-" else parameter.name.upper()
-        for parameter in context.command.params
-        if parameter.name is not None
-        and getattr(context.get_parameter_source(parameter.name), "name", "") == "COMMANDLINE"
-    }
-    if others := [text for name, text in given.items() if name not in allowed]:
-        raise EspanError(
-            f"{', '.join(others)} cannot be given with {option}"
-            + (", which uses the settings of the run" if option == "--resume" else "")
-        )
-    return list(given)

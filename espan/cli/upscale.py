@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from rich.progress import (
 
 from espan import batch, checkpoints
 from espan.cli import options
+from espan.files import json_text
 from espan.upscaling import Upscaler
 
 
@@ -35,26 +35,34 @@ def command(
     backend: options.Backend = "auto",
     normalization: options.Norm = "auto",
     tile: Annotated[
-        str, typer.Option(help="Side of the tiles in pixels of the input; auto or off.")
+        str, typer.Option(help="Side of the tiles in LR pixels, auto or off.")
     ] = "auto",
-    suffix: Annotated[str, typer.Option(help="Added to the names of the results.")] = "",
+    suffix: Annotated[
+        str, typer.Option(help="Added to the names of the results, before the file suffix.")
+    ] = "",
     format: Annotated[
         str | None,
-        typer.Option(help="png, jpg, webp, tif or bmp; default: as the input.", metavar="FORMAT"),
+        typer.Option(
+            help="png, jpg, webp, tif or bmp; default: that of each input.", metavar="FORMAT"
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace results that exist.")] = False,
     as_json: options.JsonOut = False,
 ) -> None:
     """Upscale images.
 
-    Folders are searched for images and their tree is kept; results that exist are skipped, so
-    that a stopped run can be taken up again.  Bad files are told at the end, with status 1.
-    Under torchrun each process takes its share of the files.
+    Folders are searched with their subfolders, and their tree is kept.  Results that exist are
+    skipped, so an interrupted run is resumable.  Files that fail are listed at the end, and the
+    status is 1.  Under torchrun, each process upscales its share of the files.
+
+    With --format, a.jpg and a.webp become a_jpg.png and a_webp.png; a.png keeps its name.
     """
-    jobs = batch.share_of_rank(batch.plan(inputs, output, suffix=suffix, format=format))
+    rank, processes = batch.share_of_process()
+    jobs = batch.plan(inputs, output, suffix=suffix, format=format, overwrite=overwrite)
+    jobs = jobs[rank::processes]
     upscaler = Upscaler(
         checkpoints.load(weights, normalization=options.parse_normalization(normalization)),
-        device=device,
+        device=options.parse_device(device),
         dtype=options.parse_dtype(dtype),
         backend=backend,
         tile=options.parse_tile(tile),
@@ -77,13 +85,18 @@ def command(
             for note in outcome.notes:
                 _print(console, "yellow", "note", f"{outcome.job.source}: {note}")
             if outcome.error is not None:
-                _print(console, "red", "failed", outcome.error)
+                source = str(outcome.job.source)
+                named = outcome.error if source in outcome.error else f"{source}: {outcome.error}"
+                _print(console, "red", "failed", named)
 
         outcomes = batch.run_all(jobs, upscaler, overwrite=overwrite, done=done)
     failed = [o for o in outcomes if o.error is not None]
     skipped = [o for o in outcomes if o.skipped]
     if as_json:
-        print(json.dumps(_report(outcomes, upscaler), ensure_ascii=False, indent=2))
+        report = _report(outcomes, upscaler)
+        if processes > 1:
+            report["share"] = [rank + 1, processes]
+        print(json_text(report, indent=2))
     else:
         written = [o for o in outcomes if o.error is None and not o.skipped]
         if len(written) == 1:
@@ -91,6 +104,7 @@ def command(
         print(
             f"{len(written)} upscaled in {time.perf_counter() - started:.2f} s "
             f"({upscaler.backend} on {upscaler.device})"
+            + (f", share {rank + 1} of {processes}" if processes > 1 else "")
             + (f", {len(skipped)} exist already (--overwrite replaces them)" if skipped else "")
         )
         if len(failed) > 1:

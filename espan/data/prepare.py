@@ -15,6 +15,7 @@ from espan.data.photographs import (
     too_small,
 )
 from espan.errors import EspanError
+from espan.files import refuse_inputs
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def prepare(
 
     Raises:
         EspanError: a folder that does not exist or has no images, no usable image, or an output
-            that exists or cannot be written.
+            that exists, cannot be written or is one of the images.
         OSError: the disk is full, for example.  An existing `output` remains unchanged.
     """
     if not output.parent.is_dir():
@@ -58,6 +59,7 @@ def prepare(
     if output.exists() and not overwrite:
         raise EspanError(f"{output} exists; --overwrite replaces it")
     names = find_photographs(folders)
+    refuse_inputs([output], names)
     skipped: list[Skipped] = []
     hashes: list[str] = []
 

@@ -30,7 +30,7 @@ def find_images(folder: Path, *, subfolders: bool = True, leave_out: Path | None
     Args:
         folder: the folder to search.
         subfolders: search these too.
-        leave_out: a subfolder that is not searched.
+        leave_out: a folder that is not searched when it is found; `folder` itself is.
 
     Raises EspanError if `folder` is not a folder, or if nothing was found and every folder read.
     """
@@ -38,7 +38,9 @@ def find_images(folder: Path, *, subfolders: bool = True, leave_out: Path | None
         raise EspanError(f"{folder} is not a folder; a folder of images is expected")
     images: list[Path] = []
     unreadable: list[OSError] = []
-    searched = {_identity(leave_out)} if leave_out is not None and leave_out.is_dir() else set()
+    searched: set[tuple[int, int]] = set()
+    if leave_out is not None and leave_out.is_dir():
+        searched = {_identity(leave_out)} - {_identity(folder)}
     # Links come last, so that a folder is found by its own path if it has one below `folder`.
     folders = [folder]
     links: list[Path] = []
