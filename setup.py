@@ -45,8 +45,12 @@ def number(arch: str) -> str:
 
 def gencode(arch: str) -> list[str]:
     """Nvcc's flags for an architecture: machine code, and PTX where asked for."""
-    kinds = ["sm", "compute"] if arch.endswith("+PTX") else ["sm"]
-    return [f"-gencode=arch=compute_{number(arch)},code={kind}_{number(arch)}" for kind in kinds]
+    general = number(arch)
+    exact = "90a" if general == "90" else general  # the only one with wgmma, on the same GPUs
+    flags = [f"-gencode=arch=compute_{exact},code=sm_{exact}"]
+    if arch.endswith("+PTX"):
+        flags.append(f"-gencode=arch=compute_{general},code=compute_{general}")
+    return flags
 
 
 def ask(*command: str) -> str:

@@ -102,13 +102,20 @@ inline void check_convs(const char* op, int64_t convs) {
 struct PackedForms {
   int64_t cuda_weights, cuda_biases;  // in the dtype of the tensor; in float32
   int64_t cpu;                        // all in float32, behind 16 values that are not used
+  int64_t streamed = 0;               // behind the biases, in the dtype of the tensor
 };
+
+// A 3x3 convolution as csrc/cuda/stream.cuh reads it; with 64 channels it is not streamed.
+inline int64_t streamed(int64_t p, int64_t outputs) {
+  return p == 64 ? 0 : 3 * p * outputs * (p <= 32 ? 5 : 3);
+}
 
 constexpr int64_t kUnused = 16;
 
 inline PackedForms spab_forms(int64_t channels, int64_t convs) {
   const int64_t p = padded(channels);
-  return {convs * 9 * p * p, convs * p, kUnused + convs * (36 * channels + 1) * p};
+  return {convs * 9 * p * p, convs * p, kUnused + convs * (36 * channels + 1) * p,
+          convs * streamed(p, p)};
 }
 
 inline PackedForms head_forms(int64_t channels, int64_t kernel) {
@@ -119,7 +126,10 @@ inline PackedForms head_forms(int64_t channels, int64_t kernel) {
 inline PackedForms tail_forms(int64_t channels, int64_t scale, int64_t sides) {
   const int64_t p = padded(channels), up = scale > 2 ? 48 : 16;
   const int64_t wide = (36 * channels + 1) * (p + padded(3 * scale * scale));
-  return {p * (9 * p + sides * p + 9 * up), p + up, kUnused + sides * (channels + 1) * p + wide};
+  const int64_t stream =
+      p == 64 ? 0 : streamed(p, p) + sides * p * p + streamed(p, up);
+  return {p * (9 * p + sides * p + 9 * up), p + up, kUnused + sides * (channels + 1) * p + wide,
+          stream};
 }
 
 // `dtype_of` has the dtype that `packed` must have.
@@ -128,7 +138,7 @@ inline void check_packed(const char* op, const Tensor& packed, const Tensor& dty
   if (packed.scalar_type() != dtype_of.scalar_type())
     fail(op, "packed has dtype ", dtype_name(packed), "; it must be ", dtype_name(dtype_of));
   const int64_t per_float = packed.scalar_type() == ScalarType::Float ? 1 : 2;
-  const int64_t cuda = forms.cuda_weights + per_float * forms.cuda_biases;
+  const int64_t cuda = forms.cuda_weights + per_float * forms.cuda_biases + forms.streamed;
   const int64_t cpu = per_float * forms.cpu;
   const int64_t size = packed.is_cuda() ? cuda : cpu, other = packed.is_cuda() ? cpu : cuda;
   const char* device = packed.is_cuda() ? "cuda" : "cpu";

@@ -2,9 +2,10 @@
 
 A packed tensor is flat, of the dtype of the feature maps.  It has one of two forms: "cpu", the
 float32 values of `_streamed.py` seen as that dtype; or "cuda", convolution weights as
-`mma.m16n8k16` wants them in its registers, then biases in float32, seen as that dtype.  A warp
-reads a step's weights with one 16-byte load per lane and pair of output tiles, so nothing is
-shuffled on the GPU.  The reference reads both.
+`mma.m16n8k16` wants them in its registers, then biases in float32, seen as that dtype, then for
+`spab` and `tail` with up to 48 channels the weights once more, as `wgmma` reads them from shared
+memory.  A warp reads a step's weights with one 16-byte load per lane and pair of output tiles, or a
+block all of them with one bulk copy, so nothing is shuffled on the GPU.  The reference reads both.
 
 Feature maps have P channels: C rounded up to a multiple of 16; what is beyond C has zero weights
 and stays zero.
@@ -98,15 +99,45 @@ def conv1x1(weight: Tensor) -> Tensor:
     return fragments(b.reshape(channels // 16, 16, n)).flatten()
 
 
-def join(weights: Sequence[Tensor], biases: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """One flat tensor of ``dtype``: the weights, then the biases as float32."""
+def streamed_conv3x3(weight: Tensor) -> Tensor:
+    """(N, P, 3, 3), rows in the order of the tiles -> B of csrc/cuda/stream.cuh.
+
+    Steps (dx, 16 channels) of two chunks of 8 channels, each with N columns of 16 bytes for the
+    taps dy.  Up to 32 channels take dy in the order 0 2 1 0 2, in whose windows of three are the
+    rotations that one product for all three taps needs.
+    """
+    n, channels = weight.shape[:2]
+    b = weight.view(n, channels // 16, 2, 8, 3, 3).permute(5, 1, 2, 4, 0, 3)
+    return (b[:, :, :, [0, 2, 1, 0, 2]] if channels <= 32 else b).flatten()
+
+
+def streamed_conv1x1(weight: Tensor) -> Tensor:
+    """(N, P), rows in the order of the tiles -> steps of 16 channels, as above."""
+    n, channels = weight.shape
+    return weight.view(n, channels // 16, 2, 8).permute(1, 2, 0, 3).flatten()
+
+
+def streamed_size(p: int, outputs: int) -> int:
+    """Values of :func:`streamed_conv3x3`."""
+    return 3 * p * outputs * (5 if p <= 32 else 3)
+
+
+def join(
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    dtype: torch.dtype,
+    streamed: Sequence[Tensor] = (),
+) -> Tensor:
+    """One flat tensor of ``dtype``: the weights, the biases as float32, the streamed weights."""
     flat = torch.cat([w.flatten() for w in weights]).to(dtype)
-    return torch.cat([flat, torch.cat([b.flatten() for b in biases]).float().view(dtype)])
+    flat_biases = torch.cat([b.flatten() for b in biases]).float().view(dtype)
+    return torch.cat([flat, flat_biases, *(s.to(dtype) for s in streamed)])
 
 
-def split(packed: Tensor, weights: int) -> tuple[Tensor, Tensor]:
+def split(packed: Tensor, weights: int, biases: int) -> tuple[Tensor, Tensor]:
     """The weights, and the biases in float32."""
-    return packed[:weights], packed[weights:].view(torch.float32)
+    end = weights + biases * 4 // packed.itemsize
+    return packed[:weights], packed[weights:end].view(torch.float32)
 
 
 def choose_form(op: str, form: str | None, device: torch.device | str) -> str:
@@ -120,19 +151,19 @@ def form_of(
     op: str,
     packed: Tensor,
     dtype: torch.dtype,
-    cuda: tuple[int, int],
+    cuda: tuple[int, int, int],
     cpu: Sequence[tuple[int, int]],
 ) -> str:
     """The form of ``packed``, which must be of ``dtype``.
 
-    ``cuda``: weights and biases in that form; ``cpu``: the shapes of the layers in the other.
+    ``cuda``: weights, biases and streamed weights in that form; ``cpu``: the shapes of the layers in the other.
     """
     if packed.dtype != dtype:
         found, wanted = (str(d).removeprefix("torch.") for d in (packed.dtype, dtype))
         raise RuntimeError(f"{op}: packed has dtype {found}; it must be {wanted}")
     sizes = {
         "cpu": _streamed.size(cpu) * 4 // dtype.itemsize,
-        "cuda": cuda[0] + cuda[1] * 4 // dtype.itemsize,
+        "cuda": cuda[0] + cuda[1] * 4 // dtype.itemsize + cuda[2],
     }
     for form, size in sizes.items():
         if packed.ndim == 1 and packed.shape[0] == size:

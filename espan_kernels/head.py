@@ -89,14 +89,14 @@ def unpack(packed: Tensor, channels: int, kernel: int) -> tuple[Tensor, Tensor]:
         ((rows, bias),) = _streamed.split(packed, [(3 * kernel * kernel, channels)])
         return _streamed.from_head(rows, kernel).to(packed.dtype), bias.to(packed.dtype)
     p = padded(channels)
-    flat, bias = _packing.split(packed, _weight_count(channels, kernel))
+    flat, bias = _packing.split(packed, _weight_count(channels, kernel), p)
     order = _packing.inverse(_pack_numbers, channels, kernel).to(packed.device)
     weight = flat[order].view(channels, 3, kernel, kernel)
     return weight, _packing.natural(bias, p)[:channels].to(packed.dtype)
 
 
 def _form(packed: Tensor, dtype: torch.dtype, channels: int, kernel: int) -> str:
-    cuda = _weight_count(channels, kernel), padded(channels)
+    cuda = _weight_count(channels, kernel), padded(channels), 0
     return _packing.form_of(OP, packed, dtype, cuda, [(3 * kernel * kernel, channels)])
 
 

@@ -68,19 +68,21 @@ def pack_spab(
     p = padded(channels)
     bias = _packing.pad(torch.stack([b.detach().double().cpu() for b in biases]), convs, p)
     bias = bias[:, _packing.output_order(p)]
-    return _packing.join([_pack(stacked) / 2], [bias / 2], dtype).to(device)
+    rows = _rows(stacked / 2)
+    streamed = [_packing.streamed_conv3x3(w) for w in rows] if p < 64 else []
+    return _packing.join([_packing.conv3x3(w) for w in rows], [bias / 2], dtype, streamed).to(device)
 
 
-def _pack(weights: Tensor) -> Tensor:
+def _rows(weights: Tensor) -> Tensor:
     convs, channels = weights.shape[:2]
     p = padded(channels)
-    rows = _packing.pad(weights, convs, p, p)[:, _packing.output_order(p)]
-    return torch.cat([_packing.conv3x3(w) for w in rows])
+    return _packing.pad(weights, convs, p, p)[:, _packing.output_order(p)]
 
 
 def _pack_numbers(channels: int, convs: int) -> Tensor:
     count = convs * channels * channels * 9
-    return _pack(torch.arange(1, count + 1).view(convs, channels, channels, 3, 3))
+    numbers = torch.arange(1, count + 1).view(convs, channels, channels, 3, 3)
+    return torch.cat([_packing.conv3x3(w) for w in _rows(numbers)])
 
 
 def unpack(packed: Tensor, channels: int, convs: int) -> tuple[Tensor, Tensor]:
@@ -90,7 +92,7 @@ def unpack(packed: Tensor, channels: int, convs: int) -> tuple[Tensor, Tensor]:
         stacked = torch.stack([_streamed.from_winograd(rows) for rows, _ in layers])
         return stacked.to(packed.dtype), torch.stack([b for _, b in layers]).to(packed.dtype)
     p = padded(channels)
-    flat, bias = _packing.split(packed, convs * p * p * 9)
+    flat, bias = _packing.split(packed, *_counts(channels, convs)[:2])
     order = _packing.inverse(_pack_numbers, channels, convs).to(packed.device)
     weights = flat[order].view(convs, channels, channels, 3, 3)
     biases = _packing.natural(bias.view(convs, p).T, p)[:channels].T
@@ -102,9 +104,14 @@ def _layers(channels: int, convs: int) -> list[tuple[int, int]]:
 
 
 def _form(packed: Tensor, dtype: torch.dtype, channels: int, convs: int) -> str:
+    return _packing.form_of(OP, packed, dtype, _counts(channels, convs), _layers(channels, convs))
+
+
+def _counts(channels: int, convs: int) -> tuple[int, int, int]:
+    """Weights, biases and streamed weights in a packed tensor."""
     p = padded(channels)
-    cuda = convs * p * p * 9, convs * p
-    return _packing.form_of(OP, packed, dtype, cuda, _layers(channels, convs))
+    streamed = _packing.streamed_size(p, p) if p < 64 else 0
+    return convs * p * p * 9, convs * p, convs * streamed
 
 
 def _check(channels: int, convs: int) -> None:

@@ -86,7 +86,8 @@ def pack_tail(
         _packing.pad(bias.detach().double().cpu(), p)[_packing.output_order(p)],
         _up_rows(up_bias.detach().double().cpu(), scale),
     ]
-    return _packing.join([_pack(*wide)], biases, dtype).to(device)
+    streamed = _pack(*wide, streamed=True) if p < 64 else []
+    return _packing.join(_pack(*wide), biases, dtype, streamed).to(device)
 
 
 def _up_rows(rows: Tensor, scale: int) -> Tensor:
@@ -104,19 +105,18 @@ def _up_rows(rows: Tensor, scale: int) -> Tensor:
     return order.reshape(8 * tiles, *rows.shape[1:])
 
 
-def _pack(last: Tensor, side: Tensor, up: Tensor) -> Tensor:
+def _pack(last: Tensor, side: Tensor, up: Tensor, *, streamed: bool = False) -> list[Tensor]:
     channels = last.shape[0]
     p = padded(channels)
     order = _packing.output_order(p)
-    parts = [_packing.conv3x3(_packing.pad(last, p, p)[order])]
-    parts += [
-        _packing.conv1x1(_packing.pad(s.flatten(1), p, p)[order]) for s in side.split(channels, 1)
-    ]
+    conv3x3 = _packing.streamed_conv3x3 if streamed else _packing.conv3x3
+    conv1x1 = _packing.streamed_conv1x1 if streamed else _packing.conv1x1
+    sides = [_packing.pad(s.flatten(1), p, p)[order] for s in side.split(channels, 1)]
     scale = round((up.shape[0] / 3) ** 0.5)
     rows = _up_rows(up.flatten(1), scale).view(-1, channels, 9)
-    rows = rows.transpose(0, 1)
-    rows = _packing.pad(rows, p).transpose(0, 1).reshape(-1, p, 3, 3)
-    return torch.cat([*parts, _packing.conv3x3(rows)])
+    rows = _packing.pad(rows.transpose(0, 1), p).transpose(0, 1).reshape(-1, p, 3, 3)
+    last = _packing.pad(last, p, p)[order]
+    return [conv3x3(last), *(conv1x1(s) for s in sides), conv3x3(rows)]
 
 
 def _shapes(channels: int, scale: int, sides: int) -> list[tuple[int, ...]]:
@@ -131,17 +131,20 @@ def _pack_numbers(channels: int, scale: int, sides: int) -> Tensor:
     shapes = _shapes(channels, scale, sides)
     counts = [torch.Size(shape).numel() for shape in shapes]
     numbers = torch.arange(1, sum(counts) + 1).split(counts)
-    return _pack(*(n.view(shape) for n, shape in zip(numbers, shapes, strict=True)))
+    views = (n.view(shape) for n, shape in zip(numbers, shapes, strict=True))
+    return torch.cat(_pack(*views))
 
 
 def _bias_numbers(scale: int) -> Tensor:
     return _up_rows(torch.arange(1, 3 * scale * scale + 1), scale)
 
 
-def _counts(channels: int, scale: int, sides: int) -> tuple[int, int]:
-    """Weights and biases in a packed tensor."""
+def _counts(channels: int, scale: int, sides: int) -> tuple[int, int, int]:
+    """Weights, biases and streamed weights in a packed tensor."""
     p, up = padded(channels), 48 if scale > 2 else 16
-    return p * (9 * p + sides * p + 9 * up), p + up
+    wide = _packing.streamed_size(p, p) + _packing.streamed_size(p, up)
+    streamed = wide + sides * p * p if p < 64 else 0
+    return p * (9 * p + sides * p + 9 * up), p + up, streamed
 
 
 def unpack(
@@ -151,7 +154,7 @@ def unpack(
     if _form(packed, packed.dtype, channels, scale, sides) == "cpu":
         return _unpack_streamed(packed, channels, scale, sides)
     p = padded(channels)
-    flat, biases = _packing.split(packed, _counts(channels, scale, sides)[0])
+    flat, biases = _packing.split(packed, *_counts(channels, scale, sides)[:2])
     order = _packing.inverse(_pack_numbers, channels, scale, sides).to(packed.device)
     shapes = _shapes(channels, scale, sides)
     parts = flat[order].split([torch.Size(shape).numel() for shape in shapes])

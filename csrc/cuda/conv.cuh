@@ -238,4 +238,8 @@ __device__ __forceinline__ float silu_of_half(float h) {
   return __fmaf_rn(h, tanh_approximate(h), h);
 }
 
+__device__ __forceinline__ float gate_of_half(float h, float x) {
+  return __fmaf_rn(x, 0.5f, h) * tanh_approximate(h);
+}
+
 }  // namespace espan::cuda

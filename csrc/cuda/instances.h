@@ -3,7 +3,9 @@
 #pragma once
 
 #include <atomic>
+#include <cstdlib>
 #include <limits>
+#include <string_view>
 
 #include "launch.h"
 
@@ -71,6 +73,70 @@ void allow_shared_memory(const char* op, int bytes, int blocks) {
   const int wanted = 100 * blocks * (bytes + limits.reserved_bytes) / limits.sm_bytes + 1;
   set(cudaFuncAttributePreferredSharedMemoryCarveout, std::min(wanted, 100));
   allowed |= bit;
+}
+
+// How images are cut for kernels that stream strips (stream.cuh), one block on an SM: segments of
+// rows such that the busiest SM is done first.  To start a segment takes as long as some rows.
+struct Streaming {
+  int strips, segments, rows;
+  unsigned blocks;
+
+  Streaming(const char* op, int64_t batch, int64_t height, int64_t width, int strip_width) {
+    // Eight rows to load the weights and to fill and empty the rings.
+    constexpr int64_t kStart = 8, kMostWaves = 16;
+    const Limits limits(op);
+    strips = Tiling(op, batch, height, width, 1, strip_width).x;
+    int64_t least = std::numeric_limits<int64_t>::max();
+    for (int64_t waves = 1; waves <= kMostWaves; ++waves) {
+      const int64_t most = waves * limits.sms / (strips * batch);
+      const int64_t tall = (height + std::max<int64_t>(most, 1) - 1) / std::max<int64_t>(most, 1);
+      const int64_t down = (height + tall - 1) / tall, all = down * strips * batch;
+      const int64_t time = (all + limits.sms - 1) / limits.sms * (tall + kStart);
+      if (time >= least) continue;
+      least = time;
+      rows = static_cast<int>(tall);
+      segments = static_cast<int>(down);
+      blocks = static_cast<unsigned>(all);
+    }
+  }
+};
+
+// Whether the current GPU runs wgmma, and the library has this kernel's code for it and not only an
+// older architecture's.  ESPAN_HOPPER=0 in the environment says no, to compare.
+template <auto kernel>
+bool can_stream(const char* op) {
+  const char* wanted = std::getenv("ESPAN_HOPPER");
+  if (wanted != nullptr && std::string_view(wanted) == "0") return false;
+  int device = 0, major = 0, minor = 0;
+  check(op, cudaGetDevice(&device));
+  check(op, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  check(op, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  if (major != 9 || minor != 0) return false;
+  static const int ptx_version = [&] {
+    cudaFuncAttributes attributes{};
+    check(op, cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)));
+    return attributes.ptxVersion;
+  }();
+  return ptx_version >= 90;
+}
+
+// A launch that may begin while the kernel before it in the stream ends; it waits for that one by
+// grid_dependency_wait().
+template <auto kernel, class Arguments>
+void launch_after(const char* op, const Launch& launch, unsigned blocks, int threads, int bytes,
+                  const Arguments& arguments) {
+  allow_shared_memory<kernel>(op, bytes, 1);
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = bytes;
+  config.stream = launch.stream();
+  config.attrs = &early;
+  config.numAttrs = 1;
+  check(op, cudaLaunchKernelEx(&config, kernel, arguments));
 }
 
 }  // namespace espan::cuda

@@ -5,7 +5,7 @@
 
 #include "../feature_checks.h"
 #include "instances.h"
-#include "spab.cuh"
+#include "spab_hopper.cuh"
 
 namespace espan::cuda {
 namespace {
@@ -22,9 +22,30 @@ void run(const Launch& launch, const Tensor& x, SpabArguments p) {
   spab_kernel<S><<<tiles.blocks, S::kThreads, S::kSharedBytes, launch.stream()>>>(p);
 }
 
+// On Hopper, by the streamed kernel.
+template <class T>
+bool stream(const Launch& launch, const Tensor& x, SpabArguments p) {
+  bool done = false;
+  for_each_spab_stream<T>([&](auto instance) {
+    using S = decltype(instance);
+    constexpr auto kKernel = spab_stream_kernel<S>;
+    if (S::P != x.size(3) || !can_stream<kKernel>(kOp)) return;
+    const Streaming plan(kOp, x.size(0), p.height, p.width, S::kValid);
+    p.tiles_x = plan.strips;
+    p.tiles_y = plan.segments;
+    p.rows = plan.rows;
+    p.bias = reinterpret_cast<const float*>(p.weights + p.convs * 9 * S::P * S::P / 8);
+    p.weights = reinterpret_cast<const uint4*>(p.bias + p.convs * S::P);
+    launch_after<kKernel>(kOp, launch, plan.blocks, S::kThreads, S::kSharedBytes, p);
+    done = true;
+  });
+  return done;
+}
+
 // Of the instances that fit, the one whose busiest SM has the fewest rows to compute.
 template <class T>
 void choose(const Launch& launch, const Tensor& x, const SpabArguments& p) {
+  if (stream<T>(launch, x, p)) return;
   const Limits limits(kOp);
   int64_t fewest = 0;
   void (*best)(const Launch&, const Tensor&, SpabArguments) = nullptr;

@@ -20,6 +20,7 @@ struct SpabArguments {
   const uint4* weights;
   const float* bias;
   int convs, height, width, tiles_x, tiles_y;
+  int rows;  // of a tile, where it is streamed
 };
 
 // P channels, Height rows per tile.  A warp computes 16 columns (of at most 32), 1/RowWarps of the
@@ -164,8 +165,7 @@ struct SpabWork : Part<S> {
 #pragma unroll
       for (int j = 0; j < kGroup; ++j) {
         const float2 h = strip.pair(r, g * kGroup + j, high), v = S::T::unpack(lane.pair[j]);
-        lane.pair[j] = S::T::pack(__fmaf_rn(v.x, 0.5f, h.x) * tanh_approximate(h.x),
-                                  __fmaf_rn(v.y, 0.5f, h.y) * tanh_approximate(h.y));
+        lane.pair[j] = S::T::pack(gate_of_half(h.x, v.x), gate_of_half(h.y, v.y));
       }
       store_global(reinterpret_cast<typename Lane<kGroup>::Vector*>(p.y + i), lane.vector());
     });

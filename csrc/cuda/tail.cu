@@ -6,7 +6,7 @@
 #include "../feature_checks.h"
 #include "images.h"
 #include "instances.h"
-#include "tail.cuh"
+#include "tail_hopper.cuh"
 
 namespace espan::cuda {
 namespace {
@@ -23,8 +23,32 @@ void run(const Launch& launch, int64_t batch, TailArguments p) {
   tail_kernel<S><<<tiles.blocks, S::kThreads, S::kSharedBytes, launch.stream()>>>(p);
 }
 
+// On Hopper, by the streamed kernel.
+template <class T>
+bool stream(const Launch& launch, const Tensor& last, TailArguments p) {
+  const int up_tiles = p.scale > 2 ? 6 : 2;
+  bool done = false;
+  for_each_tail_stream<T>([&](auto instance) {
+    using S = decltype(instance);
+    constexpr auto kKernel = tail_stream_kernel<S>;
+    if (S::P != last.size(3) || S::kUpTiles != up_tiles || S::kSides != p.side_count) return;
+    if (!can_stream<kKernel>(kOp)) return;
+    const Streaming plan(kOp, last.size(0), p.height, p.width, S::kValid);
+    p.tiles_x = plan.strips;
+    p.tiles_y = plan.segments;
+    p.rows = plan.rows;
+    constexpr int kWeights = (9 + S::kSides) * S::P * S::P / 8 + 9 * S::P * S::kUpTiles;
+    p.bias = reinterpret_cast<const float*>(p.weights + kWeights);
+    p.weights = reinterpret_cast<const uint4*>(p.bias + S::P + 8 * S::kUpTiles);
+    launch_after<kKernel>(kOp, launch, plan.blocks, S::kThreads, S::kSharedBytes, p);
+    done = true;
+  });
+  return done;
+}
+
 template <class T>
 void choose(const Launch& launch, const Tensor& last, const TailArguments& p) {
+  if (stream<T>(launch, last, p)) return;
   const int up_tiles = p.scale > 2 ? 6 : 2;
   for_each_tail<T>([&](auto instance) {
     using S = decltype(instance);

@@ -132,7 +132,7 @@ def head(image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kern
     _packing.check_form(OP, _form(packed, packed.dtype, channels, kernel), "cuda")
     batch, _, height, width = image.shape
     p = _packing.padded(channels)
-    weight, bias = _packing.split(packed, _weight_count(channels, kernel))
+    weight, bias = _packing.split(packed, _weight_count(channels, kernel), p)
     y = packed.new_empty(batch, height, width, p)
     major = torch.cuda.get_device_capability(image.device)[0] if image.is_cuda else 9
     columns = columns_of(p, major)

@@ -21,7 +21,7 @@ def spab(
         raise RuntimeError(f"{OP}: x has dtype float32; it must be float16 or bfloat16")
     _packing.check_form(OP, _form(packed, x.dtype, channels, convs), "cuda")
     p = _packing.padded(channels)
-    weights, biases = _packing.split(packed, convs * 9 * p * p)
+    weights, biases = _packing.split(packed, convs * 9 * p * p, convs * p)
     layers = list(zip(weights.view(convs, -1), biases.view(convs, -1), strict=True))
     o = first = conv(x, *layers[0], None)
     for weight, bias in layers[1:-1]:

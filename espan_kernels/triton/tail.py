@@ -205,7 +205,7 @@ def tail(
     batch, height, width, p = last.shape
     sides = 2 if activation is None else 3
     _packing.check_form(OP, _form(packed, last.dtype, channels, scale, sides), "cuda")
-    weights, biases = _packing.split(packed, _counts(channels, scale, sides)[0])
+    weights, biases = _packing.split(packed, *_counts(channels, scale, sides)[:2])
     depth = triton.next_power_of_2(p)
     columns = min(depth, COLUMNS)
     fused = torch.empty_like(last)

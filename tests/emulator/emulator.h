@@ -140,8 +140,10 @@ void store_shared(uint32_t to, V v, bool keep) {
   emulator::collective("st.shared", to, &v, keep, [](emulator::Lane* lane) {
     emulator::count("st.shared", lane, sizeof(V));
     for (int l = 0; l < 32; ++l)
-      if (lane[l].keep)
+      if (lane[l].keep) {
         std::memcpy(emulator::shared(lane[l].address, sizeof(V)), lane[l].data, sizeof(V));
+        emulator::mark_stored(lane[l].address);
+      }
   });
 }
 inline void load_shared(uint32_t from, uint32_t& v) {

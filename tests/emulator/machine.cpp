@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -37,7 +38,7 @@ namespace {
 constexpr size_t kStack = 64 << 10;
 constexpr uint32_t kSlack = 16;
 
-enum class State { ready, waiting, at_barrier, done };
+enum class State { ready, waiting, at_barrier, at_phase, done };
 
 struct Copy {
   uint32_t to;
@@ -46,12 +47,31 @@ struct Copy {
   uint32_t bytes;
 };
 
+// What lands later: the copies of a thread that arrives then, or a bulk copy.
+struct Landing {
+  std::vector<Copy> copies;
+  uint32_t barrier, bytes;  // of a bulk copy, which completes bytes instead of arriving
+};
+
+struct Barrier {
+  uint32_t count = 0, pending = 0, phase = 0;
+  int64_t bytes = 0;  // announced and not yet there
+};
+
+// A warpgroup's rendezvous for its products.
+struct Group {
+  int arrived = 0;
+};
+
 struct Fiber {
   void* stack_pointer = nullptr;
   std::unique_ptr<char[]> stack{new char[kStack]};
   State state = State::ready;
   const char* at = "";
   std::vector<Copy> copies;
+  uint32_t barrier = 0, parity = 0;  // of the phase that it waits for
+  std::vector<Product> products;
+  std::map<float*, std::vector<float>> accumulators;  // as they were before the first of them
 };
 
 struct Warp {
@@ -62,12 +82,16 @@ struct Warp {
 struct Machine {
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
+  std::vector<Group> groups;
   std::vector<unsigned char> shared;
+  std::vector<bool> stored;  // of each 16 bytes: whether an ordinary store wrote them
+  std::map<uint32_t, Barrier> barriers;
+  std::vector<Landing> landings;
   const std::vector<Array>* arrays = nullptr;
   const std::function<void()>* kernel = nullptr;
   std::map<std::string, Wavefronts> wavefronts;
   std::mt19937 random;
-  bool preempt = false;
+  bool preempt = false, early = false;  // early: what may land later lands at once
   void* main = nullptr;
   unsigned current = 0, block = 0;
   std::string error;
@@ -99,7 +123,12 @@ void next_lane() {
     espan_switch_fiber(&machine->fibers[me].stack_pointer, machine->fibers[other].stack_pointer);
     return;
   }
-  if (warp().arrived > 0)
+  const auto waits = [first](unsigned i) {
+    return machine->fibers[first + i].state == State::at_phase;
+  };
+  bool later = false;  // a lane that may still come
+  for (unsigned i = 0; i < 32; ++i) later |= waits(i);
+  if (warp().arrived > 0 && !later)
     fail("some lanes of a warp wait at " + std::string(fiber().at) +
          " and others never come there");
   to_main();
@@ -116,10 +145,16 @@ void entry() {
 void start(unsigned block, size_t shared_bytes) {
   machine->block = block;
   machine->shared.assign(shared_bytes, 0xff);
+  machine->stored.assign(shared_bytes / 16 + 1, false);
+  machine->barriers.clear();
+  machine->landings.clear();
+  for (Group& g : machine->groups) g.arrived = 0;
   for (Warp& w : machine->warps) w.arrived = w.next = 0;
   for (Fiber& f : machine->fibers) {
     f.state = State::ready;
     f.copies.clear();
+    f.products.clear();
+    f.accumulators.clear();
     const auto top = reinterpret_cast<uintptr_t>(f.stack.get() + kStack) & ~uintptr_t{15};
     void** stack = reinterpret_cast<void**>(top);
     *--stack = nullptr;  // the alignment that a function expects at its entry
@@ -129,10 +164,68 @@ void start(unsigned block, size_t shared_bytes) {
   }
 }
 
+bool phase_is_over(uint32_t barrier, uint32_t parity) {
+  return (machine->barriers.at(barrier).phase & 1) != parity;
+}
+
 bool can_run(unsigned w) {
-  for (unsigned t = w * 32; t < w * 32 + 32; ++t)
-    if (machine->fibers[t].state == State::ready) return true;
-  return false;
+  bool any = false;
+  for (unsigned t = w * 32; t < w * 32 + 32; ++t) {
+    Fiber& f = machine->fibers[t];
+    if (f.state == State::at_phase && phase_is_over(f.barrier, f.parity)) f.state = State::ready;
+    any |= f.state == State::ready;
+  }
+  return any;
+}
+
+// The thread's copies, as an ordinary store would leave them.
+void land(const std::vector<Copy>& copies, bool ordinary) {
+  for (const Copy& c : copies) {
+    unsigned char* to = machine->shared.data() + c.to;
+    if (c.take)
+      std::memcpy(to, c.from, c.bytes);
+    else
+      std::memset(to, 0, c.bytes);
+    for (uint32_t i = c.to / 16; i <= (c.to + c.bytes - 1) / 16; ++i) machine->stored[i] = ordinary;
+  }
+}
+
+void end_phase_if_complete(Barrier& b) {
+  if (b.pending != 0 || b.bytes != 0) return;
+  ++b.phase;
+  b.pending = b.count;
+}
+
+void arrive(uint32_t barrier) {
+  Barrier& b = machine->barriers.at(barrier);
+  if (b.pending == 0) throw std::runtime_error("more arrivals at a barrier than its phase takes");
+  --b.pending;
+  end_phase_if_complete(b);
+}
+
+// Lands the oldest that somebody waits for, or any in random order; what nobody waits for may land
+// early there, and else never does.
+bool land_next(bool early) {
+  std::vector<size_t> wanted;
+  for (size_t i = 0; i < machine->landings.size(); ++i)
+    for (const Fiber& f : machine->fibers)
+      if (early || (f.state == State::at_phase && f.barrier == machine->landings[i].barrier)) {
+        wanted.push_back(i);
+        break;
+      }
+  if (wanted.empty()) return false;
+  const size_t which = wanted[machine->preempt ? machine->random() % wanted.size() : 0];
+  const Landing landing = machine->landings[which];
+  machine->landings.erase(machine->landings.begin() + static_cast<std::ptrdiff_t>(which));
+  land(landing.copies, landing.bytes == 0);
+  if (landing.bytes == 0) {
+    arrive(landing.barrier);
+  } else {
+    Barrier& b = machine->barriers.at(landing.barrier);
+    b.bytes -= landing.bytes;
+    end_phase_if_complete(b);
+  }
+  return true;
 }
 
 void run_warp(unsigned w) {
@@ -150,16 +243,20 @@ void run_block(unsigned order) {
   if (order == 1) std::reverse(turns.begin(), turns.end());
   for (;;) {
     if (order > 1) std::shuffle(turns.begin(), turns.end(), machine->random);
+    if (order > 1 && machine->random() % 16 == 0) land_next(true);
     const auto w = std::find_if(turns.begin(), turns.end(), can_run);
     if (w != turns.end()) {
       run_warp(*w);
       continue;
     }
+    if (land_next(false)) continue;
     const auto is = [](State s) { return [s](const Fiber& f) { return f.state == s; }; };
     auto& fibers = machine->fibers;
     if (std::all_of(fibers.begin(), fibers.end(), is(State::done))) return;
     if (!std::all_of(fibers.begin(), fibers.end(), is(State::at_barrier)))
-      throw std::runtime_error("some threads wait at a barrier and others have ended");
+      throw std::runtime_error(std::any_of(fibers.begin(), fibers.end(), is(State::at_phase))
+                                   ? "some threads wait for a phase that nobody completes"
+                                   : "some threads wait at a barrier and others have ended");
     for (Fiber& f : fibers) f.state = State::ready;
   }
 }
@@ -212,14 +309,99 @@ void start_copy(uint32_t to, const void* from, bool take, uint32_t bytes) {
 }
 
 void finish_copies() {
-  for (const Copy& c : fiber().copies) {
-    if (c.take)
-      std::memcpy(shared(c.to, c.bytes), c.from, c.bytes);
-    else
-      std::memset(shared(c.to, c.bytes), 0, c.bytes);
-  }
+  land(fiber().copies, true);
   fiber().copies.clear();
 }
+
+void barrier_init(uint32_t barrier, uint32_t count) {
+  shared(barrier, 8);
+  machine->barriers[barrier] = {count, count, 0, 0};
+}
+
+void barrier_arrive(uint32_t barrier, uint32_t expected_bytes) {
+  if (machine->barriers.count(barrier) == 0) return fail("a barrier that was not initialised");
+  Barrier& b = machine->barriers[barrier];
+  b.bytes += expected_bytes;
+  if (b.pending == 0) return fail("more arrivals at a barrier than its phase takes");
+  --b.pending;
+  end_phase_if_complete(b);
+}
+
+void barrier_wait(uint32_t barrier, uint32_t parity) {
+  if (machine->barriers.count(barrier) == 0) return fail("a barrier that was not initialised");
+  if (phase_is_over(barrier, parity)) return;
+  fiber().state = State::at_phase;
+  fiber().at = "a phase";
+  fiber().barrier = barrier;
+  fiber().parity = parity;
+  next_lane();
+}
+
+void copies_arrive(uint32_t barrier) {
+  if (machine->barriers.count(barrier) == 0) return fail("a barrier that was not initialised");
+  machine->landings.push_back({fiber().copies, barrier, 0});
+  fiber().copies.clear();
+  if (machine->early) land_next(true);
+}
+
+void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+  if (machine->barriers.count(barrier) == 0) return fail("a barrier that was not initialised");
+  if (bytes % 16 != 0 || to + bytes > machine->shared.size())
+    return fail("a bulk copy out of range");
+  shared(to, 16);
+  check_global(from, 16, false);
+  check_global(static_cast<const char*>(from) + bytes - 16, 16, false);
+  machine->landings.push_back({{{to, from, true, bytes}}, barrier, bytes});
+  if (machine->early) land_next(true);
+}
+
+void start_product(const Product& product) {
+  auto [entry, first] = fiber().accumulators.try_emplace(product.d);
+  if (first) {
+    // Accumulators of another width that begin elsewhere in the same registers are not foreseen.
+    entry->second.assign(product.d, product.d + product.values);
+    std::fill(product.d, product.d + product.values, std::numeric_limits<float>::quiet_NaN());
+  }
+  fiber().products.push_back(product);
+}
+
+void finish_products() {
+  const unsigned first = machine->current / 128 * 128;
+  Group& group = machine->groups[machine->current / 128];
+  fiber().state = State::waiting;
+  fiber().at = "wgmma_wait";
+  if (++group.arrived < 128) return next_lane();
+  group.arrived = 0;
+  const size_t count = fiber().products.size();
+  std::vector<const Product*> products(128);
+  for (unsigned t = first; t < first + 128; ++t) {
+    Fiber& f = machine->fibers[t];
+    if (f.products.size() != count) fail("the threads of a warpgroup start different products");
+    for (const auto& [d, values] : f.accumulators) std::copy(values.begin(), values.end(), d);
+    f.accumulators.clear();
+  }
+  for (size_t i = 0; i < count; ++i) {
+    for (unsigned t = 0; t < 128; ++t) {
+      products[t] = &machine->fibers[first + t].products[i];
+      if (products[t]->b != products[0]->b || products[t]->now != products[0]->now)
+        fail("the threads of a warpgroup start different products");
+    }
+    products[0]->now(products.data());
+  }
+  for (unsigned t = first; t < first + 128; ++t) {
+    machine->fibers[t].products.clear();
+    machine->fibers[t].state = State::ready;
+  }
+}
+
+const unsigned char* product_operand(uint32_t address) {
+  const unsigned char* operand = shared(address, 16);
+  if (machine->stored[address / 16])
+    fail("a product reads what an ordinary store wrote, without a proxy fence");
+  return operand;
+}
+
+void mark_stored(uint32_t address) { machine->stored[address / 16] = true; }
 
 void count(const char* name, const Lane* lanes, uint32_t bytes) {
   // 128 bytes go at once: 8 lanes of 16 bytes, 16 of 8, 32 of 4 or fewer.
@@ -247,10 +429,12 @@ std::map<std::string, Wavefronts> run(unsigned blocks, unsigned threads, size_t 
   Machine m;
   m.fibers = std::vector<Fiber>(threads);
   m.warps = std::vector<Warp>(threads / 32);
+  m.groups = std::vector<Group>((threads + 127) / 128);
   m.arrays = &arrays;
   m.kernel = &kernel;
   m.random.seed(order);
   m.preempt = order > 1;
+  m.early = order == 0;
   machine = &m;
   for (unsigned block = 0; block < blocks; ++block) {
     start(block, shared_bytes);

@@ -39,6 +39,30 @@ void check_global(const void* address, size_t bytes, bool write);
 void start_copy(uint32_t to, const void* from, bool take, uint32_t bytes);
 void finish_copies();
 
+// Hopper's barriers in shared memory.  A thread that waits for a phase which nobody can complete is an
+// error, and so are more arrivals than a phase takes.
+void barrier_init(uint32_t barrier, uint32_t count);
+void barrier_arrive(uint32_t barrier, uint32_t expected_bytes);
+void barrier_wait(uint32_t barrier, uint32_t parity);
+void copies_arrive(uint32_t barrier);
+void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier);
+
+// A thread's part of a product of its warpgroup.
+struct Product {
+  float* d;
+  int values;
+  const uint32_t* a;
+  uint64_t b;
+  bool accumulate;
+  void (*now)(const Product* const*);  // computes those of 128 threads
+};
+void start_product(const Product& product);
+void finish_products();
+// 16 bytes of shared memory for a product; an error if an ordinary store wrote them, which would
+// need a proxy fence.
+const unsigned char* product_operand(uint32_t address);
+void mark_stored(uint32_t address);
+
 // Counts the wavefronts of a warp's access of `bytes` per lane.
 void count(const char* name, const Lane* lanes, uint32_t bytes);
 
@@ -52,7 +76,8 @@ struct Array {
 };
 
 // Runs `blocks` blocks of `threads` threads.  `order` says how warps take turns: 0 up, 1 down,
-// other numbers at random, changing at random places too.  Throws std::runtime_error on any error.
+// other numbers at random, changing at random places too.  What lands
+// later lands at once for 0, as late as it may for 1.  Throws std::runtime_error on any error.
 std::map<std::string, Wavefronts> run(unsigned blocks, unsigned threads, size_t shared_bytes,
                                       unsigned order, const std::vector<Array>& arrays,
                                       const std::function<void()>& kernel);

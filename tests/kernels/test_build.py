@@ -37,6 +37,10 @@ def test_architectures(setup: ModuleType) -> None:
     with pytest.raises(SystemExit, match="TORCH_CUDA_ARCH_LIST has 'Hopper'"):
         setup.choose_archs("Hopper", known)
     assert setup.gencode("9.0a") == ["-gencode=arch=compute_90a,code=sm_90a"]
+    assert setup.gencode("9.0+PTX") == [
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_90,code=compute_90",
+    ]
     assert setup.gencode("12.0+PTX") == [
         "-gencode=arch=compute_120,code=sm_120",
         "-gencode=arch=compute_120,code=compute_120",

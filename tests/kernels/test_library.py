@@ -67,7 +67,8 @@ def test_needs_no_cuda_library_and_no_python_library() -> None:
 def test_has_the_architectures_that_it_reports() -> None:
     expected = set(re.findall(r"(\d+\.\d[af]?)", _library.cuda_archs))
     found = set(re.findall(r"sm_(\d+[af]?)\.cubin", cuobjdump("--list-elf")))
-    assert found == {arch.replace(".", "") for arch in expected}
+    # Of 9.0 it is the variant that has wgmma.
+    assert found == {"90a" if arch == "9.0" else arch.replace(".", "") for arch in expected}
     ptx = {arch.replace(".", "") for arch in re.findall(r"([\d.]+)\+PTX", _library.cuda_archs)}
     assert set(re.findall(r"sm_(\d+)\.ptx", cuobjdump("--list-ptx"))) == ptx
 

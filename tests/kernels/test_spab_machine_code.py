@@ -78,7 +78,8 @@ def cuobjdump(arch: str, *arguments: str) -> str:
         files = [_library.compiled.__file__]
     else:
         pytest.skip(f"the library is not built for {arch}")
-    command = [tool("cuobjdump"), *arguments, "-arch", f"sm_{arch.replace('.', '')}"]
+    exact = arch.replace("9.0", "9.0a").replace(".", "")
+    command = [tool("cuobjdump"), *arguments, "-arch", f"sm_{exact}"]
     runs = [
         subprocess.run([*command, f], check=True, capture_output=True, text=True) for f in files
     ]
@@ -145,3 +146,31 @@ def test_resources(arch: str) -> None:
         each = -(-int(registers[1]) // 8) * 8
         assert each * 64 * rows * channels * blocks <= 65536, (name, line)
     assert checked
+
+
+def test_streamed_products_run_asynchronously() -> None:
+    """A row's products are one group: where nvcc has to serialise them it waits after each."""
+    functions = cuobjdump("9.0", "-sass").split("Function : ")[1:]
+    streamed = {f.split()[0]: f for f in functions if "_stream_kernel" in f.split()[0]}
+    assert streamed
+    for name, code in streamed.items():
+        match = re.search(r"Float16E((?:Li\d+E)+)E+v", name)
+        assert match is not None, name
+        p, *tail = (int(n) for n in re.findall(r"\d+", match[1]))
+        steps = p // 16
+        # Each role's loop is three rows: spab's three convolutions, or the tail's two and its sides.
+        products = 6 * 3 * steps + 3 * tail[1] * steps if tail else 9 * 3 * steps
+        groups = 6 if tail else 9
+        counts = {i: code.count(i) for i in ("HGMMA", "WARPGROUP.ARRIVE", "DEPBAR.LE gsb0")}
+        assert list(counts.values()) == [products, groups, groups], (name, counts)
+        assert not re.search(r"\b(LDL|STL)\b", code), name
+        # ldmatrix, and for copies 16 bytes at once.
+        assert "LDSM.16.M88.4" in code
+        assert "LDGSTS.E.BYPASS.128" in code
+
+
+def test_streamed_kernels_are_empty_elsewhere() -> None:
+    """wgmma is Hopper's; other architectures get no code for these kernels."""
+    for name in cuobjdump("8.0", "-sass").split("Function : ")[1:]:
+        if "_stream_kernel" in name.split()[0]:
+            assert len(re.findall(r"/\*[0-9a-f]{4}\*/", name)) < 40

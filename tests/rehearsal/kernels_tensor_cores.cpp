@@ -1,8 +1,8 @@
 // spab, head and tail, under the emulator.
 #define ESPAN_EMULATOR
 #include "cuda/head.cuh"
-#include "cuda/spab.cuh"
-#include "cuda/tail.cuh"
+#include "cuda/spab_hopper.cuh"
+#include "cuda/tail_hopper.cuh"
 //
 #include "kernels.h"
 
@@ -25,6 +25,10 @@ template <class T>
 void add_all(rehearsal::Kernels& kernels) {
   cuda::for_each_spab<T>([&](auto s) { add(kernels, &cuda::spab_kernel<decltype(s)>); });
   cuda::for_each_head<T>([&](auto s) { add(kernels, &cuda::head_kernel<decltype(s)>); });
+  cuda::for_each_spab_stream<T>(
+      [&](auto s) { add(kernels, &cuda::spab_stream_kernel<decltype(s)>); });
+  cuda::for_each_tail_stream<T>(
+      [&](auto s) { add(kernels, &cuda::tail_stream_kernel<decltype(s)>); });
   cuda::for_each_tail<T>([&](auto s) { add(kernels, &cuda::tail_kernel<decltype(s)>); });
 }
 

@@ -1,0 +1,196 @@
+// From the features to the image in one launch on Hopper: what tail.cuh computes, streamed
+// (stream.cuh).  One warpgroup computes the folded concat, one the convolution to pixels, and a warp
+// loads each map.  62 of 64 columns are useful.  A row takes 360 + 432 cycles of the tensor cores with 32
+// channels and s = 4, where the 1x1 convolutions, products of N = 32, take 72 of the 360.
+#pragma once
+
+#include "stream.cuh"
+#include "tail.cuh"
+
+namespace espan::cuda {
+
+template <class T_, int P_, int UpTiles_, int Sides_>
+struct TailStream {
+  using T = T_;
+  static constexpr int P = P_, kUpTiles = UpTiles_, kSides = Sides_, kValid = 62;
+  static constexpr int kThreads = 384, kLoaders = 1 + kSides;
+  using Fuse = StreamConv<T, P, P, P <= 32>;
+  using Up = StreamConv<T, P, 8 * kUpTiles, P <= 32>;
+  using Row = StreamRow<P>;
+  // A slot: a row of the last block's output, and the row above it of each other map.
+  using Input = Ring<4, (1 + kSides) * Row::kRow>;
+  using Inner = Ring<3, Row::kRow>;
+  static constexpr int kSide = 2 * P * P, kSideSteps = P / 16;
+  static constexpr int kUp = Fuse::kBytes + kSides * kSide, kInput = kUp + Up::kBytes;
+  static constexpr int kInner = kInput + Input::kBytes, kBarriers = kInner + Inner::kBytes;
+  static constexpr int kReady = kBarriers + Input::kBarrierBytes + Inner::kBarrierBytes;
+  static constexpr int kSharedBytes = kReady + 2 * 8;
+  static constexpr int kGroup = Group<P>::kTiles, kGroups = P / Group<P>::kChannels;
+};
+
+template <class T, class F>
+void for_each_tail_stream(F f) {
+  const auto both = [&](auto two, auto three) {
+    f(two);
+    f(three);
+  };
+  both(TailStream<T, 16, 2, 2>{}, TailStream<T, 16, 2, 3>{});
+  both(TailStream<T, 16, 6, 2>{}, TailStream<T, 16, 6, 3>{});
+  both(TailStream<T, 32, 2, 2>{}, TailStream<T, 32, 2, 3>{});
+  both(TailStream<T, 32, 6, 2>{}, TailStream<T, 32, 6, 3>{});
+}
+
+template <class S>
+struct TailStreamWork : StreamStrip<S> {
+  using Base = StreamStrip<S>;
+  using Base::channel, Base::inside_columns, Base::inside_rows, Base::lane, Base::left;
+  using Base::pixel, Base::quad, Base::rows, Base::top;
+  using Row = typename S::Row;
+  const TailArguments& p;
+
+  __device__ __forceinline__ TailStreamWork(const TailArguments& p, int block, int thread)
+      : Base(p.height, p.width, p.tiles_x, p.tiles_y, p.rows, block, thread), p(p) {}
+
+  __device__ __forceinline__ void load(typename S::Input ring, int map) const {
+    const RowCopier<S> copier(*this, left - 2);
+    // Not p.sides[map - 1]: a run-time index would move the arguments to local memory.
+    const uint16_t* maps = map == 0   ? p.last
+                           : map == 1 ? p.sides[0]
+                           : map == 2 ? p.sides[1]
+                                      : p.sides[2];
+    const int first = top - (map == 0 ? 2 : 3);
+    for (int n = 0; n < rows + 4; ++n) {
+      ring.wait_empty();
+      copier.copy(ring.slot() + map * Row::kRow, maps, first + n);
+      copies_arrive(ring.full());
+      ring.next();
+    }
+  }
+
+  // The folded concat, from one row and column before the strip on.
+  __device__ __forceinline__ void fuse(typename S::Fuse& conv, uint32_t side_weights,
+                                       typename S::Input in, typename S::Inner out) const {
+    uint32_t a[S::kSides][S::kSideSteps][4];
+    const uint64_t weights = descriptor(side_weights, S::P * 16, 128);
+    const auto load_sides = [&](uint32_t slot) {
+#pragma unroll
+      for (int i = 0; i < S::kSides; ++i)
+#pragma unroll
+        for (int k = 0; k < S::kSideSteps; ++k)
+          conv.load(a[i][k], slot + (1 + i) * Row::kRow, 1, k);
+    };
+    // Beside the products that end output row u, into accumulators of their own.
+    float sides[S::Fuse::kValues];
+    const auto multiply_sides = [&] {
+      registers_fence(sides);
+#pragma unroll
+      for (int i = 0; i < S::kSides; ++i)
+#pragma unroll
+        for (int k = 0; k < S::kSideSteps; ++k)
+          wgmma<typename S::T, S::P>(sides, a[i][k],
+                                     weights + (i * S::kSideSteps + k) * (S::P * 2), i + k > 0);
+    };
+    const auto add_sides = [&] {
+      registers_fence(sides);
+#pragma unroll
+      for (int i = 0; i < S::Fuse::kValues; ++i) conv.done[i] += sides[i];
+    };
+    const auto emit = [&](int u) {
+      const bool row_inside = inside_rows(top - 1 + u);
+      out.wait_empty();
+#pragma unroll
+      for (int high = 0; high < 2; ++high) {
+        const int column = pixel + 8 * high;
+        // Outside of the image the result is zero: it is the next convolution's padding.
+        const bool real = row_inside && inside_columns(left - 1 + column);
+#pragma unroll
+        for (int g = 0; g < S::kGroups; ++g) {
+          Lane<S::kGroup> result;
+#pragma unroll
+          for (int j = 0; j < S::kGroup; ++j) {
+            const float2 v = conv.pair(g * S::kGroup + j, high);
+            result.pair[j] = real ? S::T::pack(v.x, v.y) : 0;
+          }
+          const int c = channel(g);
+          store_shared(out.slot() + Row::offset(column, c / 8) + c % 8 * 2, result.vector(), true);
+        }
+      }
+      synchronize_warp();
+      if (lane == 0) barrier_arrive(out.full());
+      out.next();
+    };
+    conv.stream(in, rows + 4, lane, load_sides, multiply_sides, add_sides, emit);
+  }
+
+  // The convolution to pixels.  Returns whether a value was out of range.
+  __device__ __forceinline__ bool upsample(typename S::Up& conv, typename S::Inner in) const {
+    const PixelWriter<S::kUpTiles> pixels(p, this->image, quad);
+    const int x = left + pixel;
+    const bool own[2] = {x < p.width, pixel + 8 < S::kValid && x + 8 < p.width};
+    int64_t place[2] = {pixels.place(top, x), pixels.place(top, x + 8)};
+    bool out_of_range = false;
+    const auto emit = [&](int) {
+#pragma unroll
+      for (int high = 0; high < 2; ++high) {
+        if (!own[high]) continue;
+        float values[2 * S::kUpTiles];
+#pragma unroll
+        for (int j = 0; j < S::kUpTiles; ++j) {
+          const float2 v = conv.pair(j, high);
+          values[2 * j] = v.x;
+          values[2 * j + 1] = v.y;
+        }
+        out_of_range |= pixels.store(place[high], values);
+        place[high] += pixels.row_step;
+      }
+    };
+    conv.stream(in, rows + 2, lane, [](uint32_t) {}, [] {}, [] {}, emit);
+    return out_of_range;
+  }
+};
+
+template <class S>
+__global__ void __launch_bounds__(S::kThreads, 1) tail_stream_kernel(const TailArguments p) {
+#ifdef ESPAN_WGMMA
+  const int thread = threadIdx.x;
+  const TailStreamWork<S> work(p, blockIdx.x, thread);
+  const uint32_t weights = shared_memory(), ready = weights + S::kReady;
+  const typename S::Input input(weights + S::kInput, weights + S::kBarriers);
+  const typename S::Inner inner(weights + S::kInner, input.barriers + S::Input::kBarrierBytes);
+  if (thread == 0) {
+    input.init(32 * S::kLoaders, 4);
+    inner.init(4, 4);
+    barrier_init(ready, 1);
+    barrier_init(ready + 8, 1);
+    barrier_init_fence();
+  }
+  synchronize();
+  grid_dependency_launch();
+  grid_dependency_wait();
+  const int group = uniform(thread / 128);
+  if (group == 2) {
+    set_registers<false, 56>();
+    const int loader = uniform(thread / 32 % 4);
+    if (loader >= S::kLoaders) return;
+    if (thread % 128 == 0) {
+      load_weights(weights, p.weights, S::kUp, ready);
+      load_weights(weights + S::kUp, p.weights + S::kUp / 16, S::Up::kBytes, ready + 8);
+    }
+    synchronize_warp();
+    work.load(input, loader);
+    return;
+  }
+  set_registers<true, 224>();
+  if (group == 0) {
+    typename S::Fuse conv(weights, p.bias, thread);
+    barrier_wait(ready, 0);
+    work.fuse(conv, weights + S::Fuse::kBytes, input, inner);
+  } else {
+    typename S::Up conv(weights + S::kUp, p.bias + S::P, thread);
+    barrier_wait(ready + 8, 0);
+    if (work.upsample(conv, inner) && p.flag != nullptr) store_global(p.flag, 1);
+  }
+#endif
+}
+
+}  // namespace espan::cuda

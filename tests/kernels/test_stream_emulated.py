@@ -1,0 +1,190 @@
+"""The kernels that stream on Hopper, on the CPU: their own source under tests/emulator."""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.emulator.build import Bug, buffer, load, poisoned
+from tests.kernels import spab_cases, tail_cases
+
+check_spab = partial(spab_cases.check, form="cuda")
+check_tail = partial(tail_cases.check, form="cuda")
+
+FLOATS = (torch.float16, torch.bfloat16)
+TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
+CHANNELS = [(16, 13), (32, 26)]  # P of the instances, and a number of channels below
+
+BUGS: dict[str, Bug] = {
+    "accumulators rotated the wrong way": (
+        "stream.cuh",
+        "(3 - kPhase) % 3 * N",
+        "kPhase % 3 * N",
+    ),
+    "a slot filled before it is empty": (
+        "spab_hopper.cuh",
+        "      out.wait_empty();\n",
+        "",
+    ),
+    "a phase off": (
+        "stream.cuh",
+        "barrier_wait(full(), phase);",
+        "barrier_wait(full(), phase ^ 1);",
+    ),
+    "a row short": (
+        "spab_hopper.cuh",
+        "n < rows + 2 * p.convs",
+        "n < rows + 2 * p.convs - 1",
+    ),
+    "results taken before the wait": (
+        "stream.cuh",
+        "      wgmma_wait();\n",
+        "",
+    ),
+    "weights not waited for": (
+        "spab_hopper.cuh",
+        "  barrier_wait(ready + 8 * i, 0);\n",
+        "",
+    ),
+}
+
+
+def instance(module: ModuleType, dtype: torch.dtype, **wanted: int) -> dict[str, Any]:
+    wanted["bfloat16"] = dtype == torch.bfloat16
+    (found,) = [i for i in module.instances if all(i[k] == v for k, v in wanted.items())]
+    # Of an SM's 228 KB a block may have 227.
+    assert found["shared_bytes"] <= 227 * 1024
+    return found
+
+
+def spab_runner(module: ModuleType, p: int, dtype: torch.dtype, rows: int, order: int) -> Any:
+    """Runs the block in segments of ``rows``, in arrays that begin as NaN."""
+    kernel = instance(module, dtype, channels=p)["run"]
+
+    def run(x: Tensor, packed: Tensor, channels: int, convs: int) -> tuple[Tensor, Tensor]:
+        n, height, width, _ = x.shape
+        y, activation = (poisoned(tuple(x.shape), x.dtype) for _ in range(2))
+        arrays = [buffer(module, t) for t in (x, packed, y, activation)]
+        wavefronts = kernel(*arrays, convs, n, height, width, rows, order)
+        assert set(wavefronts) == {"ldmatrix", "st.shared"}
+        for fewest, needed in wavefronts.values():
+            assert fewest == needed  # no bank conflicts
+        return y, activation
+
+    return run
+
+
+def tail_runner(
+    module: ModuleType, p: int, sides: int, dtype: torch.dtype, rows: int, order: int
+) -> Any:
+    def run(
+        head: Tensor,
+        first: Tensor,
+        last: Tensor,
+        activation: Tensor | None,
+        packed: Tensor,
+        channels: int,
+        scale: int,
+        image_dtype: torch.dtype,
+        flag: Tensor,
+    ) -> Tensor:
+        n, height, width, _ = last.shape
+        hwc = image_dtype == torch.uint8
+        size = (n, scale * height, scale * width)
+        image = poisoned((*size, 3) if hwc else (n, 3, *size[1:]), image_dtype)
+        maps = [head, first] if activation is None else [head, first, activation]
+        up_tiles = 6 if scale > 2 else 2
+        kernel = instance(module, dtype, channels=p, up_tiles=up_tiles, sides=sides)["run"]
+        wavefronts = kernel(
+            buffer(module, last),
+            [buffer(module, t) for t in maps],
+            *(buffer(module, t) for t in (packed, image, flag)),
+            *(TYPES.index(image_dtype), scale, n, height, width, rows, order),
+        )
+        for fewest, needed in wavefronts.values():
+            assert fewest == needed  # no bank conflicts
+        return image.permute(0, 3, 1, 2) if hwc else image
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def modules() -> dict[str, ModuleType]:
+    with ThreadPoolExecutor(2) as pool:
+        built = {op: pool.submit(load, f"{op}_hopper") for op in ("spab", "tail")}
+    return {op: module.result() for op, module in built.items()}
+
+
+@pytest.mark.parametrize("convs", [2, 3])
+@pytest.mark.parametrize(("p", "channels"), CHANNELS)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_spab(
+    modules: dict[str, ModuleType], dtype: torch.dtype, p: int, channels: int, convs: int
+) -> None:
+    for order, (rows, shape) in enumerate(
+        [(1, (1, 1, 1)), (4, (2, 6, 7)), (5, (1, 5, 61)), (3, (1, 8, 29))]
+    ):
+        run = spab_runner(modules["spab"], p, dtype, rows, order)
+        check_spab(run, channels if order % 2 else p, convs, dtype, shape)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+@pytest.mark.parametrize("sides", [2, 3])
+@pytest.mark.parametrize(("p", "channels"), CHANNELS)
+def test_tail(
+    modules: dict[str, ModuleType], p: int, channels: int, sides: int, scale: int
+) -> None:
+    for order, (rows, shape) in enumerate([(1, (1, 1, 1)), (4, (2, 6, 7)), (5, (1, 5, 63))]):
+        dtype = FLOATS[(order + scale + sides) % 2]
+        run = tail_runner(modules["tail"], p, sides, dtype, rows, order)
+        check_tail(run, channels, scale, sides, dtype, TYPES[(order + scale) % 4], shape)
+
+
+@pytest.mark.parametrize("image_dtype", TYPES)
+def test_out_of_range_is_flagged(
+    modules: dict[str, ModuleType], image_dtype: torch.dtype
+) -> None:
+    run = tail_runner(modules["tail"], 16, 2, torch.float16, 3, 0)
+    check_tail(run, 16, 4, 2, torch.float16, image_dtype, (1, 5, 6), gain=100.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("convs", [2, 3])
+@pytest.mark.parametrize(("p", "channels"), CHANNELS)
+def test_spab_at_all_sizes_and_orders(
+    modules: dict[str, ModuleType], p: int, channels: int, convs: int, dtype: torch.dtype
+) -> None:
+    for order in range(4):
+        for rows in (1, 3, 16):
+            run = spab_runner(modules["spab"], p, dtype, rows, order)
+            for size in [(1, 1), (1, 7), (9, 1), (17, 59), (3, 60), (16, 61), (5, 121)]:
+                check_spab(run, channels, convs, dtype, (1, *size))
+
+
+@pytest.fixture(scope="module")
+def planted() -> dict[str, ModuleType]:
+    """A module with each bug, built two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        built = {
+            k: pool.submit(load, "spab_hopper", bug=bug, macros=("ESPAN_ONE_TYPE",))
+            for k, bug in BUGS.items()
+        }
+    return {name: module.result() for name, module in built.items()}
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_planted_bug_is_found(planted: dict[str, ModuleType], name: str) -> None:
+    """By a wrong result, or by the emulator, in some order of the warps at least."""
+    found = 0
+    for order in range(4):
+        run = spab_runner(planted[name], 16, torch.float16, 9, order)
+        try:
+            check_spab(run, 16, 3, torch.float16, (1, 18, 9))
+        except (AssertionError, RuntimeError):
+            found += 1
+    assert found
