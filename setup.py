@@ -79,6 +79,11 @@ def main() -> None:
         flags["nvcc"] += [flag for arch in archs for flag in gencode(arch)]
         toolkit = {"include_dirs": [f"{home}/include"], "library_dirs": [f"{home}/lib64"]}
         toolkit["libraries"] = ["cudart_static", "dl", "rt", "pthread"]
+        # Where torch has no CUDA, its ninja file does not track the headers of .cu files.
+        newest = max(map(os.path.getmtime, glob.glob("csrc/**/*.*h", recursive=True)))
+        for built in glob.glob("build/temp*/csrc/cuda/*.o"):
+            if os.path.getmtime(built) < newest:
+                os.remove(built)
     else:
         print(f"espan: building CPU kernels only: {reason.replace('_', ' ')}", flush=True)
     # Of the warnings left out, one is about inlined functions, one about GCC 12's own headers.

@@ -126,8 +126,7 @@ inline PackedForms head_forms(int64_t channels, int64_t kernel) {
 inline PackedForms tail_forms(int64_t channels, int64_t scale, int64_t sides) {
   const int64_t p = padded(channels), up = scale > 2 ? 48 : 16;
   const int64_t wide = (36 * channels + 1) * (p + padded(3 * scale * scale));
-  const int64_t stream =
-      p == 64 ? 0 : streamed(p, p) + sides * p * p + streamed(p, up);
+  const int64_t stream = p == 64 ? 0 : streamed(p, p) + sides * p * p + streamed(p, up);
   return {p * (9 * p + sides * p + 9 * up), p + up, kUnused + sides * (channels + 1) * p + wide,
           stream};
 }

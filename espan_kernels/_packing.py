@@ -156,7 +156,8 @@ def form_of(
 ) -> str:
     """The form of ``packed``, which must be of ``dtype``.
 
-    ``cuda``: weights, biases and streamed weights in that form; ``cpu``: the shapes of the layers in the other.
+    ``cuda``: weights, biases and streamed weights in that form; ``cpu``: the shapes of the layers
+    in the other.
     """
     if packed.dtype != dtype:
         found, wanted = (str(d).removeprefix("torch.") for d in (packed.dtype, dtype))

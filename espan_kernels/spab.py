@@ -70,7 +70,9 @@ def pack_spab(
     bias = bias[:, _packing.output_order(p)]
     rows = _rows(stacked / 2)
     streamed = [_packing.streamed_conv3x3(w) for w in rows] if p < 64 else []
-    return _packing.join([_packing.conv3x3(w) for w in rows], [bias / 2], dtype, streamed).to(device)
+    return _packing.join([_packing.conv3x3(w) for w in rows], [bias / 2], dtype, streamed).to(
+        device
+    )
 
 
 def _rows(weights: Tensor) -> Tensor:

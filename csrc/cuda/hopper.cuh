@@ -112,22 +112,22 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], const uint32_t (&a)[4],
 #define ESPAN_D48(i) ESPAN_D24(i), ESPAN_D24(i + 24)
 #define ESPAN_D72(i) ESPAN_D48(i), ESPAN_D24(i + 48)
 #define ESPAN_WGMMA_OF(T, type, N, registers, operands, a_and_b, keep)                          \
-  template <>                                                                                  \
-  __device__ __forceinline__ void wgmma<T, N>(float (&d)[N / 2], const uint32_t (&a)[4],       \
-                                              uint64_t b, bool accumulate) {                   \
-    asm volatile("{ .reg .pred keep; setp.ne.b32 keep, " keep                                  \
-                 ", 0;\n"                                                                      \
-                 "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." type "." type               \
-                 " {" registers "}, " a_and_b ", keep, 1, 1, 0; }"                              \
-                 : operands                                                                    \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b),                         \
-                   "r"(static_cast<int>(accumulate)));                                         \
+  template <>                                                                                   \
+  __device__ __forceinline__ void wgmma<T, N>(float (&d)[N / 2], const uint32_t (&a)[4],        \
+                                              uint64_t b, bool accumulate) {                    \
+    asm volatile("{ .reg .pred keep; setp.ne.b32 keep, " keep                                   \
+                 ", 0;\n"                                                                       \
+                 "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." type "." type " {" registers \
+                 "}, " a_and_b ", keep, 1, 1, 0; }"                                             \
+                 : operands                                                                     \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b),                          \
+                   "r"(static_cast<int>(accumulate)));                                          \
   }
-#define ESPAN_WGMMA_FOR(T, type)                                                                 \
-  ESPAN_WGMMA_OF(T, type, 16, ESPAN_R8, ESPAN_D8(0), "{%8, %9, %10, %11}, %12", "%13")           \
-  ESPAN_WGMMA_OF(T, type, 32, ESPAN_R16, ESPAN_D16(0), "{%16, %17, %18, %19}, %20", "%21")       \
-  ESPAN_WGMMA_OF(T, type, 48, ESPAN_R24, ESPAN_D24(0), "{%24, %25, %26, %27}, %28", "%29")       \
-  ESPAN_WGMMA_OF(T, type, 96, ESPAN_R48, ESPAN_D48(0), "{%48, %49, %50, %51}, %52", "%53")       \
+#define ESPAN_WGMMA_FOR(T, type)                                                           \
+  ESPAN_WGMMA_OF(T, type, 16, ESPAN_R8, ESPAN_D8(0), "{%8, %9, %10, %11}, %12", "%13")     \
+  ESPAN_WGMMA_OF(T, type, 32, ESPAN_R16, ESPAN_D16(0), "{%16, %17, %18, %19}, %20", "%21") \
+  ESPAN_WGMMA_OF(T, type, 48, ESPAN_R24, ESPAN_D24(0), "{%24, %25, %26, %27}, %28", "%29") \
+  ESPAN_WGMMA_OF(T, type, 96, ESPAN_R48, ESPAN_D48(0), "{%48, %49, %50, %51}, %52", "%53") \
   ESPAN_WGMMA_OF(T, type, 144, ESPAN_R72, ESPAN_D72(0), "{%72, %73, %74, %75}, %76", "%77")
 ESPAN_WGMMA_FOR(Float16, "f16")
 ESPAN_WGMMA_FOR(BFloat16, "bf16")

@@ -56,14 +56,12 @@ struct PixelWriter {
                                [](float v) { return v; });
         break;
       case Image::float16:
-        store_colours<kPixels>(static_cast<uint16_t*>(image) + place, values, [](float v) {
-          return static_cast<uint16_t>(Float16::pack(v, 0));
-        });
+        store_colours<kPixels>(static_cast<uint16_t*>(image) + place, values,
+                               [](float v) { return static_cast<uint16_t>(Float16::pack(v, 0)); });
         break;
       case Image::bfloat16:
-        store_colours<kPixels>(static_cast<uint16_t*>(image) + place, values, [](float v) {
-          return static_cast<uint16_t>(BFloat16::pack(v, 0));
-        });
+        store_colours<kPixels>(static_cast<uint16_t*>(image) + place, values,
+                               [](float v) { return static_cast<uint16_t>(BFloat16::pack(v, 0)); });
         break;
     }
     bool out_of_range = false;
@@ -83,9 +81,8 @@ struct PixelWriter {
     for (int i = 0; i < 3 * kPixels; ++i) {
       if constexpr (kPixels == 4) {
         if (i % 4 == 0)
-          store_global(
-              reinterpret_cast<uint32_t*>(to + i),
-              levels[i] | levels[i + 1] << 8 | levels[i + 2] << 16 | levels[i + 3] << 24);
+          store_global(reinterpret_cast<uint32_t*>(to + i),
+                       levels[i] | levels[i + 1] << 8 | levels[i + 2] << 16 | levels[i + 3] << 24);
       } else {
         store_global(to + i, static_cast<uint8_t>(levels[i]));
       }

@@ -1,6 +1,6 @@
 // A whole SPAN block in one launch on Hopper: what spab.cuh computes, streamed (stream.cuh).  A
-// warpgroup has each convolution, and the warps of a fourth load x, a row each.  60 of 64 columns are
-// useful, and a segment computes 12 rows of convolutions beside its own.
+// warpgroup has each convolution, and the warps of a fourth load x, a row each.  60 of 64 columns
+// are useful, and a segment computes 12 rows of convolutions beside its own.
 #pragma once
 
 #include "spab.cuh"
@@ -81,16 +81,14 @@ struct SpabStreamWork : StreamStrip<S> {
           const int c = channel(g);
           store_shared(out.slot() + Row::offset(column, c / 8) + c % 8 * 2, result.vector(), true);
           if (activation != nullptr && real && own)
-            store_global(reinterpret_cast<Vector*>(activation + element(y, x, c)),
-                         result.vector());
+            store_global(reinterpret_cast<Vector*>(activation + element(y, x, c)), result.vector());
         }
       }
       synchronize_warp();
       if (lane == 0) barrier_arrive(out.full());
       out.next();
     };
-    conv.stream(
-        in, rows + 2 * after + 2, lane, [](uint32_t) {}, [] {}, [] {}, emit);
+    conv.stream(in, rows + 2 * after + 2, lane, [](uint32_t) {}, [] {}, [] {}, emit);
   }
 
   // The last convolution, gate and residual.
@@ -104,7 +102,8 @@ struct SpabStreamWork : StreamStrip<S> {
 #pragma unroll
       for (int g = 0; g < S::kGroups; ++g)
         // Beyond the row's end for pixels that are not stored.
-        from[high][g] = Row::offset(pixel + 8 * high + p.convs, channel(g) / 8) + channel(g) % 8 * 2;
+        from[high][g] =
+            Row::offset(pixel + 8 * high + p.convs, channel(g) / 8) + channel(g) % 8 * 2;
     for (int n = 0; n < p.convs; ++n) {  // the rows of x above the segment
       if (lane == 0) barrier_arrive(input.empty());
       input.next();

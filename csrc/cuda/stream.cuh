@@ -2,15 +2,15 @@
 // computes each convolution by wgmma, and rows pass from one to the next through rings in shared
 // memory, so that each row is computed once.
 //
-// An input row is multiplied once: one product of N = 3 x outputs holds the three vertical taps, and
-// the accumulators of the three output rows that it touches take turns.  A comes from registers, so
-// that activations can lie as ldmatrix and cp.async like them (Tile): wgmma's own reads would want
-// planes of 8 channels, and cp.async takes 32 cycles of shared memory's port to fill those with what
-// it stores here in 4.  Only the weights go through the asynchronous proxy, by bulk copies, so there
-// is no proxy fence.
+// An input row is multiplied once: one product of N = 3 x outputs holds the three vertical taps,
+// and the accumulators of the three output rows that it touches take turns.  A comes from
+// registers, so that activations can lie as ldmatrix and cp.async like them (Tile): wgmma's own
+// reads would want planes of 8 channels, and cp.async takes 32 cycles of shared memory's port to
+// fill those with what it stores here in 4.  Only the weights go through the asynchronous proxy, by
+// bulk copies, so there is no proxy fence.
 //
-// A row of 64 x 32 outputs takes 6 products of 48 cycles, and 283 cycles of that port: 96 for A, 144
-// for the weights, 43 for what else is loaded and stored.
+// A row of 64 x 32 outputs takes 6 products of 48 cycles, and 283 cycles of that port: 96 for A,
+// 144 for the weights, 43 for what else is loaded and stored.
 #pragma once
 
 #include "conv.cuh"
@@ -175,10 +175,11 @@ struct StreamConv {
     for (int s = 0; s < kSteps; ++s) load(a[s], row, s / (P / 16), s % (P / 16));
   }
 
-  // Starts the products of an input row t, t % 3 = kPhase, and those that `extra` starts beside them.
+  // Starts the products of an input row t, t % 3 = kPhase, and those that `extra` starts beside
+  // them.
   template <int kPhase, class Extra>
   __device__ __forceinline__ void start(Extra extra) {
-    auto& all = reinterpret_cast<float(&)[3 * kValues]>(d);
+    auto& all = reinterpret_cast<float (&)[3 * kValues]>(d);
     registers_fence(all);
     wgmma_fence();
 #pragma unroll
@@ -221,7 +222,7 @@ struct StreamConv {
     };
     const auto step = [&](auto phase, int t) {
       constexpr int kPhase = decltype(phase)::value;
-      auto& all = reinterpret_cast<float(&)[3 * kValues]>(d);
+      auto& all = reinterpret_cast<float (&)[3 * kValues]>(d);
       start<kPhase>(extra);
       synchronize_warp();
       if (lane == 0) barrier_arrive(in.empty());

@@ -1,7 +1,8 @@
 // From the features to the image in one launch on Hopper: what tail.cuh computes, streamed
-// (stream.cuh).  One warpgroup computes the folded concat, one the convolution to pixels, and a warp
-// loads each map.  62 of 64 columns are useful.  A row takes 360 + 432 cycles of the tensor cores with 32
-// channels and s = 4, where the 1x1 convolutions, products of N = 32, take 72 of the 360.
+// (stream.cuh).  One warpgroup computes the folded concat, one the convolution to pixels, and a
+// warp loads each map.  62 of 64 columns are useful.  A row takes 360 + 432 cycles of the tensor
+// cores with 32 channels and s = 4, where the 1x1 convolutions, products of N = 32, take 72 of the
+// 360.
 #pragma once
 
 #include "stream.cuh"
@@ -87,8 +88,8 @@ struct TailStreamWork : StreamStrip<S> {
       for (int i = 0; i < S::kSides; ++i)
 #pragma unroll
         for (int k = 0; k < S::kSideSteps; ++k)
-          wgmma<typename S::T, S::P>(sides, a[i][k],
-                                     weights + (i * S::kSideSteps + k) * (S::P * 2), i + k > 0);
+          wgmma<typename S::T, S::P>(sides, a[i][k], weights + (i * S::kSideSteps + k) * (S::P * 2),
+                                     i + k > 0);
     };
     const auto add_sides = [&] {
       registers_fence(sides);

@@ -145,9 +145,7 @@ def test_tail(
 
 
 @pytest.mark.parametrize("image_dtype", TYPES)
-def test_out_of_range_is_flagged(
-    modules: dict[str, ModuleType], image_dtype: torch.dtype
-) -> None:
+def test_out_of_range_is_flagged(modules: dict[str, ModuleType], image_dtype: torch.dtype) -> None:
     run = tail_runner(modules["tail"], 16, 2, torch.float16, 3, 0)
     check_tail(run, 16, 4, 2, torch.float16, image_dtype, (1, 5, 6), gain=100.0)
 
