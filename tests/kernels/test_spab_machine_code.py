@@ -158,7 +158,7 @@ def test_streamed_products_run_asynchronously() -> None:
         assert match is not None, name
         p, *tail = (int(n) for n in re.findall(r"\d+", match[1]))
         steps = p // 16
-        # Each role's loop has three rows: of spab's three convolutions, or the tail's two and sides.
+        # A loop has three rows: of spab's three convolutions, or of the tail's two and its sides.
         products = 6 * 3 * steps + 3 * tail[1] * steps if tail else 9 * 3 * steps
         groups = 6 if tail else 9
         counts = {i: code.count(i) for i in ("HGMMA", "WARPGROUP.ARRIVE", "DEPBAR.LE gsb0")}
@@ -170,7 +170,7 @@ def test_streamed_products_run_asynchronously() -> None:
 
 
 def test_streamed_kernels_are_empty_elsewhere() -> None:
-    """The code needs wgmma, which is Hopper's; other architectures get no code for these kernels."""
+    """They need wgmma, which is Hopper's."""
     for name in cuobjdump("8.0", "-sass").split("Function : ")[1:]:
         if "_stream_kernel" in name.split()[0]:
             assert len(re.findall(r"/\*[0-9a-f]{4}\*/", name)) < 40
