@@ -1,4 +1,6 @@
-// The end of the tail: from a lane's values of the upsampling convolution to pixels of the image.
+// The end of the streamed tail: from a lane's values of the upsampling convolution to pixels of the
+// image.  Places are counted once and advanced by a row, where tail.cuh counts each: that took more
+// instructions than the products, and here there are the registers for it.
 #pragma once
 
 #include "conv.cuh"

@@ -8,7 +8,7 @@
 // match), while the last block's output is being copied to shared memory.
 #pragma once
 
-#include "pixels.cuh"
+#include "conv.cuh"
 
 namespace espan::cuda {
 
@@ -170,7 +170,6 @@ struct TailWork : Part<S> {
   __device__ __forceinline__ bool upsample(uint32_t fused) const {
     const uint4* weights = p.weights + S::kLast + p.side_count * S::kSide;
     const Share columns(column_warp, 16, S::kWidth);
-    const PixelWriter<S::kUpTiles> pixels(p, this->image, at.quad);
     bool out_of_range = false;
 #pragma unroll 1
     for (int i = 0; i < S::kUpStrips; ++i) {
@@ -194,10 +193,84 @@ struct TailWork : Part<S> {
             values[2 * j] = v.x;
             values[2 * j + 1] = v.y;
           }
-          out_of_range |= pixels.store(pixels.place(y, x), values);
+          out_of_range |= store_pixels(y, x, values);
         }
     }
     return out_of_range;
+  }
+
+  // A lane has a row of its pixel's s x s for s > 2, else the quad-th pixel of them; r, g, b of
+  // each pixel in turn.
+  __device__ __forceinline__ bool store_pixels(int y, int x,
+                                               const float (&values)[2 * S::kUpTiles]) const {
+    constexpr bool kRow = S::kUpTiles == 6;
+    const int s = p.scale, pixels = kRow ? s : 1;
+    if (at.quad >= s * s / pixels) return false;
+    const int64_t out_y = static_cast<int64_t>(y) * s + (kRow ? at.quad : at.quad / s);
+    const int64_t out_x = static_cast<int64_t>(x) * s + (kRow ? 0 : at.quad % s);
+    const int64_t out_height = static_cast<int64_t>(p.height) * s;
+    const int64_t out_width = static_cast<int64_t>(p.width) * s;
+    const int64_t n = this->image / (static_cast<int64_t>(p.height) * p.width);
+    constexpr int kMost = kRow ? 4 : 1;
+    bool out_of_range = false;
+#pragma unroll
+    for (int i = 0; i < 3 * kMost; ++i)
+      if (i < 3 * pixels) out_of_range |= !(values[i] >= -1 && values[i] <= 2);  // also for a NaN
+
+    if (p.type == Image::uint8) {
+      uint8_t levels[3 * kMost];
+#pragma unroll
+      for (int i = 0; i < 3 * kMost; ++i)
+        levels[i] = static_cast<uint8_t>(round_to_int(fminf(fmaxf(values[i], 0), 1) * 255));
+      uint8_t* to =
+          static_cast<uint8_t*>(p.image) + ((n * out_height + out_y) * out_width + out_x) * 3;
+      if (kRow && s == 4) {
+#pragma unroll
+        for (int i = 0; i < 3 * kMost; i += 4)
+          if (i + 3 < 3 * kMost)
+            store_global(reinterpret_cast<uint32_t*>(to + i),
+                         levels[i] | levels[i + 1] << 8 | levels[i + 2] << 16 |
+                             static_cast<uint32_t>(levels[i + 3]) << 24);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 3 * kMost; ++i)
+          if (i < 3 * pixels) store_global(to + i, levels[i]);
+      }
+      return out_of_range;
+    }
+#pragma unroll
+    for (int c = 0; c < 3; ++c) {
+      const int64_t i = ((n * 3 + c) * out_height + out_y) * out_width + out_x;
+      if (p.type == Image::float32)
+        store_run<kMost>(static_cast<float*>(p.image) + i, values + c, pixels,
+                         [](float v) { return v; });
+      else if (p.type == Image::float16)
+        store_run<kMost>(static_cast<uint16_t*>(p.image) + i, values + c, pixels,
+                         [](float v) { return static_cast<uint16_t>(Float16::pack(v, 0)); });
+      else
+        store_run<kMost>(static_cast<uint16_t*>(p.image) + i, values + c, pixels,
+                         [](float v) { return static_cast<uint16_t>(BFloat16::pack(v, 0)); });
+    }
+    return out_of_range;
+  }
+
+  // `pixels` neighbours of one colour, of which `values` has every third; 4 are stored at once.
+  template <int kMost, class V, class Convert>
+  __device__ __forceinline__ static void store_run(V* to, const float* values, int pixels,
+                                                   Convert convert) {
+    struct alignas(4 * sizeof(V)) Four {
+      V v[4];
+    };
+    if constexpr (kMost == 4) {
+      if (pixels == 4) {
+        store_global(reinterpret_cast<Four*>(to), Four{{convert(values[0]), convert(values[3]),
+                                                        convert(values[6]), convert(values[9])}});
+        return;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kMost; ++i)
+      if (i < pixels) store_global(to + i, convert(values[3 * i]));
   }
 };
 

@@ -5,6 +5,7 @@
 // 360.
 #pragma once
 
+#include "pixels.cuh"
 #include "stream.cuh"
 #include "tail.cuh"
 
