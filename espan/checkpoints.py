@@ -22,7 +22,7 @@ from torch import Tensor
 
 from espan.checkpoint_layouts import check_finite, from_state_dict, unwrap
 from espan.errors import CheckpointError, EspanError
-from espan.files import atomic_write
+from espan.files import atomic_write, json_text
 from espan.models import Architecture, Network, Normalization
 
 FORMAT = 1
@@ -106,7 +106,7 @@ def save(network: Network, path: str | os.PathLike[str], *, record: dict[str, An
         "record": record,
     }
     # Not save_file: its files can be read by their owner alone, whatever the umask.
-    data = safetensors.torch.save(state, metadata={"espan": json.dumps(about)})
+    data = safetensors.torch.save(state, metadata={"espan": json_text(about)})
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
 

@@ -444,3 +444,12 @@ def test_failed_save_keeps_the_old_file(tmp_path, make_network, monkeypatch):
         checkpoints.save(make_network(ESPAN), path, record={})
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_record_is_json(tmp_path, make_network):
+    """JSON has no infinity, which the PSNR of equal images is."""
+    path = tmp_path / "w.safetensors"
+    checkpoints.save(make_network(ESPAN), path, record={"psnr": math.inf, "lr": [0.1, math.nan]})
+    with safetensors.safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["espan"], parse_constant=pytest.fail)
+    assert about["record"] == espan.load(path).record == {"psnr": None, "lr": [0.1, None]}

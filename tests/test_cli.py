@@ -1,6 +1,7 @@
 """The command line, as its user runs it."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -166,7 +167,6 @@ def test_upscale_tells_of_an_implausible_output(run, folder, tmp_path, make_netw
         (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--no-such"], 2, "No such option"),
         (["evaluate", "--hr", "{out}/nowhere"], 1, "is not a folder"),
         (["evaluate", "--hr", "{in}", "--lr", "{in}/sub"], 1, "a.png has none"),
-        (["evaluate", "--hr", "{in}", "--json", "{out}/no/x.json"], 1, "does not exist"),
         (["convert", "nope.pth", "{out}/w.safetensors"], 1, "neither a file"),
         (["convert", "espan_x4", "{out}/w.pth"], 1, "must end in .safetensors"),
         (["convert", "espan_x4", "{out}/w.safetensors", "--normalization", "1,2"], 1, "four numb"),
@@ -204,15 +204,13 @@ def test_evaluate(run, folder, tmp_path):
         coarse = rng.integers(0, 256, (size[0] // 4 + 1, size[1] // 4 + 1, size[2]), np.uint8)
         hr = imresize(coarse, 4)[: size[0], : size[1]]
         write_image(tmp_path / "hr" / name, Image(np.ascontiguousarray(hr)))
-    out = run(
-        "evaluate", "--hr", tmp_path / "hr", "--json", tmp_path / "e.json", "--save",
-        tmp_path / "sr",
-    )  # fmt: skip
-    report = json.loads((tmp_path / "e.json").read_text())
+    command = ("evaluate", "--hr", tmp_path / "hr", "--save", tmp_path / "sr")
+    report = json.loads(run(*command, "--json").stdout)
     assert [i["name"] for i in report["images"]] == ["gray", "x"]
     assert report["psnr"] == pytest.approx(np.mean([i["psnr"] for i in report["images"]]))
     assert report["ssim"] == pytest.approx(np.mean([i["ssim"] for i in report["images"]]))
-    assert f"{report['psnr']:.3f}" in out.stdout
+    assert report["failed"] == []
+    assert f"{report['psnr']:.3f}" in run(*command).stdout
     assert read_image(tmp_path / "sr/x.png").pixels.shape == (60, 72, 3)
 
 
@@ -226,12 +224,80 @@ def test_evaluate_takes_lr_images(run, folder, tmp_path):
     write_image(tmp_path / "lr/x.bmp", Image(imresize(hr, 1 / 4)))
     reports = []
     for more in ([], ["--lr", tmp_path / "lr"]):
-        run("evaluate", "--hr", tmp_path / "hr", "--json", tmp_path / "e.json", *more)
-        reports.append(json.loads((tmp_path / "e.json").read_text()))
+        report = run("evaluate", "--hr", tmp_path / "hr", "--json", *more)
+        reports.append(json.loads(report.stdout))
     assert reports[0] == reports[1]
     write_image(tmp_path / "lr/x.bmp", Image(coarse[1:]))
     result = run("evaluate", "--hr", tmp_path / "hr", "--lr", tmp_path / "lr", status=1)
     assert "20x19; for x.png at x4 20x20 is expected" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("damaged", "{hr}/m.png"),
+        ("missing", "{hr}/m.png"),
+        ("alpha", "{hr}/m.png has an alpha channel; RGB or gray is expected"),
+        ("16 bits", "{hr}/m.png has 16 bits per channel"),
+        ("small", "{hr}/m.png: 16 x 16 pixels are too few"),
+        ("LR damaged", "{lr}/m.png"),
+        ("LR size", "{lr}/m.png is 9x8; for m.png at x4 8x8 is expected"),
+        ("not written", "{sr}/m.png"),
+    ],
+)
+@pytest.mark.parametrize("all_fail", [False, True])
+def test_evaluate_keeps_the_other_scores(run, wrong, says, all_fail, tmp_path):
+    """The failed image is listed, named, and has no result; the status is 1."""
+    folders = {name: tmp_path / name for name in ("hr", "lr", "sr")}
+    hr, lr, sr = folders.values()
+    hr.mkdir()
+    lr.mkdir()
+    for name in ("m",) if all_fail else ("a", "m", "z"):
+        side = 16 if (name, wrong) == ("m", "small") else 32
+        write_image(hr / f"{name}.png", Image(np.full((side, side, 3), 90, np.uint8)))
+        write_image(lr / f"{name}.png", Image(np.full((side // 4, side // 4, 3), 90, np.uint8)))
+    for folder in (hr, lr):
+        if wrong == f"{'LR ' * (folder == lr)}damaged":
+            (folder / "m.png").write_bytes(b"no image")
+    if wrong == "missing":
+        (hr / "m.png").unlink()
+        (hr / "m.png").symlink_to("nowhere")
+    elif wrong in ("alpha", "16 bits"):
+        dtype = np.uint8 if wrong == "alpha" else np.uint16
+        write_image(hr / "m.png", Image(np.full((32, 32, 4 if wrong == "alpha" else 3), 9, dtype)))
+    elif wrong == "LR size":
+        write_image(lr / "m.png", Image(np.full((8, 9, 3), 90, np.uint8)))
+    elif wrong == "not written":
+        (sr / "m.png").mkdir(parents=True)
+    command = ("evaluate", "--hr", hr, "--lr", lr, "--save", sr)
+    says = says.format(**folders)
+    out = run(*command, "--json", status=1)
+    report = json.loads(out.stdout, parse_constant=pytest.fail)
+    assert [image["name"] for image in report["images"]] == ([] if all_fail else ["a", "z"])
+    assert [failure["name"] for failure in report["failed"]] == ["m"]
+    assert says in report["failed"][0]["error"]
+    assert f"espan: failed: {report['failed'][0]['error']}\n" == out.stderr
+    assert sorted(p.name for p in sr.iterdir() if p.is_file()) == (
+        [] if all_fail else ["a.png", "z.png"]
+    )
+    out = run(*command, status=1)
+    assert says in out.stderr
+    if all_fail:
+        assert (report["psnr"], out.stdout) == (None, "")
+    else:
+        assert report["psnr"] == pytest.approx(np.mean([i["psnr"] for i in report["images"]]))
+        assert "mean of 2 of 3" in out.stdout
+
+
+def test_infinite_psnr_is_null_in_json(run, tmp_path, monkeypatch):
+    for name in "ab":
+        write_image(tmp_path / f"{name}.png", Image(np.full((32, 32, 3), 90, np.uint8)))
+    scores = iter([math.inf, 30.0])
+    monkeypatch.setattr("espan.evaluation.evaluate.psnr", lambda *_, **__: next(scores))
+    text = run("evaluate", "--hr", tmp_path, "--json").stdout
+    report = json.loads(text, parse_constant=pytest.fail)
+    assert [image["psnr"] for image in report["images"]] == [None, 30.0]
+    assert report["psnr"] is None
 
 
 @pytest.mark.parametrize(
@@ -243,13 +309,13 @@ def test_evaluate_takes_lr_images(run, folder, tmp_path):
         ("span_c28_x4_official", "Set14", 26.592),
     ],
 )
-def test_published_psnr(run, weights, dataset, psnr, testdata, tmp_path):
+def test_published_psnr(run, weights, dataset, psnr, testdata):
     sets = testdata / "testsets" / dataset
-    run(
+    out = run(
         "evaluate", "--hr", sets / "HR", "--lr", sets / "LRx4", "--weights",
-        testdata / "weights" / f"{weights}.pth", "--json", tmp_path / "e.json",
+        testdata / "weights" / f"{weights}.pth", "--json",
     )  # fmt: skip
-    assert json.loads((tmp_path / "e.json").read_text())["psnr"] == pytest.approx(psnr, abs=0.003)
+    assert json.loads(out.stdout)["psnr"] == pytest.approx(psnr, abs=0.003)
 
 
 def test_info_of_a_name(run):

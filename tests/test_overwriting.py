@@ -1,6 +1,5 @@
 """`espan evaluate` replaces none of the files that it reads."""
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -48,17 +47,12 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("--save linked", "linked/a.png"),
         ("--save hard", "hard/a.png"),
         ("--lr lr --save lr", "lr/a.png"),
-        ("--json hr/b.bmp", "hr/b.bmp"),
-        ("--lr lr --json lr/b.png", "lr/b.png"),
-        ("--json w.safetensors", "w.safetensors"),
-        ("--json link.json", "link.json"),
     ],
 )
 def test_inputs_are_not_replaced(arguments, named, here, monkeypatch, capsys) -> None:
     Path("linked").symlink_to("hr")
     Path("hard").mkdir()
     Path("hard/a.png").hardlink_to("hr/a.png")
-    Path("link.json").symlink_to("hr/a.png")
     before = contents(here)
     assert evaluate(monkeypatch, *arguments.split()) == 1
     assert f"{named} is an input of this command" in capsys.readouterr().err
@@ -74,16 +68,8 @@ def test_two_images_with_one_result(here, monkeypatch, capsys) -> None:
 
 def test_results_of_an_earlier_run_are_replaced(here, monkeypatch) -> None:
     for _ in range(2):
-        assert evaluate(monkeypatch, "--lr", "lr", "--save", "new/sr", "--json", "e.json") == 0
+        assert evaluate(monkeypatch, "--lr", "lr", "--save", "new/sr") == 0
     assert sorted(contents(Path("new"))) == ["sr/a.png", "sr/b.png"]
-
-
-def test_infinite_psnr_is_null_in_json(here, monkeypatch) -> None:
-    monkeypatch.setattr("espan.evaluation.evaluate.psnr", lambda *_, **__: float("inf"))
-    assert evaluate(monkeypatch, "--json", "e.json") == 0
-    report = json.loads(Path("e.json").read_text(), parse_constant=pytest.fail)
-    assert report["psnr"] is None
-    assert [image["psnr"] for image in report["images"]] == [None, None]
 
 
 def test_refuse_inputs(here) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 
 import torch
@@ -13,6 +12,7 @@ from rich.table import Table
 from espan import checkpoints
 from espan._version import __version__
 from espan.cli import options
+from espan.files import json_text
 from espan.fused import default_device
 from espan_kernels import backends
 
@@ -32,7 +32,7 @@ def command(as_json: options.JsonOut = False) -> None:
     }
     if as_json:
         listed = [{**dataclasses.asdict(b), "details": dict(b.details)} for b in found.values()]
-        print(json.dumps({**about, "backends": listed}, indent=2))
+        print(json_text({**about, "backends": listed}, indent=2))
         return
     console = Console()
     for key, value in about.items():

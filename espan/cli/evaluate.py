@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +14,8 @@ from rich.table import Table
 
 from espan import checkpoints
 from espan.cli import options
-from espan.evaluation.evaluate import evaluate, find_pairs
-from espan.files import atomic_write, json_text, refuse_inputs
+from espan.evaluation.evaluate import Failure, Score, evaluate, find_pairs
+from espan.files import json_text
 from espan.upscaling import Upscaler
 
 
@@ -31,9 +32,6 @@ def command(
     y_channel: Annotated[
         bool, typer.Option("--y", help="Compare the luma (BT.601) instead of RGB.")
     ] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the scores to this file.")
-    ] = None,
     save: Annotated[
         Path | None, typer.Option(help="Write the results to this folder, as PNG.")
     ] = None,
@@ -41,14 +39,14 @@ def command(
     dtype: options.Dtype = "fp32",
     backend: options.Backend = "auto",
     normalization: options.Norm = "auto",
+    as_json: options.JsonOut = False,
 ) -> None:
     """Measure PSNR and SSIM over a folder by the protocol of the challenge.
 
-    RGB is compared, without a border as wide as the scale.  The PSNR of equal images is infinite,
-    which is null in the file of --json.
+    RGB is compared, without a border as wide as the scale.  Images that cannot be scored are
+    listed, with status 1; the means are those of the others.  The PSNR of equal images is infinite,
+    which JSON lacks: it is null.
     """
-    if json_file is not None:
-        options.check_folder_of(json_file)
     upscaler = Upscaler(
         checkpoints.load(weights, normalization=options.parse_normalization(normalization)),
         device=device,
@@ -56,34 +54,40 @@ def command(
         backend=backend,
     )
     pairs = find_pairs(hr, lr, [upscaler.scale])
-    if json_file is not None:
-        images = [path for pair in pairs for path in (pair.hr, pair.lr) if path is not None]
-        refuse_inputs([json_file], [*images, Path(weights)])
-    progress = Console(stderr=True)
-    scores = list(
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    results = list(
         track(
             evaluate(pairs, upscaler, y_channel=y_channel, save=save),
             description="evaluating",
             total=len(pairs),
-            console=progress,
-            disable=not progress.is_terminal,
+            console=console,
+            disable=not console.is_terminal,
             transient=True,
         )
     )
+    scores = [result for result in results if isinstance(result, Score)]
+    failures = [result for result in results if isinstance(result, Failure)]
     mean_psnr, mean_ssim = (
-        sum(getattr(s, key) for s in scores) / len(scores) for key in ("psnr", "ssim")
+        sum(getattr(s, key) for s in scores) / len(scores) if scores else math.nan
+        for key in ("psnr", "ssim")
     )
-    table = Table("image", "PSNR [dB]", "SSIM")
-    for score in scores:
-        table.add_row(score.name, f"{score.psnr:.3f}", f"{score.ssim:.4f}")
-    table.add_section()
-    table.add_row("mean", f"{mean_psnr:.3f}", f"{mean_ssim:.4f}")
-    Console().print(table)
-    if json_file is not None:
+    if as_json:
         report = {
             "psnr": mean_psnr,
             "ssim": mean_ssim,
             "images": [dataclasses.asdict(s) for s in scores],
+            "failed": [dataclasses.asdict(f) for f in failures],
         }
-        with atomic_write(json_file) as temporary:
-            temporary.write_text(json_text(report, indent=2) + "\n", "utf-8")
+        print(json_text(report, indent=2))
+    elif scores:
+        table = Table("image", "PSNR [dB]", "SSIM")
+        for score in scores:
+            table.add_row(score.name, f"{score.psnr:.3f}", f"{score.ssim:.4f}")
+        table.add_section()
+        count = f" of {len(scores)} of {len(results)}" if failures else ""
+        table.add_row(f"mean{count}", f"{mean_psnr:.3f}", f"{mean_ssim:.4f}")
+        Console().print(table)
+    for failure in failures:
+        console.print(f"espan: failed: {failure.error}", style="red", markup=False)
+    if failures:
+        raise typer.Exit(1)

@@ -134,7 +134,7 @@ def write_pack(path: Path, images: Iterable[Decoded]) -> int:
             file.write(image.pixels.data)
             index.append([image.name, *image.pixels.shape[:2], image.sha256])
             size += image.pixels.nbytes
-        data = json.dumps(index, separators=(",", ":")).encode()
+        data = json.dumps(index, separators=(",", ":"), allow_nan=False).encode()
         file.write(data)
         file.seek(0)
         digest = hashlib.sha256(data).digest()

@@ -34,6 +34,14 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """An image without a score, and why."""
+
+    name: str
+    error: str
+
+
+@dataclass(frozen=True)
 class Pair:
     """An HR image and its LR image (None: to be made from it)."""
 
@@ -60,8 +68,8 @@ def evaluate(
     *,
     y_channel: bool = False,
     save: Path | None = None,
-) -> Iterator[Score]:
-    """Score each pair in turn.
+) -> Iterator[Score | Failure]:
+    """Score each pair in turn.  An image that cannot be scored is a `Failure`; the others go on.
 
     HR is cropped to a multiple of the scale, LR made from it as MATLAB's imresize does where none
     is given; gray becomes RGB; the result is rounded to uint8 and compared with HR after `scale`
@@ -69,28 +77,21 @@ def evaluate(
     does not exist.
 
     Raises:
-        ImageError: an image that cannot be read, or an LR image that is not HR's size / scale.
         EspanError: before anything is written, a result that would replace an image of `pairs` or
             another result.
     """
-    scale = upscaler.scale
     pairs = list(pairs)
     if save is not None:
         _check_results(pairs, save)
         save.mkdir(parents=True, exist_ok=True)
     for pair in pairs:
-        hr = modcrop(read_rgb(pair.hr), scale)
-        lr = imresize(hr, Fraction(1, scale)) if pair.lr is None else read_rgb(pair.lr)
-        expected = (hr.shape[0] // scale, hr.shape[1] // scale)
-        if lr.shape[:2] != expected:
-            raise ImageError(
-                f"{pair.lr} is {lr.shape[1]}x{lr.shape[0]}; for {pair.hr.name} at x{scale} "
-                f"{expected[1]}x{expected[0]} is expected"
-            )
-        sr = upscaler(lr)
-        if save is not None:
-            write_image(_result(pair, save), Image(sr))
-        yield score(pair.hr.stem, sr, hr, border=scale, y_channel=y_channel)
+        result = None if save is None else _result(pair, save)
+        try:
+            yield _score(pair, upscaler, y_channel=y_channel, result=result)
+        except EspanError as error:
+            yield Failure(pair.hr.stem, str(error))
+        except OSError as error:
+            yield Failure(pair.hr.stem, f"{error.filename or pair.hr}: {error.strerror or error}")
 
 
 def score(
@@ -112,6 +113,26 @@ def read_rgb(path: Path) -> np.ndarray:
     if pixels.shape[2] in (2, 4):
         raise ImageError(f"{path} has an alpha channel; RGB or gray is expected")
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+
+
+def _score(pair: Pair, upscaler: Upscaler, *, y_channel: bool, result: Path | None) -> Score:
+    scale = upscaler.scale
+    hr = modcrop(read_rgb(pair.hr), scale)
+    lr = imresize(hr, Fraction(1, scale)) if pair.lr is None else read_rgb(pair.lr)
+    expected = (hr.shape[0] // scale, hr.shape[1] // scale)
+    if lr.shape[:2] != expected:
+        raise ImageError(
+            f"{pair.lr} is {lr.shape[1]}x{lr.shape[0]}; for {pair.hr.name} at x{scale} "
+            f"{expected[1]}x{expected[0]} is expected"
+        )
+    sr = upscaler(lr)
+    try:
+        scored = score(pair.hr.stem, sr, hr, border=scale, y_channel=y_channel)
+    except EspanError as error:
+        raise ImageError(f"{pair.hr}: {error}") from error
+    if result is not None:
+        write_image(result, Image(sr))
+    return scored
 
 
 def _check_results(pairs: Iterable[Pair], save: Path) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from espan.files import atomic_write
+from espan.files import atomic_write, json_text
 
 
 class Speed:
@@ -73,7 +73,7 @@ class Log:
         kept = read_metrics(folder)[:lines]
         self.lines = len(kept)
         with atomic_write(self.path) as path:
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            path.write_text("".join(json_text(line) + "\n" for line in kept))
         self._board = SummaryWriter(
             str(folder / "tensorboard"), purge_step=step + 1 if step else None
         )
@@ -96,7 +96,7 @@ class Log:
         if not self.enabled:
             return
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(json_text({"step": step, **values}) + "\n")
         self.lines += 1
         for name, value in values.items():
             if isinstance(value, (int, float)):

@@ -31,7 +31,7 @@ def curves(folder: Path) -> None:
     panels = (("loss", ("loss",)), ("PSNR [dB]", ("psnr",)), ("learning rate", ("lr",)))
     for axes, (label, starts) in zip(rows, panels, strict=True):
         for name in dict.fromkeys(n for m in metrics for n in m if n.split()[0] in starts):
-            points = [(m["step"], m[name]) for m in metrics if name in m]
+            points = [(m["step"], m[name]) for m in metrics if m.get(name) is not None]
             axes.plot(*zip(*points, strict=True), marker=".", label=name)
         axes.set_ylabel(label)
         axes.legend()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from espan.errors import EspanError
-from espan.files import atomic_write
+from espan.files import atomic_write, json_text
 from espan.models import Architecture
 from espan.training.experiment import Experiment, from_data
 
@@ -215,4 +215,4 @@ def reopen(folder: Path) -> Run:
 
 def _write(path: Path, data: dict[str, Any]) -> None:
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(data, indent=2) + "\n", encoding="utf-8")
