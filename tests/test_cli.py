@@ -243,10 +243,11 @@ def test_evaluate_takes_lr_images(run, folder, tmp_path):
         ("LR damaged", "{lr}/m.png"),
         ("LR size", "{lr}/m.png is 9x8; for m.png at x4 8x8 is expected"),
         ("not written", "{sr}/m.png"),
+        ("memory", "{hr}/m.png: not enough memory"),
     ],
 )
 @pytest.mark.parametrize("all_fail", [False, True])
-def test_evaluate_keeps_the_other_scores(run, wrong, says, all_fail, tmp_path):
+def test_evaluate_keeps_the_other_scores(run, wrong, says, all_fail, tmp_path, monkeypatch):
     """The failed image is listed, named, and has no result; the status is 1."""
     folders = {name: tmp_path / name for name in ("hr", "lr", "sr")}
     hr, lr, sr = folders.values()
@@ -269,6 +270,14 @@ def test_evaluate_keeps_the_other_scores(run, wrong, says, all_fail, tmp_path):
         write_image(lr / "m.png", Image(np.full((8, 9, 3), 90, np.uint8)))
     elif wrong == "not written":
         (sr / "m.png").mkdir(parents=True)
+    elif wrong == "memory":
+
+        def read(path):
+            if path == hr / "m.png":
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+            return np.full((32 if path.parent == hr else 8,) * 2 + (3,), 90, np.uint8)
+
+        monkeypatch.setattr("espan.evaluation.evaluate.read_rgb", read)
     command = ("evaluate", "--hr", hr, "--lr", lr, "--save", sr)
     says = says.format(**folders)
     out = run(*command, "--json", status=1)
@@ -286,7 +295,20 @@ def test_evaluate_keeps_the_other_scores(run, wrong, says, all_fail, tmp_path):
         assert (report["psnr"], out.stdout) == (None, "")
     else:
         assert report["psnr"] == pytest.approx(np.mean([i["psnr"] for i in report["images"]]))
+        assert "PSNR [dB]" in out.stdout
         assert "mean of 2 of 3" in out.stdout
+
+
+def test_evaluate_reports_defects_of_espan(tmp_path, monkeypatch):
+    """Not as a failed image."""
+    write_image(tmp_path / "a.png", Image(np.full((32, 32, 3), 90, np.uint8)))
+
+    def broken(*arguments, **options):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("espan.evaluation.evaluate.psnr", broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        app(["evaluate", "--hr", str(tmp_path)], standalone_mode=False)
 
 
 def test_infinite_psnr_is_null_in_json(run, tmp_path, monkeypatch):

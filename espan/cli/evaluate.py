@@ -80,7 +80,7 @@ def command(
         }
         print(json_text(report, indent=2))
     elif scores:
-        table = Table("image", "PSNR [dB]", "SSIM")
+        table = Table("image", r"PSNR \[dB]", "SSIM")
         for score in scores:
             table.add_row(score.name, f"{score.psnr:.3f}", f"{score.ssim:.4f}")
         table.add_section()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from espan.errors import EspanError, ImageError
+from espan.errors import EspanError, ImageError, out_of_memory
 from espan.evaluation.metrics import psnr, ssim
 from espan.files import refuse_inputs
 from espan.imaging import (
@@ -92,6 +92,10 @@ def evaluate(
             yield Failure(pair.hr.stem, str(error))
         except OSError as error:
             yield Failure(pair.hr.stem, f"{error.filename or pair.hr}: {error.strerror or error}")
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            yield Failure(pair.hr.stem, f"{pair.hr}: not enough memory")
 
 
 def score(
