@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,10 +16,13 @@ import torch
 import typer
 
 from espan import checkpoints
-from espan.cli import main
+from espan.cli import main, options
 from espan.cli.main import app
+from espan.errors import EspanError
+from espan.fused import default_device
 from espan.imaging import Image, imresize, read_image, write_image
 from espan.models import ESPAN, SPAN, Architecture
+from espan.upscaling import Upscaler
 from tests.test_checkpoints import official
 
 
@@ -95,39 +100,137 @@ def test_upscale_goes_on_after_a_bad_file(run, folder, tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.png"]
 
 
-def test_upscale_shared_by_ranks(run, folder, tmp_path, monkeypatch):
+def test_upscale_shared_by_processes(run, folder, tmp_path, monkeypatch):
+    command = ("upscale", folder / "in", "-o", tmp_path / "out")
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        run("upscale", folder / "in", "-o", tmp_path / "out")
+        assert f", share {int(rank) + 1} of 2" in run(*command).stdout
         assert sum(p.is_file() for p in (tmp_path / "out").rglob("*")) == int(rank) + 1
 
-
-def test_upscale_says_which_share_it_does(run, folder, tmp_path, monkeypatch):
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "4")):
-        monkeypatch.setenv(name, value)
-    assert "share 1 of 4" in run("upscale", folder / "in", "-o", tmp_path / "out").stdout
-    monkeypatch.setenv("WORLD_SIZE", "")
-    error = run("upscale", folder / "in", "-o", tmp_path / "out", status=1).stderr
-    assert "RANK=0 and WORLD_SIZE= do not fit together" in error
-
-
-def test_names_that_are_not_utf8(run, folder, tmp_path):
-    """They are read, written and reported, whether they succeed or fail."""
-    names = [os.fsdecode(name) for name in (b"a\xff.png", b"b\xff.png")]
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / names[0]).write_bytes((folder / "in/a.png").read_bytes())
-    (tmp_path / "in" / names[1]).write_text("no image")
-    for options in ((), ("--json", "--overwrite")):
-        result = run("upscale", tmp_path / "in", "-o", tmp_path / "out", *options, status=1)
-        assert "b\\udcff.png" in result.stderr
-    images = json.loads(result.stdout)["images"]
-    assert [i["input"] for i in images] == [str(tmp_path / "in" / name) for name in names]
-    assert [i["status"] for i in images] == ["upscaled", "failed"]
-    assert os.listdir(tmp_path / "out") == names[:1]
+    assert json.loads(run(*command, "--json").stdout)["share"] == [2, 2]
+    monkeypatch.setenv("RANK", "2")
+    assert "RANK=2 and WORLD_SIZE=2 do not fit" in run(*command, status=1).stderr
+    monkeypatch.delenv("RANK")
+    result = run(*command)
+    assert "espan: note: WORLD_SIZE is set without RANK" in result.stderr
+    assert "2 exist already" in result.stdout
+    assert "share" not in result.stdout
+    assert "share" not in json.loads(run(*command, "--json").stdout)
 
 
-def test_upscale_tells_of_an_implausible_output(run, folder, tmp_path, make_network):
+def test_each_process_has_its_gpu(monkeypatch):
+    """Under torchrun, by default and with --device cuda; a number is taken as it is."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for rank, device in (("3", "cuda:3"), ("5", "cuda:1"), ("0", "cuda:0")):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert str(options.parse_device("cuda")) == str(default_device()) == device
+        assert options.parse_device("cuda:2") == "cuda:2"
+        assert options.parse_device("cpu") == "cpu"
+        assert options.parse_device(None) is None
+    for rank in ("", "x", "-1", "²"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        with pytest.raises(EspanError, match=f"LOCAL_RANK={rank}: a number is expected"):
+            options.parse_device("cuda")
+    with pytest.raises(EspanError, match="cuda:9 was asked for; there are 4 GPUs"):
+        Upscaler(device="cuda:9")
+
+
+def test_upscale_lists_failures_by_their_files(run, folder, tmp_path, monkeypatch):
+    """Also those whose error names the output; a folder that cannot be read is one of them."""
+    (tmp_path / "in/locked").mkdir(parents=True)
+    for name in ("good.png", f"{'k' * 250}.png", "locked/x.png", "._good.png"):
+        (tmp_path / "in" / name).write_bytes((folder / "in/a.png").read_bytes())
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    result = run("upscale", tmp_path / "in", "-o", tmp_path / "out", "--suffix", "_x4big", status=1)
+    assert f"{'k' * 250}.png: " in result.stderr
+    assert "locked: Permission denied; not searched" in result.stderr
+    assert "2 failed:" in result.stderr
+    assert result.stdout.startswith(f"{tmp_path / 'out/good_x4big.png'}  32x36")
+
+
+def test_upscale_into_the_folder_above(run, folder, tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.png").write_bytes((folder / "in/a.png").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    run("upscale", "photos", "-o", ".", "--suffix", "_x4")
+    assert read_image(tmp_path / "a_x4.png").pixels.shape == (36, 32, 3)
+
+
+def test_names_that_are_not_utf_8(folder, tmp_path):
+    """Nothing is lost where the terminal takes UTF-8 only, as with any UTF-8 locale."""
+    raw = os.fsencode(tmp_path / "raw") + b"/x_\xe9.png"
+    (tmp_path / "raw").mkdir()
+    with open(raw, "wb") as file:
+        file.write((folder / "in/a.png").read_bytes())
+    with open(os.fsencode(tmp_path / "raw") + b"/bad_\xe9.png", "wb") as file:
+        file.write(b"no image")
+
+    def espan(*arguments):
+        return subprocess.run(
+            [sys.executable, "-c", "from espan.cli import main; main()", *arguments],
+            capture_output=True,
+            encoding="utf-8",
+            env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        )
+
+    result = espan("upscale", tmp_path / "raw", "-o", tmp_path / "out", "--json")
+    assert result.returncode == 1
+    bad, good = json.loads(result.stdout)["images"]
+    assert (bad["status"], good["status"]) == ("failed", "upscaled")
+    assert os.fsencode(good["input"]) == raw
+    assert os.path.exists(good["output"])
+    assert "bad_\\udce9.png" in result.stderr
+    assert "Traceback" not in result.stderr
+    result = espan("upscale", raw, "-o", tmp_path / "again")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "x_\\udce9.png  32x36" in result.stdout
+
+
+@pytest.mark.parametrize("link", [None, "symlink_to", "hardlink_to"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["convert", "{in}/w.safetensors", "{out}.safetensors", "--overwrite"],
+        ["prepare", "{in}", "-o", "{out}.png", "--overwrite", "--smallest", "1"],
+        ["upscale", "{in}/w.png", "-o", "{out}.png", "--overwrite"],
+        ["upscale", "{in}", "-o", "{out}", "--overwrite"],
+    ],
+)
+def test_no_command_replaces_its_input(run, arguments, link, folder, tmp_path):
+    """By its name, another spelling of it, or a link to it."""
+    source, out = tmp_path / "in", tmp_path / "in"
+    source.mkdir()
+    shutil.copy(folder / "in/a.png", source / "w.png")
+    shutil.copy(checkpoints.bundled()["espan_x4"], source / "w.safetensors")
+    before = {path: path.read_bytes() for path in source.iterdir()}
+    if link is not None:
+        out = tmp_path / "out"
+        out.mkdir()
+        for path in before:
+            getattr(out / path.name, link)(path)
+    target = out if "{out}" in arguments else out / ".." / out.name / "w"
+    filled = [a.format(**{"in": source, "out": target}) for a in arguments]
+    assert "is an input of this command" in run(*filled, status=1).stderr
+    assert {path: path.read_bytes() for path in source.iterdir()} == before
+    assert len(list(tmp_path.rglob("*"))) == (3 if link is None else 6)
+
+
+def test_bundled_weights_are_inputs_too(run):
+    path = checkpoints.bundled()["espan_x4"]
+    result = run("convert", "espan_x4", path, "--overwrite", status=1)
+    assert "is an input of this command" in result.stderr
+
+
+def test_upscale_reports_an_implausible_output(run, folder, tmp_path, make_network):
     network = make_network(Architecture(8, (2,), scale=2))
     network.tail.upsample.bias.fill_(9)
     checkpoints.save(network, tmp_path / "w.safetensors", record={})
@@ -187,6 +290,12 @@ def test_upscale_tells_of_an_implausible_output(run, folder, tmp_path, make_netw
             1,
             "--output cannot be given with --check",
         ),
+        (
+            ["prepare", "--check", "{in}", "--smallest", "9", "--overwrite"],
+            1,
+            "--smallest, --overwrite cannot be given with --check",
+        ),
+        (["prepare", "{in}", "-o", "{out}/p", "--smallest", "0"], 2, "--smallest"),
         (["frobnicate"], 2, "No such command"),
     ],
 )
@@ -210,7 +319,7 @@ def test_evaluate(run, folder, tmp_path):
     assert report["psnr"] == pytest.approx(np.mean([i["psnr"] for i in report["images"]]))
     assert report["ssim"] == pytest.approx(np.mean([i["ssim"] for i in report["images"]]))
     assert report["failed"] == []
-    assert f"{report['psnr']:.3f}" in run(*command).stdout
+    assert f"{report['psnr']:.3f}" in run(*command, "--overwrite").stdout
     assert read_image(tmp_path / "sr/x.png").pixels.shape == (60, 72, 3)
 
 
@@ -289,7 +398,7 @@ def test_evaluate_keeps_the_other_scores(run, wrong, says, all_fail, tmp_path, m
     assert sorted(p.name for p in sr.iterdir() if p.is_file()) == (
         [] if all_fail else ["a.png", "z.png"]
     )
-    out = run(*command, status=1)
+    out = run(*command, "--overwrite", status=1)
     assert says in out.stderr
     if all_fail:
         assert (report["psnr"], out.stdout) == (None, "")
@@ -374,18 +483,6 @@ def test_info_and_convert_show_what_was_taken(run, tmp_path, make_network):
     run("convert", tmp_path / "w.pth", tmp_path / "w.safetensors")
     record = {"converted from": "w.pth", "taken from": taken}
     assert checkpoints.load(tmp_path / "w.safetensors").record == record
-
-
-def test_convert_and_prepare_keep_their_inputs(run, folder, tmp_path, make_network):
-    weights = tmp_path / "w.safetensors"
-    checkpoints.save(make_network(Architecture(8, (2,), scale=2)), weights, record={})
-    image = tmp_path / "photos/a.png"
-    image.parent.mkdir()
-    image.write_bytes((folder / "in/a.png").read_bytes())
-    before = weights.read_bytes(), image.read_bytes()
-    for command in (("convert", weights, weights), ("prepare", image.parent, "-o", image)):
-        assert "is an input of this command" in run(*command, "--overwrite", status=1).stderr
-    assert (weights.read_bytes(), image.read_bytes()) == before
 
 
 def test_prepare(run, folder, tmp_path):

@@ -1,18 +1,23 @@
 """`espan evaluate` replaces none of the files that it reads."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from espan import checkpoints
 from espan.cli import main
 from espan.errors import EspanError
+from espan.evaluation.evaluate import evaluate as score_pairs
+from espan.evaluation.evaluate import find_pairs
 from espan.files import refuse_inputs
 from espan.imaging import Image, write_image
 from espan.models import Architecture
+from espan.upscaling import Upscaler
 
 
 @pytest.fixture
@@ -59,17 +64,44 @@ def test_inputs_are_not_replaced(arguments, named, here, monkeypatch, capsys) ->
     assert contents(here) == before
 
 
-def test_two_images_with_one_result(here, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("save", [(), ("--save", "sr")])
+def test_two_images_of_one_stem(save, here, monkeypatch, capsys) -> None:
+    """Each has a result and a score of its own."""
     shutil.copy("hr/b.bmp", "hr/a.bmp")
-    assert evaluate(monkeypatch, "--save", "sr") == 1
-    assert "hr/a.bmp and hr/a.png would both be saved as sr/a.png" in capsys.readouterr().err
-    assert not Path("sr").exists()
+    assert evaluate(monkeypatch, "--json", *save) == 0
+    images = json.loads(capsys.readouterr().out)["images"]
+    assert [image["name"] for image in images] == ["a_bmp", "a", "b"]
+    if save:
+        assert sorted(contents(Path("sr"))) == ["a.png", "a_bmp.png", "b.png"]
 
 
-def test_results_of_an_earlier_run_are_replaced(here, monkeypatch) -> None:
-    for _ in range(2):
-        assert evaluate(monkeypatch, "--lr", "lr", "--save", "new/sr") == 0
+def test_files_that_exist_are_not_replaced(here, monkeypatch, capsys) -> None:
+    """LR images that this run does not read, for instance."""
+    before = contents(here)
+    assert evaluate(monkeypatch, "--save", "lr") == 1
+    error = "lr/a.png exists, and 1 more results; --overwrite replaces them"
+    assert error in capsys.readouterr().err
+    assert contents(here) == before
+    assert evaluate(monkeypatch, "--overwrite") == 1
+    assert "--overwrite has no effect without --save" in capsys.readouterr().err
+    for overwrite in ([], ["--overwrite"]):
+        assert evaluate(monkeypatch, "--lr", "lr", "--save", "new/sr", *overwrite) == 0
     assert sorted(contents(Path("new"))) == ["sr/a.png", "sr/b.png"]
+
+
+def test_wrong_sizes_are_reported_first(here, monkeypatch) -> None:
+    """By the headers, before an image is upscaled; an orientation may swap the sides."""
+    write_image(Path("hr/c.png"), Image(np.full((36, 24, 3), 99, np.uint8)))
+    PIL.Image.new("RGB", (18, 12)).save(
+        "lr/c.jpg",
+        exif=bytes.fromhex("4578696600004d4d002a00000008000101120003000000010006000000000000"),
+    )
+    write_image(Path("lr/b.png"), Image(np.full((13, 12, 3), 99, np.uint8)))
+    Path("lr/a.png").write_bytes(b"no image")
+    upscaler = Upscaler("w.safetensors", device="cpu")
+    results = list(score_pairs(find_pairs(Path("hr"), Path("lr"), [2]), upscaler))
+    assert [type(r).__name__ for r in results] == ["Failure", "Failure", "Score"]
+    assert [r.name for r in results] == ["b", "a", "c"]
 
 
 def test_refuse_inputs(here) -> None:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from espan import checkpoints
 from espan.cli import options
+from espan.errors import EspanError
 from espan.evaluation.evaluate import Failure, Score, evaluate, find_pairs
 from espan.files import json_text
 from espan.upscaling import Upscaler
@@ -35,6 +36,9 @@ def command(
     save: Annotated[
         Path | None, typer.Option(help="Write the results to this folder, as PNG.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option(help="With --save: replace results that exist.")
+    ] = False,
     device: options.Device = None,
     dtype: options.Dtype = "fp32",
     backend: options.Backend = "auto",
@@ -47,9 +51,11 @@ def command(
     listed, with status 1; the means are those of the others.  The PSNR of equal images is infinite,
     which JSON lacks: it is null.
     """
+    if overwrite and save is None:
+        raise EspanError("--overwrite has no effect without --save")
     upscaler = Upscaler(
         checkpoints.load(weights, normalization=options.parse_normalization(normalization)),
-        device=device,
+        device=options.parse_device(device),
         dtype=options.parse_dtype(dtype),
         backend=backend,
     )
@@ -57,7 +63,7 @@ def command(
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     results = list(
         track(
-            evaluate(pairs, upscaler, y_channel=y_channel, save=save),
+            evaluate(pairs, upscaler, y_channel=y_channel, save=save, overwrite=overwrite),
             description="evaluating",
             total=len(pairs),
             console=console,

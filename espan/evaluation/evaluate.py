@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 
+from espan.batch import name_results
 from espan.errors import EspanError, ImageError, out_of_memory
 from espan.evaluation.metrics import psnr, ssim
 from espan.files import refuse_inputs
@@ -68,34 +71,52 @@ def evaluate(
     *,
     y_channel: bool = False,
     save: Path | None = None,
+    overwrite: bool = False,
 ) -> Iterator[Score | Failure]:
     """Score each pair in turn.  An image that cannot be scored is a `Failure`; the others go on.
 
     HR is cropped to a multiple of the scale, LR made from it as MATLAB's imresize does where none
     is given; gray becomes RGB; the result is rounded to uint8 and compared with HR after `scale`
-    pixels are cut off each side.  `save` is a folder for the results, as PNG; it is created if it
-    does not exist.
+    pixels are cut off each side.  Pairs whose headers show sizes that do not fit come first.
+
+    Args:
+        pairs: from `find_pairs`.
+        upscaler: the network.
+        y_channel: compare the luma instead of RGB.
+        save: a folder for the results, as PNG; it is created if it does not exist.  "a.png" and
+            "a.bmp" become "a.png" and "a_bmp.png".
+        overwrite: replace results that exist.
 
     Raises:
-        EspanError: before anything is written, a result that would replace an image of `pairs` or
-            another result.
+        EspanError: before anything is written, a result that would replace an image of `pairs`, or
+            that exists.
     """
     pairs = list(pairs)
+    images = [(pair.hr, Path(pair.hr.name)) for pair in pairs]
+    results = [job.target for job in name_results(images, save or Path(), format="png")]
     if save is not None:
-        _check_results(pairs, save)
+        files = [path for pair in pairs for path in (pair.hr, pair.lr) if path is not None]
+        refuse_inputs(results, files)
+        if not overwrite and (existing := [path for path in results if path.is_file()]):
+            raise EspanError(
+                f"{existing[0]} exists"
+                + (f", and {len(existing) - 1} more results" if len(existing) > 1 else "")
+                + "; --overwrite replaces them"
+            )
         save.mkdir(parents=True, exist_ok=True)
-    for pair in pairs:
-        result = None if save is None else _result(pair, save)
+    named = list(zip(pairs, results, strict=True))
+    for pair, result in sorted(named, key=lambda item: _sizes_fit(item[0], upscaler.scale)):
+        name, target = result.stem, None if save is None else result
         try:
-            yield _score(pair, upscaler, y_channel=y_channel, result=result)
+            yield _score(name, pair, upscaler, y_channel=y_channel, result=target)
         except EspanError as error:
-            yield Failure(pair.hr.stem, str(error))
+            yield Failure(name, str(error))
         except OSError as error:
-            yield Failure(pair.hr.stem, f"{error.filename or pair.hr}: {error.strerror or error}")
+            yield Failure(name, f"{error.filename or pair.hr}: {error.strerror or error}")
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            yield Failure(pair.hr.stem, f"{pair.hr}: not enough memory")
+            yield Failure(name, f"{pair.hr}: not enough memory")
 
 
 def score(
@@ -119,7 +140,9 @@ def read_rgb(path: Path) -> np.ndarray:
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
 
-def _score(pair: Pair, upscaler: Upscaler, *, y_channel: bool, result: Path | None) -> Score:
+def _score(
+    name: str, pair: Pair, upscaler: Upscaler, *, y_channel: bool, result: Path | None
+) -> Score:
     scale = upscaler.scale
     hr = modcrop(read_rgb(pair.hr), scale)
     lr = imresize(hr, Fraction(1, scale)) if pair.lr is None else read_rgb(pair.lr)
@@ -131,7 +154,7 @@ def _score(pair: Pair, upscaler: Upscaler, *, y_channel: bool, result: Path | No
         )
     sr = upscaler(lr)
     try:
-        scored = score(pair.hr.stem, sr, hr, border=scale, y_channel=y_channel)
+        scored = score(name, sr, hr, border=scale, y_channel=y_channel)
     except EspanError as error:
         raise ImageError(f"{pair.hr}: {error}") from error
     if result is not None:
@@ -139,20 +162,18 @@ def _score(pair: Pair, upscaler: Upscaler, *, y_channel: bool, result: Path | No
     return scored
 
 
-def _check_results(pairs: Iterable[Pair], save: Path) -> None:
-    results: dict[Path, Path] = {}
-    for pair in pairs:
-        result = _result(pair, save)
-        if result in results:
-            raise EspanError(f"{results[result]} and {pair.hr} would both be saved as {result}")
-        results[result] = pair.hr
-    refuse_inputs(
-        results, (path for pair in pairs for path in (pair.hr, pair.lr) if path is not None)
-    )
-
-
-def _result(pair: Pair, folder: Path) -> Path:
-    return folder / f"{pair.hr.stem}.png"
+def _sizes_fit(pair: Pair, scale: int) -> bool:
+    """Whether the headers allow the sizes of a pair; True if unknown, as reading reports why."""
+    if pair.lr is None:
+        return True
+    try:
+        with warnings.catch_warnings():  # of large images
+            warnings.simplefilter("ignore")
+            with PIL.Image.open(pair.hr) as hr, PIL.Image.open(pair.lr) as lr:
+                # Sorted, because an EXIF orientation may turn them.
+                return sorted(lr.size) == sorted(side // scale for side in hr.size)
+    except Exception:  # Pillow's parsers raise many kinds on bad data.
+        return True
 
 
 def _images(folder: Path) -> dict[Path, str]:
