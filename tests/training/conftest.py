@@ -1,6 +1,6 @@
 """Made-up photographs and tiny experiments.
 
-Without what `pip install "espan[train]"` installs, nothing of this folder is collected.
+Without the packages of the extra "train", nothing of this folder is collected.
 """
 
 from __future__ import annotations
