@@ -36,7 +36,7 @@ ln -sfn "$root/tests/emulator" "$work/include/emulator"
 flags+=(-shared -fno-gnu-unique -Wl,-Bsymbolic -Itests/emulator -Icsrc)
 builds=()
 for name in tensor_cores frequency_loss gate; do
-  g++ "${flags[@]}" "tests/rehearsal/kernels_$name.cpp" tests/emulator/machine.cpp \
+  g++ "${flags[@]}" "tests/rehearsal/kernels_$name.cpp" tests/emulator/{machine,ordering}.cpp \
     -o "$work/kernels_$name.so" &
   builds+=($!)
 done

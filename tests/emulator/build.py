@@ -65,7 +65,7 @@ def _build(
     command += [f"-D{macro}" for macro in macros]
     command += [f"-I{folder}", f"-I{pybind11.get_include()}"]
     command += [f"-I{sysconfig.get_path('include')}"]
-    command += [str(folder / f"{op}.cpp"), str(folder / "machine.cpp")]
+    command += [str(folder / f"{name}.cpp") for name in (op, "machine", "ordering")]
     result = subprocess.run([*command, "-o", folder / "module.so"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     os.replace(folder / "module.so", target)  # whole, whoever else builds the same

@@ -84,8 +84,8 @@ inline void load_matrix(uint32_t (&a)[4], uint32_t address) {
     for (int l = 0; l < 32; ++l)
       for (int m = 0; m < 4; ++m) {
         const uint32_t row = lane[m * 8 + l / 4].address;
-        std::memcpy(static_cast<uint32_t*>(lane[l].data) + m, emulator::shared(row, 16) + l % 4 * 4,
-                    4);
+        emulator::shared(row, 16);
+        emulator::load(l, static_cast<uint32_t*>(lane[l].data) + m, row + l % 4 * 4, 4);
       }
   });
 }
@@ -140,22 +140,18 @@ void store_shared(uint32_t to, V v, bool keep) {
   emulator::collective("st.shared", to, &v, keep, [](emulator::Lane* lane) {
     emulator::count("st.shared", lane, sizeof(V));
     for (int l = 0; l < 32; ++l)
-      if (lane[l].keep) {
-        std::memcpy(emulator::shared(lane[l].address, sizeof(V)), lane[l].data, sizeof(V));
-        emulator::mark_stored(lane[l].address);
-      }
+      if (lane[l].keep) emulator::store(l, lane[l].address, lane[l].data, sizeof(V));
   });
 }
 inline void load_shared(uint32_t from, uint32_t& v) {
   emulator::collective("ld.shared", from, &v, true, [](emulator::Lane* lane) {
     emulator::count("ld.shared", lane, 4);
-    for (int l = 0; l < 32; ++l) std::memcpy(lane[l].data, emulator::shared(lane[l].address, 4), 4);
+    for (int l = 0; l < 32; ++l) emulator::load(l, lane[l].data, lane[l].address, 4);
   });
 }
-// What a lane stored for itself.
 template <class V>
 void load_shared(uint32_t from, V& v) {
-  std::memcpy(&v, emulator::shared(from, sizeof(V)), sizeof(V));
+  emulator::load(threadIdx.x % 32, &v, from, sizeof(V));
 }
 
 template <class V>

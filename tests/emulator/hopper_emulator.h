@@ -10,7 +10,8 @@
 namespace espan::cuda {
 
 inline void synchronize_warp() {
-  emulator::collective("__syncwarp", 0, nullptr, true, [](emulator::Lane*) {});
+  emulator::collective("__syncwarp", 0, nullptr, true,
+                       [](emulator::Lane*) { emulator::join_warp(); });
 }
 inline int uniform(int v) { return v; }
 template <bool Increase, int Count>
@@ -36,6 +37,10 @@ inline void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t ba
   emulator::bulk_copy(to, from, bytes, barrier);
 }
 
+// Between what the thread stored, or knows by a barrier to be stored, and wgmma's or a bulk copy's
+// access to it.
+inline void proxy_fence() { emulator::proxy_fence(); }
+
 inline uint64_t descriptor(uint32_t address, uint32_t leading, uint32_t stride) {
   const uint32_t low = (address & 0x3ffff) >> 4 | leading >> 4 << 16;
   return low | static_cast<uint64_t>(stride >> 4) << 32;
@@ -44,14 +49,10 @@ inline uint64_t descriptor(uint32_t address, uint32_t leading, uint32_t stride) 
 // The products of a warpgroup's 128 threads, at the wait.
 template <class T, int N>
 void wgmma_now(const emulator::Product* const* products) {
-  const uint64_t b_at = products[0]->b;
-  const uint32_t address = (b_at & 0x3fff) << 4, leading = (b_at >> 16 & 0x3fff) << 4;
-  const uint32_t stride = (b_at >> 32 & 0x3fff) << 4;
   float b[16][N];
   for (int n = 0; n < N; ++n)
     for (int k = 0; k < 16; k += 8) {
-      const unsigned char* eight =
-          emulator::product_operand(address + k / 8 * leading + n / 8 * stride + n % 8 * 16);
+      const unsigned char* eight = emulator::shared(products[0]->operand(n, k), 16);
       for (int i = 0; i < 8; ++i) {
         uint16_t bits;
         std::memcpy(&bits, eight + 2 * i, 2);
@@ -79,8 +80,8 @@ template <class T, int N>
 void wgmma(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
   emulator::start_product({d, N / 2, a, b, accumulate, &wgmma_now<T, N>});
 }
-inline void wgmma_fence() {}
-inline void wgmma_commit() {}
+inline void wgmma_fence() { emulator::free_registers(); }
+inline void wgmma_commit() { emulator::commit_products(); }
 inline void wgmma_wait() { emulator::finish_products(); }
 template <int N>
 void registers_fence(float (&)[N]) {}

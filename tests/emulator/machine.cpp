@@ -2,7 +2,10 @@
 // the signal mask with two system calls each time and an mma is 32 switches.
 #include "machine.h"
 
+#include "ordering.h"
+
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -55,7 +58,8 @@ struct Landing {
 
 struct Barrier {
   uint32_t count = 0, pending = 0, phase = 0;
-  int64_t bytes = 0;  // announced and not yet there
+  int64_t bytes = 0;         // announced and not yet there
+  Knowledge arrived, ended;  // of those who came so far, and until the last phase ended
 };
 
 // A warpgroup's rendezvous for its products.
@@ -71,6 +75,8 @@ struct Fiber {
   std::vector<Copy> copies;
   uint32_t barrier = 0, parity = 0;  // of the phase that it waits for
   std::vector<Product> products;
+  size_t committed = 0;         // of these
+  bool registers_free = false;  // wgmma_fence() came since the last wait
   std::map<float*, std::vector<float>> accumulators;  // as they were before the first of them
 };
 
@@ -84,7 +90,7 @@ struct Machine {
   std::vector<Warp> warps;
   std::vector<Group> groups;
   std::vector<unsigned char> shared;
-  std::vector<bool> stored;  // of each 16 bytes: whether an ordinary store wrote them
+  Ordering ordering;
   std::map<uint32_t, Barrier> barriers;
   std::vector<Landing> landings;
   const std::vector<Array>* arrays = nullptr;
@@ -112,6 +118,10 @@ void fail(const std::string& what) {
   to_main();
 }
 
+void check(const std::string& wrong) {
+  if (!wrong.empty()) fail(wrong);
+}
+
 // Runs another lane of the warp, or leaves the warp if none can run.
 void next_lane() {
   const unsigned me = machine->current, first = me / 32 * 32;
@@ -123,11 +133,9 @@ void next_lane() {
     espan_switch_fiber(&machine->fibers[me].stack_pointer, machine->fibers[other].stack_pointer);
     return;
   }
-  const auto waits = [first](unsigned i) {
-    return machine->fibers[first + i].state == State::at_phase;
-  };
   bool later = false;  // a lane that may still come
-  for (unsigned i = 0; i < 32; ++i) later |= waits(i);
+  for (unsigned t = first; t < first + 32; ++t)
+    later |= machine->fibers[t].state == State::at_phase;
   if (warp().arrived > 0 && !later)
     fail("some lanes of a warp wait at " + std::string(fiber().at) +
          " and others never come there");
@@ -145,7 +153,7 @@ void entry() {
 void start(unsigned block, size_t shared_bytes) {
   machine->block = block;
   machine->shared.assign(shared_bytes, 0xff);
-  machine->stored.assign(shared_bytes / 16 + 1, false);
+  machine->ordering.start(static_cast<unsigned>(machine->fibers.size()), shared_bytes);
   machine->barriers.clear();
   machine->landings.clear();
   for (Group& g : machine->groups) g.arrived = 0;
@@ -154,6 +162,8 @@ void start(unsigned block, size_t shared_bytes) {
     f.state = State::ready;
     f.copies.clear();
     f.products.clear();
+    f.committed = 0;
+    f.registers_free = false;
     f.accumulators.clear();
     const auto top = reinterpret_cast<uintptr_t>(f.stack.get() + kStack) & ~uintptr_t{15};
     void** stack = reinterpret_cast<void**>(top);
@@ -168,6 +178,21 @@ bool phase_is_over(uint32_t barrier, uint32_t parity) {
   return (machine->barriers.at(barrier).phase & 1) != parity;
 }
 
+std::string name_of(uint32_t barrier) { return "the barrier at " + std::to_string(barrier); }
+
+void check_barriers(uint32_t to, uint32_t bytes) {
+  const auto next = machine->barriers.lower_bound(to < 8 ? 0 : to - 7);
+  if (next != machine->barriers.end() && next->first < to + bytes)
+    fail(name_of(next->first) + " overwritten");
+}
+
+// An error if the barrier is not, as far as this thread knows.
+Barrier& initialized(uint32_t barrier) {
+  if (machine->barriers.count(barrier) == 0) fail("a barrier that was not initialised");
+  check(machine->ordering.may_read(machine->current, barrier, 8, true));
+  return machine->barriers[barrier];
+}
+
 bool can_run(unsigned w) {
   bool any = false;
   for (unsigned t = w * 32; t < w * 32 + 32; ++t) {
@@ -178,29 +203,19 @@ bool can_run(unsigned w) {
   return any;
 }
 
-// The thread's copies, as an ordinary store would leave them.
-void land(const std::vector<Copy>& copies, bool ordinary) {
-  for (const Copy& c : copies) {
-    unsigned char* to = machine->shared.data() + c.to;
-    if (c.take)
-      std::memcpy(to, c.from, c.bytes);
-    else
-      std::memset(to, 0, c.bytes);
-    for (uint32_t i = c.to / 16; i <= (c.to + c.bytes - 1) / 16; ++i) machine->stored[i] = ordinary;
-  }
+void land(const Copy& copy) {
+  unsigned char* to = machine->shared.data() + copy.to;
+  if (copy.take)
+    std::memcpy(to, copy.from, copy.bytes);
+  else
+    std::memset(to, 0, copy.bytes);
 }
 
 void end_phase_if_complete(Barrier& b) {
   if (b.pending != 0 || b.bytes != 0) return;
   ++b.phase;
   b.pending = b.count;
-}
-
-void arrive(uint32_t barrier) {
-  Barrier& b = machine->barriers.at(barrier);
-  if (b.pending == 0) throw std::runtime_error("more arrivals at a barrier than its phase takes");
-  --b.pending;
-  end_phase_if_complete(b);
+  b.ended = b.arrived;
 }
 
 // Lands the oldest that somebody waits for, or any in random order; what nobody waits for may land
@@ -217,14 +232,16 @@ bool land_next(bool early) {
   const size_t which = wanted[machine->preempt ? machine->random() % wanted.size() : 0];
   const Landing landing = machine->landings[which];
   machine->landings.erase(machine->landings.begin() + static_cast<std::ptrdiff_t>(which));
-  land(landing.copies, landing.bytes == 0);
-  if (landing.bytes == 0) {
-    arrive(landing.barrier);
-  } else {
-    Barrier& b = machine->barriers.at(landing.barrier);
-    b.bytes -= landing.bytes;
-    end_phase_if_complete(b);
+  Barrier& b = machine->barriers.at(landing.barrier);
+  for (const Copy& c : landing.copies) {
+    land(c);
+    machine->ordering.land(b.arrived, c.to, c.bytes);
   }
+  if (landing.bytes == 0 && b.pending-- == 0)
+    throw std::runtime_error("more arrivals at " + name_of(landing.barrier) +
+                             " than its phase takes");
+  b.bytes -= landing.bytes;
+  end_phase_if_complete(b);
   return true;
 }
 
@@ -235,6 +252,24 @@ void run_warp(unsigned w) {
   espan_switch_fiber(&machine->main, machine->fibers[machine->current].stack_pointer);
   machine->warps[w].next = static_cast<int>(machine->current % 32);
   if (!machine->error.empty()) throw std::runtime_error(machine->error);
+}
+
+void check_all_is_done() {
+  for (const Landing& landing : machine->landings)
+    if (landing.bytes != 0) throw std::runtime_error("a block ended before its bulk copies landed");
+  for (const Fiber& f : machine->fibers)
+    if (!f.products.empty()) throw std::runtime_error("a thread ended while its products ran");
+}
+
+[[noreturn]] void report_deadlock() {
+  for (const Fiber& f : machine->fibers) {
+    if (f.state != State::at_phase) continue;
+    const Barrier& b = machine->barriers.at(f.barrier);
+    throw std::runtime_error("some threads wait for ever at " + name_of(f.barrier) + ": " +
+                             std::to_string(b.pending) + " arrivals and " +
+                             std::to_string(b.bytes) + " bytes are missing");
+  }
+  throw std::runtime_error("some threads wait at a barrier and others have ended");
 }
 
 void run_block(unsigned order) {
@@ -252,11 +287,9 @@ void run_block(unsigned order) {
     if (land_next(false)) continue;
     const auto is = [](State s) { return [s](const Fiber& f) { return f.state == s; }; };
     auto& fibers = machine->fibers;
-    if (std::all_of(fibers.begin(), fibers.end(), is(State::done))) return;
-    if (!std::all_of(fibers.begin(), fibers.end(), is(State::at_barrier)))
-      throw std::runtime_error(std::any_of(fibers.begin(), fibers.end(), is(State::at_phase))
-                                   ? "some threads wait for a phase that nobody completes"
-                                   : "some threads wait at a barrier and others have ended");
+    if (std::all_of(fibers.begin(), fibers.end(), is(State::done))) return check_all_is_done();
+    if (!std::all_of(fibers.begin(), fibers.end(), is(State::at_barrier))) report_deadlock();
+    machine->ordering.join(0, static_cast<unsigned>(fibers.size()));
     for (Fiber& f : fibers) f.state = State::ready;
   }
 }
@@ -296,6 +329,22 @@ unsigned char* shared(uint32_t address, uint32_t bytes) {
   return nowhere;
 }
 
+void load(unsigned lane, void* to, uint32_t from, uint32_t bytes) {
+  const unsigned char* place = shared(from, bytes);
+  check(machine->ordering.read(machine->current / 32 * 32 + lane, from, bytes));
+  std::memcpy(to, place, bytes);
+}
+
+void store(unsigned lane, uint32_t to, const void* from, uint32_t bytes) {
+  unsigned char* place = shared(to, bytes);
+  check_barriers(to, bytes);
+  check(machine->ordering.write(machine->current / 32 * 32 + lane, to, bytes));
+  std::memcpy(place, from, bytes);
+}
+
+void join_warp() { machine->ordering.join(machine->current / 32 * 32, 32); }
+void proxy_fence() { machine->ordering.fence(machine->current); }
+
 void check_global(const void* address, size_t bytes, bool write) {
   const auto begin = reinterpret_cast<uintptr_t>(address);
   if (begin % bytes != 0) fail("misaligned global memory access");
@@ -305,57 +354,77 @@ void check_global(const void* address, size_t bytes, bool write) {
 }
 
 void start_copy(uint32_t to, const void* from, bool take, uint32_t bytes) {
+  check_barriers(to, bytes);
+  check(machine->ordering.start_copy(machine->current, to, bytes, true));
   fiber().copies.push_back({to, from, take, bytes});
 }
 
 void finish_copies() {
-  land(fiber().copies, true);
+  for (const Copy& c : fiber().copies) {
+    land(c);
+    machine->ordering.land(machine->current, c.to, c.bytes);
+  }
   fiber().copies.clear();
 }
 
 void barrier_init(uint32_t barrier, uint32_t count) {
   shared(barrier, 8);
-  machine->barriers[barrier] = {count, count, 0, 0};
+  check(machine->ordering.write(machine->current, barrier, 8));
+  const Knowledge nothing = machine->ordering.nothing();
+  machine->barriers[barrier] = {count, count, 0, 0, nothing, nothing};
 }
 
 void barrier_arrive(uint32_t barrier, uint32_t expected_bytes) {
-  if (machine->barriers.count(barrier) == 0) return fail("a barrier that was not initialised");
-  Barrier& b = machine->barriers[barrier];
+  Barrier& b = initialized(barrier);
+  if (b.pending == 0) fail("more arrivals at " + name_of(barrier) + " than its phase takes");
+  machine->ordering.release(machine->current, b.arrived);
   b.bytes += expected_bytes;
-  if (b.pending == 0) return fail("more arrivals at a barrier than its phase takes");
   --b.pending;
   end_phase_if_complete(b);
 }
 
 void barrier_wait(uint32_t barrier, uint32_t parity) {
-  if (machine->barriers.count(barrier) == 0) return fail("a barrier that was not initialised");
-  if (phase_is_over(barrier, parity)) return;
-  fiber().state = State::at_phase;
-  fiber().at = "a phase";
-  fiber().barrier = barrier;
-  fiber().parity = parity;
-  next_lane();
+  const Barrier& b = initialized(barrier);
+  if (!phase_is_over(barrier, parity)) {
+    fiber().state = State::at_phase;
+    fiber().at = "a phase";
+    fiber().barrier = barrier;
+    fiber().parity = parity;
+    next_lane();
+  }
+  machine->ordering.acquire(machine->current, b.ended);
 }
 
 void copies_arrive(uint32_t barrier) {
-  if (machine->barriers.count(barrier) == 0) return fail("a barrier that was not initialised");
+  initialized(barrier);
   machine->landings.push_back({fiber().copies, barrier, 0});
   fiber().copies.clear();
   if (machine->early) land_next(true);
 }
 
 void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
-  if (machine->barriers.count(barrier) == 0) return fail("a barrier that was not initialised");
-  if (bytes % 16 != 0 || to + bytes > machine->shared.size())
-    return fail("a bulk copy out of range");
+  initialized(barrier);
+  if (bytes % 16 != 0 || to + bytes > machine->shared.size()) fail("a bulk copy out of range");
   shared(to, 16);
-  check_global(from, 16, false);
-  check_global(static_cast<const char*>(from) + bytes - 16, 16, false);
+  for (uint32_t i = 0; i < bytes; i += 16)
+    check_global(static_cast<const char*>(from) + i, 16, false);
+  check_barriers(to, bytes);
+  check(machine->ordering.start_copy(machine->current, to, bytes, false));
   machine->landings.push_back({{{to, from, true, bytes}}, barrier, bytes});
   if (machine->early) land_next(true);
 }
 
-void start_product(const Product& product) {
+void free_registers() { fiber().registers_free = true; }
+void commit_products() { fiber().committed = fiber().products.size(); }
+
+void start_product(Product product) {
+  if (!fiber().registers_free) fail("a product without wgmma_fence() since the last wait");
+  product.started = machine->ordering.now();
+  if (machine->current % 32 == 0)
+    product.each_operand([](uint32_t address) {
+      shared(address, 16);
+      check(machine->ordering.may_read(machine->current, address, 16, false));
+    });
   auto [entry, first] = fiber().accumulators.try_emplace(product.d);
   if (first) {
     // Accumulators of another width that begin elsewhere in the same registers are not foreseen.
@@ -368,6 +437,7 @@ void start_product(const Product& product) {
 void finish_products() {
   const unsigned first = machine->current / 128 * 128;
   Group& group = machine->groups[machine->current / 128];
+  if (fiber().committed != fiber().products.size()) fail("a wait for products not committed");
   fiber().state = State::waiting;
   fiber().at = "wgmma_wait";
   if (++group.arrived < 128) return next_lane();
@@ -377,7 +447,11 @@ void finish_products() {
   for (unsigned t = first; t < first + 128; ++t) {
     Fiber& f = machine->fibers[t];
     if (f.products.size() != count) fail("the threads of a warpgroup start different products");
-    for (const auto& [d, values] : f.accumulators) std::copy(values.begin(), values.end(), d);
+    for (const auto& [d, values] : f.accumulators) {
+      if (!std::all_of(d, d + values.size(), [](float v) { return std::isnan(v); }))
+        fail("accumulators written while a product runs");
+      std::copy(values.begin(), values.end(), d);
+    }
     f.accumulators.clear();
   }
   for (size_t i = 0; i < count; ++i) {
@@ -386,22 +460,20 @@ void finish_products() {
       if (products[t]->b != products[0]->b || products[t]->now != products[0]->now)
         fail("the threads of a warpgroup start different products");
     }
+    for (unsigned t = 0; t < 128; t += 32)
+      products[t]->each_operand([&](uint32_t address) {
+        check(machine->ordering.finish_product_read(first + t, address, products[t]->started));
+      });
     products[0]->now(products.data());
   }
   for (unsigned t = first; t < first + 128; ++t) {
-    machine->fibers[t].products.clear();
-    machine->fibers[t].state = State::ready;
+    Fiber& f = machine->fibers[t];
+    f.products.clear();
+    f.committed = 0;
+    f.registers_free = false;
+    f.state = State::ready;
   }
 }
-
-const unsigned char* product_operand(uint32_t address) {
-  const unsigned char* operand = shared(address, 16);
-  if (machine->stored[address / 16])
-    fail("a product reads what an ordinary store wrote, without a proxy fence");
-  return operand;
-}
-
-void mark_stored(uint32_t address) { machine->stored[address / 16] = true; }
 
 void count(const char* name, const Lane* lanes, uint32_t bytes) {
   // 128 bytes go at once: 8 lanes of 16 bytes, 16 of 8, 32 of 4 or fewer.

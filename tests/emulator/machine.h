@@ -33,6 +33,13 @@ void barrier();
 
 // Shared memory; an error if it is not all inside the block's, or not aligned to its size.
 unsigned char* shared(uint32_t address, uint32_t bytes);
+// A lane of the running warp accesses it; an error, too, if a write that it touches, or a read that
+// it overwrites, does not come before by what barriers say (ordering.h).
+void load(unsigned lane, void* to, uint32_t from, uint32_t bytes);
+void store(unsigned lane, uint32_t to, const void* from, uint32_t bytes);
+// What the warp's lanes did so far comes before all that they do next.
+void join_warp();
+void proxy_fence();
 // An error if it is not all in one of the arrays named, or not aligned, or may not be written.
 void check_global(const void* address, size_t bytes, bool write);
 
@@ -55,13 +62,24 @@ struct Product {
   uint64_t b;
   bool accumulate;
   void (*now)(const Product* const*);  // computes those of 128 threads
+  uint32_t started = 0;
+
+  // Of eight values of column n of B, from k on.
+  uint32_t operand(int n, int k) const {
+    const uint32_t address = (b & 0x3fff) << 4, leading = (b >> 16 & 0x3fff) << 4;
+    const uint32_t stride = (b >> 32 & 0x3fff) << 4;
+    return address + k / 8 * leading + n / 8 * stride + n % 8 * 16;
+  }
+  template <class F>
+  void each_operand(F f) const {
+    for (int n = 0; n < 2 * values; ++n)
+      for (int k = 0; k < 16; k += 8) f(operand(n, k));
+  }
 };
-void start_product(const Product& product);
+void free_registers();
+void start_product(Product product);
+void commit_products();
 void finish_products();
-// 16 bytes of shared memory for a product; an error if an ordinary store wrote them, which would
-// need a proxy fence.
-const unsigned char* product_operand(uint32_t address);
-void mark_stored(uint32_t address);
 
 // Counts the wavefronts of a warp's access of `bytes` per lane.
 void count(const char* name, const Lane* lanes, uint32_t bytes);

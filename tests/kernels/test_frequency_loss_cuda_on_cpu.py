@@ -45,7 +45,8 @@ def build(folder: Path, header: str | None = None) -> ctypes.CDLL:
         (folder / "cuda").mkdir()
         (folder / "cuda" / "frequency_loss.cuh").write_text(header)
         command += [f"-I{folder}", "-DESPAN_FLOAT32_ONLY"]
-    command += [HERE / "frequency_loss_cuda_on_cpu.cpp", ROOT / "tests/emulator/machine.cpp"]
+    command += [HERE / "frequency_loss_cuda_on_cpu.cpp"]
+    command += [ROOT / "tests/emulator" / name for name in ("machine.cpp", "ordering.cpp")]
     command += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests'}", f"-I{headers}"]
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(library))
