@@ -4,9 +4,10 @@
 //
 // It is stricter than a GPU where that shows mistakes: shared memory begins as NaN, an asynchronous
 // copy lands when its thread waits for it and not before, global accesses must lie in arrays that
-// the test named, warps run in an order that the test chooses.  It counts the wavefronts of shared
-// memory accesses.  It cannot show what depends on timing, nor an error in its own idea of an
-// instruction: the tests marked gpu are for that.
+// the test named, warps run in an order that the test chooses, and accesses to shared memory that
+// no barrier orders are errors in any order (ordering.h).  It counts the wavefronts of shared
+// memory accesses.  It cannot show an error in its own idea of an instruction: the tests marked gpu
+// are for that.
 #pragma once
 
 #include <cmath>

@@ -2,8 +2,6 @@
 // the signal mask with two system calls each time and an mma is 32 switches.
 #include "machine.h"
 
-#include "ordering.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -13,6 +11,8 @@
 #include <random>
 #include <set>
 #include <stdexcept>
+
+#include "ordering.h"
 
 extern "C" void espan_switch_fiber(void** save, void* load);
 asm(R"(.text
@@ -57,7 +57,7 @@ struct Landing {
 };
 
 struct Barrier {
-  uint32_t count = 0, pending = 0, phase = 0;
+  uint32_t index = 0, count = 0, pending = 0, phase = 0;
   int64_t bytes = 0;         // announced and not yet there
   Knowledge arrived, ended;  // of those who came so far, and until the last phase ended
 };
@@ -75,8 +75,8 @@ struct Fiber {
   std::vector<Copy> copies;
   uint32_t barrier = 0, parity = 0;  // of the phase that it waits for
   std::vector<Product> products;
-  size_t committed = 0;         // of these
-  bool registers_free = false;  // wgmma_fence() came since the last wait
+  size_t committed = 0;                               // of these
+  bool registers_free = false;                        // wgmma_fence() came since the last wait
   std::map<float*, std::vector<float>> accumulators;  // as they were before the first of them
 };
 
@@ -218,6 +218,10 @@ void end_phase_if_complete(Barrier& b) {
   b.ended = b.arrived;
 }
 
+std::string too_many_at(uint32_t barrier) {
+  return "more arrivals at " + name_of(barrier) + " than its phase takes";
+}
+
 // Lands the oldest that somebody waits for, or any in random order; what nobody waits for may land
 // early there, and else never does.
 bool land_next(bool early) {
@@ -235,14 +239,19 @@ bool land_next(bool early) {
   Barrier& b = machine->barriers.at(landing.barrier);
   for (const Copy& c : landing.copies) {
     land(c);
-    machine->ordering.land(b.arrived, c.to, c.bytes);
+    machine->ordering.land(b.index, b.arrived, c.to, c.bytes);
   }
-  if (landing.bytes == 0 && b.pending-- == 0)
-    throw std::runtime_error("more arrivals at " + name_of(landing.barrier) +
-                             " than its phase takes");
+  if (landing.bytes == 0 && b.pending-- == 0) {
+    machine->error = too_many_at(landing.barrier);
+    return false;
+  }
   b.bytes -= landing.bytes;
   end_phase_if_complete(b);
   return true;
+}
+
+void throw_error() {
+  if (!machine->error.empty()) throw std::runtime_error(machine->error);
 }
 
 void run_warp(unsigned w) {
@@ -251,7 +260,7 @@ void run_warp(unsigned w) {
   machine->current = w * 32 + t;
   espan_switch_fiber(&machine->main, machine->fibers[machine->current].stack_pointer);
   machine->warps[w].next = static_cast<int>(machine->current % 32);
-  if (!machine->error.empty()) throw std::runtime_error(machine->error);
+  throw_error();
 }
 
 void check_all_is_done() {
@@ -279,12 +288,14 @@ void run_block(unsigned order) {
   for (;;) {
     if (order > 1) std::shuffle(turns.begin(), turns.end(), machine->random);
     if (order > 1 && machine->random() % 16 == 0) land_next(true);
+    throw_error();
     const auto w = std::find_if(turns.begin(), turns.end(), can_run);
     if (w != turns.end()) {
       run_warp(*w);
       continue;
     }
     if (land_next(false)) continue;
+    throw_error();
     const auto is = [](State s) { return [s](const Fiber& f) { return f.state == s; }; };
     auto& fibers = machine->fibers;
     if (std::all_of(fibers.begin(), fibers.end(), is(State::done))) return check_all_is_done();
@@ -371,12 +382,15 @@ void barrier_init(uint32_t barrier, uint32_t count) {
   shared(barrier, 8);
   check(machine->ordering.write(machine->current, barrier, 8));
   const Knowledge nothing = machine->ordering.nothing();
-  machine->barriers[barrier] = {count, count, 0, 0, nothing, nothing};
+  const auto index = static_cast<uint32_t>(machine->barriers.size());
+  if (machine->barriers.count(barrier) != 0) fail(name_of(barrier) + " initialised twice");
+  if (index == kMostBarriers) fail("more barriers than the emulator has clocks for");
+  machine->barriers[barrier] = {index, count, count, 0, 0, nothing, nothing};
 }
 
 void barrier_arrive(uint32_t barrier, uint32_t expected_bytes) {
   Barrier& b = initialized(barrier);
-  if (b.pending == 0) fail("more arrivals at " + name_of(barrier) + " than its phase takes");
+  if (b.pending == 0) fail(too_many_at(barrier));
   machine->ordering.release(machine->current, b.arrived);
   b.bytes += expected_bytes;
   --b.pending;
@@ -395,11 +409,16 @@ void barrier_wait(uint32_t barrier, uint32_t parity) {
   machine->ordering.acquire(machine->current, b.ended);
 }
 
+void land_at_once() {
+  land_next(true);
+  if (!machine->error.empty()) to_main();
+}
+
 void copies_arrive(uint32_t barrier) {
   initialized(barrier);
   machine->landings.push_back({fiber().copies, barrier, 0});
   fiber().copies.clear();
-  if (machine->early) land_next(true);
+  if (machine->early) land_at_once();
 }
 
 void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
@@ -411,7 +430,7 @@ void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) 
   check_barriers(to, bytes);
   check(machine->ordering.start_copy(machine->current, to, bytes, false));
   machine->landings.push_back({{{to, from, true, bytes}}, barrier, bytes});
-  if (machine->early) land_next(true);
+  if (machine->early) land_at_once();
 }
 
 void free_registers() { fiber().registers_free = true; }

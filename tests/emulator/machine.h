@@ -46,8 +46,8 @@ void check_global(const void* address, size_t bytes, bool write);
 void start_copy(uint32_t to, const void* from, bool take, uint32_t bytes);
 void finish_copies();
 
-// Hopper's barriers in shared memory.  A thread that waits for a phase which nobody can complete is an
-// error, and so are more arrivals than a phase takes.
+// Hopper's barriers in shared memory.  A thread that waits for a phase which nobody can complete is
+// an error, and so are more arrivals than a phase takes.
 void barrier_init(uint32_t barrier, uint32_t count);
 void barrier_arrive(uint32_t barrier, uint32_t expected_bytes);
 void barrier_wait(uint32_t barrier, uint32_t parity);
@@ -94,8 +94,8 @@ struct Array {
 };
 
 // Runs `blocks` blocks of `threads` threads.  `order` says how warps take turns: 0 up, 1 down,
-// other numbers at random, changing at random places too.  What lands
-// later lands at once for 0, as late as it may for 1.  Throws std::runtime_error on any error.
+// other numbers at random, changing at random places too.  What may land at any time lands at once
+// for 0, as late as it may for 1.  Throws std::runtime_error on any error.
 std::map<std::string, Wavefronts> run(unsigned blocks, unsigned threads, size_t shared_bytes,
                                       unsigned order, const std::vector<Array>& arrays,
                                       const std::function<void()>& kernel);

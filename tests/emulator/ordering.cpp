@@ -27,12 +27,13 @@ void Knowledge::learn(const Knowledge& other) {
 }
 
 Knowledge Ordering::nothing() const {
-  return {std::vector<uint32_t>(copies_ + 1), std::vector<uint32_t>(copies_ + 1)};
+  const std::vector<uint32_t> zeros(threads_ + kMostBarriers);
+  return {zeros, zeros};
 }
 
 void Ordering::start(unsigned threads, size_t bytes) {
   now_ = 0;
-  copies_ = threads;
+  threads_ = threads;
   known_.assign(threads, nothing());
   chunks_.resize(bytes / 16 + 1);
   for (Chunk& c : chunks_) {
@@ -47,7 +48,7 @@ std::string Ordering::after_write(const Access& later, const Access& write) cons
   const Knowledge& known = known_[later.agent];
   if (write.agent != later.agent && known.seen[write.agent] < write.time)
     return "an access to shared memory that " +
-           (write.agent == copies_ ? "a copy" : "thread " + std::to_string(write.agent)) +
+           (write.agent >= threads_ ? "a copy" : "thread " + std::to_string(write.agent)) +
            " wrote, with no barrier between";
   if (write.ordinary && !later.ordinary && known.fenced[write.agent] < write.time)
     return "the asynchronous proxy's access to what was written without it, with no proxy fence "
@@ -133,9 +134,9 @@ void Ordering::land(unsigned thread, uint32_t address, uint32_t bytes) {
   landed(address, bytes, thread, now_ + 1);
 }
 
-void Ordering::land(Knowledge& to, uint32_t address, uint32_t bytes) {
-  landed(address, bytes, copies_, ++now_);
-  to.seen[copies_] = now_;
+void Ordering::land(unsigned barrier, Knowledge& to, uint32_t address, uint32_t bytes) {
+  landed(address, bytes, threads_ + barrier, ++now_);
+  to.seen[threads_ + barrier] = now_;
 }
 
 void Ordering::release(unsigned thread, Knowledge& to) {

@@ -10,8 +10,10 @@
 
 namespace espan::emulator {
 
-// Of each thread, and last of all asynchronous copies together: the time up to which their accesses
-// are known to have come before, and to have been followed by a proxy fence.
+constexpr uint32_t kMostBarriers = 128;
+
+// Of each thread, and then of the copies of each barrier: the time up to which their accesses are
+// known to have come before, and to have been followed by a proxy fence.
 struct Knowledge {
   std::vector<uint32_t> seen, fenced;
   void learn(const Knowledge& other);
@@ -33,8 +35,8 @@ class Ordering {
   std::string start_copy(unsigned thread, uint32_t address, uint32_t bytes, bool ordinary);
   // It landed, as the thread sees that waits for its own copies.
   void land(unsigned thread, uint32_t address, uint32_t bytes);
-  // It landed, as those see who wait for the barrier that knows what is in `to`.
-  void land(Knowledge& to, uint32_t address, uint32_t bytes);
+  // It landed, as those see who wait for this barrier, the n-th, who learn what is in `to`.
+  void land(unsigned barrier, Knowledge& to, uint32_t address, uint32_t bytes);
 
   void release(unsigned thread, Knowledge& to);
   void acquire(unsigned thread, const Knowledge& from) { known_[thread].learn(from); }
@@ -60,7 +62,7 @@ class Ordering {
   void add_read(const Access& read);
   void landed(uint32_t address, uint32_t bytes, uint32_t agent, uint32_t time);
 
-  uint32_t now_ = 0, copies_ = 0;  // copies_: the agent that stands for asynchronous copies
+  uint32_t now_ = 0, threads_ = 0;  // agents from there on stand for the barriers' copies
   std::vector<Knowledge> known_;
   std::vector<Chunk> chunks_;
 };

@@ -16,8 +16,8 @@ Result run_spab(const Buffer& x, const Buffer& packed, const Buffer& y, const Bu
   p.x = x.pointer<const uint16_t>();
   p.y = y.pointer<uint16_t>();
   p.activation = activation.pointer<uint16_t>();
-  p.bias = reinterpret_cast<const float*>(packed.pointer<const uint4>() +
-                                          convs * 9 * S::P * S::P / 8);
+  p.bias =
+      reinterpret_cast<const float*>(packed.pointer<const uint4>() + convs * 9 * S::P * S::P / 8);
   p.weights = reinterpret_cast<const uint4*>(p.bias + convs * S::P);
   p.convs = convs;
   p.height = height;

@@ -21,9 +21,8 @@ Result run_tail(const Buffer& last, const std::vector<Buffer>& sides, const Buff
     p.sides[i] = sides[i].pointer<const uint16_t>();
     arrays.push_back(sides[i].readable());
   }
-  p.bias = reinterpret_cast<const float*>(packed.pointer<const uint4>() +
-                                          (9 + S::kSides) * S::P * S::P / 8 +
-                                          9 * S::P * S::kUpTiles);
+  p.bias = reinterpret_cast<const float*>(
+      packed.pointer<const uint4>() + (9 + S::kSides) * S::P * S::P / 8 + 9 * S::P * S::kUpTiles);
   p.weights = reinterpret_cast<const uint4*>(p.bias + S::P + 8 * S::kUpTiles);
   p.image = image.pointer<void>();
   p.flag = flag.pointer<int>();
