@@ -53,6 +53,11 @@ def gencode(arch: str) -> list[str]:
     return flags
 
 
+def toolkit_version(nvcc: str) -> str:
+    """The version of the toolkit and its runtime, such as 13.0."""
+    return re.search(r"release (\d+\.\d+)", ask(nvcc, "--version"))[1]
+
+
 def ask(*command: str) -> str:
     """What a command prints, on either stream."""
     result = subprocess.run(command, text=True, capture_output=True)
@@ -67,12 +72,13 @@ def main() -> None:
     from torch.utils import cpp_extension  # takes seconds, and a wrong request should fail at once
 
     cxx = ["-O3", "-std=c++17", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
-    flags, archs, toolkit = {}, [], {}
+    flags, archs, version, toolkit = {}, [], "", {}
     sources = glob.glob("csrc/**/*.cpp", recursive=True) + glob.glob("csrc/cuda/*.cu") * with_cuda
     if with_cuda:
         # nvcc itself knows where it lives: the one on PATH may be a link or a script.
         home = os.path.realpath(re.search(r"TOP=(.*)", ask(nvcc, "--dryrun", "-c", "x.cu"))[1])
         cpp_extension.CUDA_HOME = home  # a CPU-only torch leaves it unset
+        version = toolkit_version(nvcc)
         wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
         archs = choose_archs(wanted, ask(nvcc, "--list-gpu-arch"))
         flags["nvcc"] = [*cxx, "-Xcompiler=-fvisibility=hidden"]
@@ -89,6 +95,7 @@ def main() -> None:
     # Of the warnings left out, one is about inlined functions, one about GCC 12's own headers.
     cxx += ["-fvisibility=hidden", "-Wno-psabi", "-Wno-maybe-uninitialized"]
     cxx += [f"-DESPAN_CUDA_ARCHS={','.join(archs)}", f"-DESPAN_CUDA_ABSENT={reason}"]
+    cxx += [f"-DESPAN_CUDA_VERSION={version}"]
     extension = cpp_extension.CppExtension(
         "espan_kernels._C",
         sorted(sources),

@@ -40,6 +40,10 @@ PyObject* cuda_archs(PyObject*, PyObject*) {
   return PyUnicode_FromString(ESPAN_TEXT(ESPAN_CUDA_ARCHS));
 }
 
+PyObject* cuda_version(PyObject*, PyObject*) {
+  return PyUnicode_FromString(ESPAN_TEXT(ESPAN_CUDA_VERSION));
+}
+
 PyObject* built_without_cuda_because(PyObject*, PyObject*) {
   return PyUnicode_FromString(ESPAN_TEXT(ESPAN_CUDA_ABSENT));
 }
@@ -62,6 +66,7 @@ PyObject* select_cpu_path(PyObject*, PyObject* args) {
 
 PyMethodDef methods[] = {
     {"cuda_archs", cuda_archs, METH_NOARGS, "The CUDA architectures built in, 8.0,9.0+PTX, or ''."},
+    {"cuda_version", cuda_version, METH_NOARGS, "The CUDA toolkit that built the kernels, or ''."},
     {"built_without_cuda_because", built_without_cuda_because, METH_NOARGS,
      "'cpu_requested', 'nvcc_not_found', or '' where CUDA kernels are built in."},
     {"cpu_path", cpu_path, METH_NOARGS, "The path in use: amx, avx512, avx2 or portable."},

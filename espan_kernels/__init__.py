@@ -8,7 +8,7 @@ are a network's first convolution, a whole block and its end, on packed weights 
 :mod:`~espan_kernels.backends` tells which implementations can run here, and why others cannot.
 """
 
-from espan_kernels import backends, reference
+from espan_kernels import _on_gpus, backends, reference  # noqa: F401  (_on_gpus: to be registered)
 from espan_kernels.frequency_loss import frequency_loss, frequency_loss_gradient
 from espan_kernels.gate import gate
 from espan_kernels.head import head, pack_head

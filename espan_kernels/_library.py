@@ -1,12 +1,13 @@
 """Loads the compiled kernels and sees to it that every op has an implementation everywhere.
 
-The reference is the implementation for every device; a compiled or a Triton kernel, where there is
-one, takes precedence for its device.  Nothing is chosen silently: :mod:`espan_kernels.backends`
-tells what was found and why the rest was not.
+The reference is the implementation for every device; compiled kernels take precedence.  On a GPU
+that they are not for, `_on_gpus.py` takes what is.  Nothing is chosen silently:
+:mod:`espan_kernels.backends` says what was found and why the rest was not.
 """
 
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -49,6 +50,7 @@ def _load() -> tuple[ModuleType | None, str]:
 
 compiled, why_not_compiled = _load()
 cuda_archs: str = compiled.cuda_archs() if compiled else ""
+cuda_version: str = compiled.cuda_version() if compiled else ""
 # find_spec does not import it: that waits for the first CUDA tensor.
 triton_installed = importlib.util.find_spec("triton") is not None
 
@@ -58,9 +60,22 @@ if compiled is None:
         _fragment.define(_schema)
 
 
+# By op.  The latter are imported when they are called.
+references: dict[str, Callable[..., Any]] = {}
+triton: dict[str, Callable[..., Any]] = {}
+
+
 def implement(op: str, function: Callable[..., Any]) -> None:
     """Make ``function`` the implementation of ``espan::op`` where no kernel takes precedence."""
+    references[op] = function
     _fragment.impl(op, function, "CompositeExplicitAutograd")
+
+
+def implement_on_gpus(op: str, function: Callable[..., Any]) -> None:
+    """Make ``function``, which takes the dispatch keys first, that of ``espan::op`` on CUDA."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
+        _fragment.impl(op, function, "CUDA", with_keyset=True, allow_override=True)
 
 
 def refuse_gradients(op: str) -> None:
@@ -181,17 +196,16 @@ def _triton_tail(head: Tensor, *others: Any) -> Tensor:
     return kernels.tail(head, *others)
 
 
-_fragment.impl("gate", _reference_gate, "CompositeExplicitAutograd")
-_fragment.impl("gate_backward", _reference_gate_backward, "CompositeExplicitAutograd")
-_fragment.impl("frequency_loss", _reference_frequency_loss, "CompositeExplicitAutograd")
-_fragment.impl(
-    "frequency_loss_gradient", _reference_frequency_loss_gradient, "CompositeExplicitAutograd"
+implement("gate", _reference_gate)
+implement("gate_backward", _reference_gate_backward)
+implement("frequency_loss", _reference_frequency_loss)
+implement("frequency_loss_gradient", _reference_frequency_loss_gradient)
+triton.update(
+    gate=_triton_gate,
+    gate_backward=_triton_gate_backward,
+    frequency_loss=_triton_frequency_loss,
+    frequency_loss_gradient=_triton_frequency_loss_gradient,
+    spab=_triton_spab,
+    head=_triton_head,
+    tail=_triton_tail,
 )
-if not cuda_archs and triton_installed:
-    _fragment.impl("gate", _triton_gate, "CUDA")
-    _fragment.impl("gate_backward", _triton_gate_backward, "CUDA")
-    _fragment.impl("frequency_loss", _triton_frequency_loss, "CUDA")
-    _fragment.impl("frequency_loss_gradient", _triton_frequency_loss_gradient, "CUDA")
-    _fragment.impl("spab", _triton_spab, "CUDA")
-    _fragment.impl("head", _triton_head, "CUDA")
-    _fragment.impl("tail", _triton_tail, "CUDA")

@@ -1,8 +1,11 @@
 """Which implementations of the ops can run here, and why the others cannot."""
 
+import contextlib
 import importlib.metadata
 import os
 import re
+import shutil
+import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,6 +15,9 @@ from espan_kernels import _library
 
 # What runs on a device, best first.  The reference runs on every device.
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+
+_NAMES = ("cuda", "triton", "cpu", "reference")
+_TRITON_FROM = (8, 0)  # compute capability
 
 _NO_CUDA_KERNELS = {
     "nvcc_not_found": "this build has no CUDA kernels: nvcc was not found when it was built",
@@ -29,100 +35,156 @@ class Backend:
     details: Mapping[str, str] = field(default_factory=dict)
 
 
-def available() -> dict[str, Backend]:
-    """Every backend by name: cuda, triton, cpu, reference."""
-    return {b.name: b for b in (_cuda(), _triton(), _cpu(), _reference())}
+def available(device: torch.device | str | None = None) -> dict[str, Backend]:
+    """Every backend by name: cuda, triton, cpu, reference.
+
+    ``device`` is the GPU that is meant; by default the current one.
+    """
+    gpu = None if device is None else torch.device(device)
+    if gpu is not None and gpu.type != "cuda":
+        gpu = None
+    reasons = {name: _why_not(name, gpu) for name in _NAMES}
+    return {
+        name: Backend(name, not reason, reason, _details(name)) for name, reason in reasons.items()
+    }
 
 
 def choose(device: torch.device | str, requested: str = "auto") -> str:
     """The best backend for ``device``, or ``requested`` if that can run on it.
 
+    This decides for all of espan: the ops of :mod:`espan_kernels` themselves, and what is built on
+    them.
+
     Raises:
         ValueError: there is no backend of that name.
         RuntimeError: it cannot run on that device here; the message says why.
     """
-    found = available()
-    device_type = torch.device(device).type
-    usable = _PREFERENCE.get(device_type, ("reference",))
+    place = torch.device(device)
+    usable = _PREFERENCE.get(place.type, ("reference",))
     if requested == "auto":
-        return next(name for name in usable if found[name].available)
-    if requested not in found:
-        raise ValueError(f"there is no backend {requested!r}; choose auto, {', '.join(found)}")
+        return next(name for name in usable if not _why_not(name, place))
+    if requested not in _NAMES:
+        raise ValueError(f"there is no backend {requested!r}; choose auto, {', '.join(_NAMES)}")
     if requested not in usable:
         raise RuntimeError(
-            f"the {requested} backend does not run on {device_type} tensors; "
+            f"the {requested} backend does not run on {place.type} tensors; "
             f"those that do: {', '.join(usable)}"
         )
-    if not found[requested].available:
-        raise RuntimeError(f"the {requested} backend cannot be used: {found[requested].reason}")
+    if reason := _why_not(requested, place):
+        raise RuntimeError(f"the {requested} backend cannot be used: {reason}")
     return requested
 
 
-def _cuda() -> Backend:
-    details: dict[str, str] = {"torch": torch.__version__}
-    if _library.cuda_archs:
-        details["architectures"] = _library.cuda_archs
-    return Backend("cuda", not (reason := _why_no_cuda()), reason, details)
+def _why_not(name: str, gpu: torch.device | None) -> str:
+    """Why the backend cannot run, the first two on ``gpu``; empty if it can."""
+    if name == "cuda":
+        return _why_no_cuda(gpu)
+    if name == "triton":
+        return _why_no_triton(gpu)
+    return _library.why_not_compiled if name == "cpu" and _library.compiled is None else ""
 
 
-def _why_no_cuda() -> str:
+def _why_no_cuda(gpu: torch.device | None) -> str:
     if _library.compiled is None:
         return _library.why_not_compiled
     if not _library.cuda_archs:
         return _NO_CUDA_KERNELS[_library.compiled.built_without_cuda_because()]
-    if reason := _why_no_gpu():
+    if reason := _why_no_gpu(gpu):
         return reason
-    capability = torch.cuda.get_device_capability()
-    if not _covers(_library.cuda_archs, capability):
+    capability = torch.cuda.get_device_capability(gpu)
+    code = _code_for(_library.cuda_archs, capability)
+    if not code:
+        return f"this build has kernels for {_library.cuda_archs}, and {_name_of(gpu)}"
+    # Code of the same major version of CUDA runs on an older driver; PTX it could not compile.
+    driver, built = _driver(), _version(_library.cuda_version)
+    if driver < (built if code == "PTX" else built[:1]):
         return (
-            f"this build has kernels for {_library.cuda_archs}, and the GPU "
-            f"({torch.cuda.get_device_name()}) is {capability[0]}.{capability[1]}"
+            f"this build is of CUDA {_library.cuda_version}, and the NVIDIA driver supports CUDA "
+            f"{driver[0]}.{driver[1]} at most; update the driver, or build with an older toolkit"
         )
     return ""
 
 
-def _why_no_gpu() -> str:
+def _why_no_triton(gpu: torch.device | None) -> str:
+    if not _library.triton_installed:
+        return "triton is not installed"
+    if reason := _why_no_gpu(gpu):
+        return reason
+    if torch.cuda.get_device_capability(gpu) < _TRITON_FROM:
+        return f"Triton needs a GPU of compute capability 8.0 or later, and {_name_of(gpu)}"
+    # Triton compiles a launcher in C for each kernel.
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton needs a C compiler: install gcc, or set CC"
+    headers = sysconfig.get_config_var("INCLUDEPY")
+    if not os.path.exists(os.path.join(headers, "Python.h")):
+        return f"Triton needs Python's headers, and there is no Python.h in {headers}"
+    return ""
+
+
+def _why_no_gpu(gpu: torch.device | None) -> str:
     if torch.version.cuda is None:
         return f"this torch ({torch.__version__}) is built without CUDA"
-    return "" if torch.cuda.is_available() else "no NVIDIA GPU is visible to torch"
+    if not torch.cuda.is_available():
+        try:
+            torch.cuda.init()
+        except RuntimeError as error:  # "The NVIDIA driver on your system is too old (found ...)."
+            return f"torch can use no NVIDIA GPU: {str(error).split('. ')[0].splitlines()[0]}"
+        return "torch can use no NVIDIA GPU"
+    count = torch.cuda.device_count()
+    if gpu is not None and gpu.index is not None and gpu.index >= count:
+        return f"there is no {gpu}: torch sees {count} GPU{'s' if count > 1 else ''}"
+    return ""
 
 
-def _covers(archs: str, capability: tuple[int, int]) -> bool:
-    """Whether machine code or PTX for one of ``archs`` runs on a GPU of ``capability``.
+def _name_of(gpu: torch.device | None) -> str:
+    major, minor = torch.cuda.get_device_capability(gpu)
+    return f"the GPU ({torch.cuda.get_device_name(gpu)}) is {major}.{minor}"
+
+
+def _driver() -> tuple[int, int]:
+    """The newest version of CUDA that the NVIDIA driver supports."""
+    number = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # 12040 for 12.4
+    return number // 1000, number % 1000 // 10
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))
+
+
+def _code_for(archs: str, capability: tuple[int, int]) -> str:
+    """What of ``archs`` runs on a GPU of ``capability``: "machine code", "PTX" or nothing.
 
     Machine code runs on its own major version from its minor version on, PTX on everything from
     its version on; of the architecture-specific kinds, 9.0a runs on 9.0 only and 10.0f as 10.0.
     """
+    best = ""
     for arch in archs.split(","):
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", arch)
         assert match is not None, arch
         built = (int(match[1]), int(match[2]))
-        if match[3] == "a":
-            fits = built == capability
-        else:
-            fits = built[0] == capability[0] and built <= capability
-            fits = fits or (match[4] is not None and not match[3] and built <= capability)
-        if fits:
-            return True
-    return False
+        same = built[0] == capability[0] and built <= capability
+        if built == capability if match[3] == "a" else same:
+            return "machine code"
+        if match[4] is not None and not match[3] and built <= capability:
+            best = "PTX"
+    return best
 
 
-def _triton() -> Backend:
-    if not _library.triton_installed:
-        return Backend("triton", False, "triton is not installed")
-    details = {"triton": importlib.metadata.version("triton"), "torch": torch.__version__}
-    return Backend("triton", not (reason := _why_no_gpu()), reason, details)
-
-
-def _cpu() -> Backend:
-    if _library.compiled is None:
-        return Backend("cpu", False, _library.why_not_compiled)
-    chosen_by = "ESPAN_CPU" if "ESPAN_CPU" in os.environ else "the widest this machine can run"
-    details = {"path": _library.compiled.cpu_path(), "chosen by": chosen_by}
-    if details["path"] == "amx":
-        details["fp32"] = "three products of bf16"
-    return Backend("cpu", True, "", details | {"threads": str(torch.get_num_threads())})
-
-
-def _reference() -> Backend:
-    return Backend("reference", True, "", {"torch": torch.__version__})
+def _details(name: str) -> dict[str, str]:
+    details: dict[str, str] = {}
+    if name == "triton" and _library.triton_installed:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # it has other names
+            details["triton"] = importlib.metadata.version("triton")
+    if name == "cuda" and _library.cuda_archs:
+        details["CUDA"] = _library.cuda_version
+        details["architectures"] = _library.cuda_archs
+    if name != "cpu":
+        return {"torch": torch.__version__, **details}
+    if _library.compiled is not None:
+        details["path"] = _library.compiled.cpu_path()
+        by_name = "ESPAN_CPU" in os.environ
+        details["chosen by"] = "ESPAN_CPU" if by_name else "the widest this machine can run"
+        if details["path"] == "amx":
+            details["fp32"] = "three products of bf16"
+        details["threads"] = str(torch.get_num_threads())
+    return details

@@ -19,8 +19,8 @@ from espan_kernels import backends
 
 def command(as_json: options.JsonOut = False) -> None:
     """Say which backends can run here and, for those that cannot, why."""
-    found = backends.available()
     device = default_device()
+    found = backends.available(device)
     about = {
         "espan": __version__,
         "torch": torch.__version__,
@@ -28,6 +28,7 @@ def command(as_json: options.JsonOut = False) -> None:
         "machine": f"{platform.system()} {platform.machine()}",
         "device": str(device),
         "chosen backend": backends.choose(device),
+        **_gpus(),
         "bundled weights": ", ".join(checkpoints.bundled()),
     }
     if as_json:
@@ -43,3 +44,11 @@ def command(as_json: options.JsonOut = False) -> None:
         state = "[green]available[/]" if backend.available else "[yellow]no[/]"
         table.add_row(backend.name, state, details if backend.available else backend.reason)
     console.print(table)
+
+
+def _gpus() -> dict[str, str]:
+    """Each GPU with its backend: they need not be alike."""
+    return {
+        f"cuda:{i}": f"{torch.cuda.get_device_name(i)}: {backends.choose(f'cuda:{i}')}"
+        for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    }

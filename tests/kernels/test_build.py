@@ -29,6 +29,13 @@ def test_decision(setup: ModuleType) -> None:
     assert setup.decide("cuda", "/bin/nvcc") == (True, "")
 
 
+def test_toolkit_version(setup: ModuleType, tmp_path: Path) -> None:
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 13.1, V13.1.80'")
+    nvcc.chmod(0o755)
+    assert setup.toolkit_version(str(nvcc)) == "13.1"
+
+
 def test_architectures(setup: ModuleType) -> None:
     known = "compute_80\ncompute_86\ncompute_90\ncompute_120\n"
     assert setup.choose_archs("", known) == ["8.0", "9.0", "12.0+PTX"]
