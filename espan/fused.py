@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,8 @@ class FusedNetwork(nn.Module):
         backend: the one that was chosen.
         engine: what runs it: `Blocks`, `Streamed` or `Composed`, of `espan.engines`.
         dtype: of weights and activations.
+        options: device, dtype, backend and graph as they were given, to make another like it.
+        plain: the network that it was made from.
     """
 
     flag: Tensor
@@ -87,6 +90,13 @@ class FusedNetwork(nn.Module):
         graph: bool = False,
     ) -> None:
         super().__init__()
+        self.options: dict[str, Any] = {
+            "device": device,
+            "dtype": dtype,
+            "backend": backend,
+            "graph": graph,
+        }
+        self._plain = (network,)  # in a tuple, lest it become a submodule
         place = default_device() if device is None else _device(device)
         if dtype is None and place.type == "cuda":
             dtype = torch.float16
@@ -111,6 +121,10 @@ class FusedNetwork(nn.Module):
     @property
     def scale(self) -> int:
         return self.architecture.scale
+
+    @property
+    def plain(self) -> Network:
+        return self._plain[0]
 
     @property
     def device(self) -> torch.device:

@@ -17,7 +17,7 @@ from espan import checkpoints, pil_images
 from espan.engines import Streamed
 from espan.engines.plausible import PLAUSIBLE
 from espan.errors import EspanError
-from espan.fused import FusedNetwork, default_device
+from espan.fused import FusedNetwork
 from espan.imaging.alpha import extend_colour
 from espan.models import Network
 from espan.tiling import Tile, tile_size, tiles
@@ -89,21 +89,24 @@ class Upscaler:
         tile: TileOption = "auto",
         graph: bool = False,
     ) -> None:
-        if not (tile in ("auto", None) or (isinstance(tile, int) and tile >= 1)):
+        number = isinstance(tile, int) and not isinstance(tile, bool) and tile >= 1
+        if not (number or tile in ("auto", None)):
             raise EspanError(f"tile must be 'auto', None or a number of pixels, got {tile!r}")
-        self._tile = tile
-        self._dtype = dtype
-        self._options: dict[str, Any] = {"device": device, "backend": backend, "graph": graph}
-        self._networks: dict[torch.dtype | None, FusedNetwork] = {}
-        self._lock = threading.Lock()  # so that `check` speaks of this thread's image
-        self._plain: Network | None = None
+        options: dict[str, Any] = {
+            "device": device,
+            "dtype": dtype,
+            "backend": backend,
+            "graph": graph,
+        }
         if isinstance(weights, FusedNetwork):
-            _refuse_options("a FusedNetwork", {**self._options, "dtype": dtype})
-            self._networks[None] = weights
+            _refuse_options("a FusedNetwork", options)
+            self._default = weights
         else:
-            self._plain = weights if isinstance(weights, Network) else checkpoints.load(weights)
-            self._options["device"] = default_device() if device is None else device
-        self._default = self._network(dtype)  # so that a wrong option fails here
+            plain = weights if isinstance(weights, Network) else checkpoints.load(weights)
+            self._default = FusedNetwork(plain, **options)
+        self._tile = tile
+        self._exact: FusedNetwork | None = None  # in full fp32, made when it is needed
+        self._lock = threading.Lock()  # so that `check` speaks of this thread's image
 
     @property
     def scale(self) -> int:
@@ -146,7 +149,7 @@ class Upscaler:
             gray = image.ndim == 2
             try:
                 pixels_in = torch.from_numpy(np.array(image[:, :, None] if gray else image))
-            except TypeError as error:
+            except (TypeError, ValueError) as error:
                 raise EspanError(_expected(f"an array of {image.dtype}")) from error
             out = self._pixels(pixels_in).numpy()
             return out[:, :, 0] if gray else out
@@ -188,9 +191,8 @@ class Upscaler:
         """Fill `out` (s*H, s*W, 1 or 3), or a new one; with what the user should be told."""
         height, width, channels = pixels.shape
         # fp16 would keep 11 bits of what has more than 8.
-        network = self._network(
-            torch.float32 if self._dtype is None and pixels.dtype != torch.uint8 else self._dtype
-        )
+        by_default = self._default.options["dtype"] is None
+        network = self._in_fp32() if by_default and pixels.dtype != torch.uint8 else self._default
         # RGB bytes go through as they are.  Gray is rounded only after it is averaged.
         as_bytes = pixels.dtype == torch.uint8 and channels == 3
         size = self._tile
@@ -225,15 +227,15 @@ class Upscaler:
 
     def _look_closer(self, batch: Tensor, dtype: torch.dtype) -> tuple[Tensor, str]:
         """What fp32 makes of a tile whose output left the plausible range in `dtype`."""
-        exact = self._network(torch.float32)
+        exact = self._in_fp32()
         result = exact(_to_float(batch))
-        if exact.check() and exact.dtype == torch.float32:
+        if exact.check():
             return result, (
                 f"the output left the plausible range in {dtype}; "
                 "where it did, it was computed again in fp32"
             )
         if not result.isfinite().all():
-            raise EspanError(f"the network's output is not finite in {exact.dtype}")
+            raise EspanError("the network's output is not finite, even in fp32")
         return result, (
             f"the output left the plausible range ({PLAUSIBLE[0]:g} to {PLAUSIBLE[1]:g}) before it "
             "was clamped to 0-1: this image drives the network out of its range, and the result "
@@ -247,12 +249,14 @@ class Upscaler:
         columns = slice(s * (x.start - x.read_start), s * (x.stop - x.read_start))
         return result[:, :, rows, columns]
 
-    def _network(self, dtype: torch.dtype | None) -> FusedNetwork:
-        if dtype not in self._networks:
-            if self._plain is None:  # a FusedNetwork was given, and there is no other
-                return self._networks[None]
-            self._networks[dtype] = FusedNetwork(self._plain, dtype=dtype, **self._options)
-        return self._networks[dtype]
+    def _in_fp32(self) -> FusedNetwork:
+        options = self._default.options
+        if options["dtype"] == torch.float32:
+            return self._default
+        if self._exact is None:
+            exact = {**options, "device": self.device, "dtype": torch.float32}
+            self._exact = FusedNetwork(self._default.plain, **exact)
+        return self._exact
 
 
 def _to_float(batch: Tensor) -> Tensor:

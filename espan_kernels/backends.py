@@ -75,6 +75,11 @@ def choose(device: torch.device | str, requested: str = "auto") -> str:
     return requested
 
 
+def cpu_path() -> str:
+    """The CPU path in use: amx, avx512, avx2 or portable; empty without compiled kernels."""
+    return "" if _library.compiled is None else _library.compiled.cpu_path()
+
+
 def _why_not(name: str, gpu: torch.device | None) -> str:
     """Why the backend cannot run, the first two on ``gpu``; empty if it can."""
     if name == "cuda":
@@ -181,10 +186,10 @@ def _details(name: str) -> dict[str, str]:
     if name != "cpu":
         return {"torch": torch.__version__, **details}
     if _library.compiled is not None:
-        details["path"] = _library.compiled.cpu_path()
+        details["path"] = cpu_path()
         by_name = "ESPAN_CPU" in os.environ
         details["chosen by"] = "ESPAN_CPU" if by_name else "the widest this machine can run"
         if details["path"] == "amx":
-            details["fp32"] = "three products of bf16"
+            details["fp32 unless named"] = "three products of bf16, 17 bits"
         details["threads"] = str(torch.get_num_threads())
     return details

@@ -18,6 +18,7 @@ import typer
 from espan import checkpoints
 from espan.cli import main, options
 from espan.cli.main import app
+from espan.cli.options import parse_dtype
 from espan.errors import EspanError
 from espan.fused import default_device
 from espan.imaging import Image, imresize, read_image, write_image
@@ -248,7 +249,7 @@ def test_upscale_reports_an_implausible_output(run, folder, tmp_path, make_netwo
         (["upscale", "{in}/a.png"], 2, "--output"),
         (["upscale", "{in}/missing.png", "-o", "{out}"], 1, "no such file or folder"),
         (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--weights", "nope"], 1, "bundled weights"),
-        (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--dtype", "fp8"], 1, "known are fp32"),
+        (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--dtype", "fp8"], 1, "known are auto"),
         (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--backend", "gpu"], 1, "'gpu'"),
         (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--device", "gpu"], 1, "unknown device"),
         (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--tile", "-3"], 1, "number of LR pixels"),
@@ -557,3 +558,9 @@ def test_options_without_effect_on_a_resumed_run(run) -> None:
         error = run("train", "--resume", "run", *arguments, status=1).stderr
         assert f"{option or parameter.name.upper()} " in error.replace(",", " ")
         assert "cannot be given with --resume, which uses the settings of the run" in error
+
+
+def test_dtypes():
+    """By name fp32 is fp32 in full; only auto leaves the choice to espan."""
+    dtypes = {name: parse_dtype(name) for name in ("auto", "fp32", "fp16", "bf16")}
+    assert list(dtypes.values()) == [None, torch.float32, torch.float16, torch.bfloat16]

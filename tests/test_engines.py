@@ -1,9 +1,12 @@
 """Every way to run a folded network: the same result, bytes as bytes, and the flag."""
 
+import contextlib
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from espan.engines import Blocks, Composed, Streamed
+from espan.engines import Blocks, Composed, Streamed, graphs
 from espan.folding import fold
 from espan.models import ESPAN, SPAN, Architecture
 from espan_kernels import backends, reference
@@ -42,7 +45,7 @@ def test_the_same_result(name, member, make_network):
         flag = new_flag()
         allowed = {"factor": float(FOLDED if name == "composed" else WINOGRAD)}
         if name == "streamed":
-            allowed = streamed(backends.available()["cpu"].details["path"])
+            allowed = streamed(backends.cpu_path())
         plain = {d: make_network(MEMBERS[member]).to(d) for d in (torch.float64, torch.float32)}
         assert_accurate(run(x, flag), lambda d, n=plain, x=x: n[d](x.to(d)), **allowed)
         assert flag.item() == (not -1 <= exact.min() <= exact.max() <= 2)
@@ -89,3 +92,50 @@ def test_blocks_are_for_what_the_kernels_are():
         (torch.float16, ESPAN.replace(head_kernel=13), False),
     ]:
         assert Blocks.can_run(architecture, dtype) is can
+
+
+class Recorder:
+    """Stands for CUDA: what is asked of it, in order."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, name):
+        return lambda *arguments: self.calls.append(name)
+
+    def event(self):
+        return SimpleNamespace(
+            wait=self("wait"), record=self("record"), synchronize=self("synchronize")
+        )
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    recorder = Recorder()
+    context = contextlib.nullcontext
+    for name in ("device", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *arguments: context())
+    streams = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: streams)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams)
+    monkeypatch.setattr(torch.cuda, "Event", recorder.event)
+    replayed = SimpleNamespace(replay=recorder("replay"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: replayed)
+    return recorder
+
+
+def test_graphs_order_the_streams_that_use_them(cuda, monkeypatch):
+    """A stream waits for the one before, and what is dropped for the last that used it."""
+    monkeypatch.setattr(graphs, "MOST", 2)
+    run = graphs.Graphed(lambda image, flag: image + 1)
+    use = ["wait", "replay", "record"]
+    for width, expected in [
+        (1, use[1:]),
+        (1, use),
+        (2, use),
+        (3, [use[0], "synchronize", *use[1:]]),
+    ]:
+        cuda.calls.clear()
+        run(torch.zeros(1, 3, 1, width), new_flag())
+        assert cuda.calls == expected
+    assert [key[0][3] for key in run._graphs] == [2, 3]

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import espan.fused
 from espan import checkpoints
@@ -13,8 +14,8 @@ from espan.errors import EspanError
 from espan.folding import fold
 from espan.fused import FusedNetwork
 from espan.models import ESPAN, SPAN, Architecture, Network
-from espan_kernels import backends, reference
-from tests.tolerance import FOLDED, assert_accurate, streamed
+from espan_kernels import _library, reference
+from tests.tolerance import FOLDED, WINOGRAD, assert_accurate
 
 MEMBERS = {
     "espan": ESPAN,
@@ -40,7 +41,7 @@ def test_equals_the_plain_network(name, backend, dtype, make_network):
         x = torch.rand(2, 3, *size)
         allowed = {"factor": float(FOLDED)}
         if isinstance(fused.engine, Streamed):
-            allowed = streamed(backends.available()["cpu"].details["path"])
+            allowed = {"factor": float(WINOGRAD)}  # fp32 by name, on every CPU path
         plain = {d: make_network(MEMBERS[name]).to(d) for d in (torch.float64, dtype)}
         assert_accurate(fused(x), lambda d, n=plain, x=x: n[d](x.to(d)), **allowed)
 
@@ -80,8 +81,9 @@ def test_any_strides(make_network):
     torch.testing.assert_close(fused(x), fused(x.contiguous()))
 
 
-def test_compile(make_network):
-    fused = on_cpu(make_network(Architecture(8, (3, 2), head_kernel=5)))
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_compile(backend, make_network):
+    fused = on_cpu(make_network(Architecture(8, (3, 2), head_kernel=5)), backend=backend)
     compiled = torch.compile(fused, fullgraph=True)
     for size in [(8, 8), (7, 9)]:
         x = torch.rand(1, 3, *size)
@@ -178,26 +180,31 @@ def test_training_form_is_refused():
         on_cpu(Network(ESPAN, conv=GRepConv))
 
 
-def test_float32_by_name_is_full_fp32(make_network, monkeypatch):
-    """On a CPU never the matrix unit's 17 bits; elsewhere never TF32."""
-    from espan_kernels import _library
-
+def test_float32_by_name_is_not_for_the_matrix_unit(make_network):
     network = make_network(Architecture(8, (2,), scale=2))
-    if _library.compiled is not None:
-        assert on_cpu(network, dtype=torch.float32).engine.packed.dtype == torch.float32
+    if _library.compiled is None:
+        pytest.skip(_library.why_not_compiled)
+    assert on_cpu(network, dtype=torch.float32).engine.packed.dtype == torch.float32
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_no_tf32_whatever_is_set(allowed, make_network, monkeypatch):
+    """Told to each convolution: the global setting is the user's, and other threads read it."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    fused = on_cpu(make_network(SPAN), dtype=torch.float32, backend="reference")
     seen = []
-    conv2d = torch.nn.functional.conv2d
 
-    def watched(*arguments, **options):
-        seen.append(torch.backends.cudnn.conv.fp32_precision)
-        return conv2d(*arguments, **options)
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            if "convolution" in op.name():
+                names = [argument.name for argument in op._schema.arguments]
+                told = dict(zip(names, args, strict=False), **(kwargs or {}))["allow_tf32"]
+                seen.append((told, torch.backends.cudnn.allow_tf32))
+            return op(*args, **(kwargs or {}))
 
-    monkeypatch.setattr("espan.engines.composed.F.conv2d", watched)
-    before = torch.backends.cudnn.conv.fp32_precision
-    fused = on_cpu(network, dtype=torch.float32, backend="reference")
-    fused(torch.rand(1, 3, 4, 5))
-    assert set(seen) == {"ieee"}
-    assert torch.backends.cudnn.conv.fp32_precision == before
+    with Watched():
+        fused(torch.rand(1, 3, 8, 8))
+    assert seen == [(False, allowed)] * (1 + sum(SPAN.convs) + 3)
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])

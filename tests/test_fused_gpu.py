@@ -59,6 +59,45 @@ def test_the_flag_is_set_without_waiting(graph, make_network):
     assert fused.check()
 
 
+@pytest.mark.parametrize("graph", [False, True])
+def test_fp32_is_not_tf32(graph, make_network):
+    assert torch.backends.cudnn.allow_tf32  # PyTorch's default, as users have it
+    fused = FusedNetwork(make_network(ESPAN), device="cuda", dtype=torch.float32, graph=graph)
+    x = torch.rand(1, 3, 40, 50)
+    exact = make_network(ESPAN).double()(x.double())
+    assert decibels(fused(x.cuda()).cpu(), exact) > 100  # TF32 has 10 bits, some 60 dB
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_streams_take_turns_in_a_graph(make_network):
+    """Each stream gives work to the graph without waiting for the one before."""
+    fused = FusedNetwork(make_network(ESPAN), device="cuda", graph=True)
+    images = [torch.rand(1, 3, 200, 300, device="cuda") for _ in range(4)]
+    expected = [fused(x) for x in images]
+    streams = [torch.cuda.Stream() for _ in images]
+    torch.cuda.synchronize()
+    for _ in range(10):
+        results = []
+        for x, stream in zip(images, streams, strict=True):
+            with torch.cuda.stream(stream):
+                results.append(fused(x))
+        torch.cuda.synchronize()
+        for result, wanted in zip(results, expected, strict=True):
+            assert torch.equal(result, wanted)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_graph_serves_in_and_out_of_inference_mode(first, dtype, make_network):
+    with torch.inference_mode(first):
+        fused = FusedNetwork(make_network(ESPAN), device="cuda", dtype=dtype, graph=True)
+    x = torch.rand(1, 3, 40, 50, device="cuda")
+    for mode in (first, not first, first):
+        with torch.inference_mode(mode):
+            fused(x)
+            fused.check()
+
+
 @pytest.mark.parametrize("weights", ["espan_x4_official", "span_c28_x4_official"])
 def test_set14_in_fp16_is_within_5_mdb(weights, testdata):
     path = testdata / "weights" / f"{weights}.pth"

@@ -246,7 +246,7 @@ def test_overflow_is_recomputed_in_fp32(nearest):
 
 def test_nan_is_an_error_and_not_black(nearest):
     nearest.tail.upsample.weight.fill_(float("nan"))
-    with pytest.raises(EspanError, match=r"not finite in torch\.float32"):
+    with pytest.raises(EspanError, match="not finite, even in fp32"):
         espan.upscale(ramp(3, np.uint8), nearest, device="cpu")
 
 
@@ -290,6 +290,27 @@ def test_a_fused_network_as_weights(nearest):
         np.testing.assert_array_equal(upscaler(ramp(3, kind)), repeat(ramp(3, kind)))
     with pytest.warns(RangeWarning, match="before it was clamped"):
         Upscaler(FusedNetwork(scaled(nearest, 50), device="cpu"))(np.full((4, 4, 3), 255, np.uint8))
+
+
+def test_a_fused_network_has_its_fp32(nearest):
+    """For images of more than 8 bits, unless it was made in another dtype by name."""
+    pixels = ramp(3, np.uint16)
+    for options in ({}, {"dtype": torch.float32}):
+        upscaler = Upscaler(FusedNetwork(nearest, device="cpu", **options))
+        np.testing.assert_array_equal(upscaler(pixels), repeat(pixels))
+        exact = upscaler._in_fp32()
+        assert exact.options["dtype"] == torch.float32
+        assert (exact is upscaler._default) is bool(options)
+    narrow = Upscaler(FusedNetwork(nearest, device="cpu", dtype=torch.float16))
+    narrow(pixels)
+    assert narrow._exact is None
+    nearest.head.weight.mul_(60000)  # as above: infinite in fp16
+    nearest.tail.fuse.weight.mul_(2)
+    nearest.tail.upsample.weight.div_(120000)
+    overflows = FusedNetwork(nearest, device="cpu", dtype=torch.float16, backend="reference")
+    with pytest.warns(RangeWarning, match=r"in torch.float16; where it did, .* in fp32"):
+        out = Upscaler(overflows)(ramp(3, np.uint8))
+    np.testing.assert_array_equal(out, repeat(ramp(3, np.uint8)))
 
 
 OPTIONS = {
@@ -339,6 +360,7 @@ def test_inference_mode(made_in, nearest):
         (np.zeros((4,), np.uint8), "shape"),
         (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
         (np.zeros((4, 4, 3), np.int32), "int32"),
+        (np.zeros((4, 4, 3), ">u2"), "array of >u2"),
         (np.zeros((4, 4, 3), bool), "bool"),
         (np.zeros((4, 4, 3), complex), "complex"),
         (np.zeros((4, 4, 3), object), "object"),
@@ -356,7 +378,7 @@ def test_bad_images(image, says, nearest):
         espan.upscale(image, nearest, device="cpu")
 
 
-@pytest.mark.parametrize("tile", [0, -1, 1.5, "big"])
+@pytest.mark.parametrize("tile", [0, -1, 1.5, "big", True])
 def test_bad_tile(tile, nearest):
     with pytest.raises(EspanError, match="tile must be"):
         espan.upscale(ramp(3, np.uint8), nearest, device="cpu", tile=tile)

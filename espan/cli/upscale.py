@@ -31,7 +31,7 @@ def command(
     ],
     weights: options.Weights = options.DEFAULT_WEIGHTS,
     device: options.Device = None,
-    dtype: options.Dtype = None,
+    dtype: options.Dtype = "auto",
     backend: options.Backend = "auto",
     normalization: options.Norm = "auto",
     tile: Annotated[

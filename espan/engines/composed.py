@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,7 @@ Gate = Callable[[Tensor, Tensor], Tensor]
 
 
 class Composed(nn.Module):
-    """Any dtype on any device, channels last in memory."""
+    """Any dtype on any device, channels last in memory.  fp32 is fp32 in full, not TF32."""
 
     mean: Tensor | None
     head_weight: Tensor
@@ -42,10 +41,6 @@ class Composed(nn.Module):
         self.register_buffer("mean", None if mean is None else mean.view(1, 3, 1, 1))
 
     def forward(self, image: Tensor, flag: Tensor) -> Tensor:
-        with _fp32_in_full():
-            return self._run(image, flag)
-
-    def _run(self, image: Tensor, flag: Tensor) -> Tensor:
         x = image.float() / 255 if image.dtype == torch.uint8 else image
         if self.mean is not None:
             x = x - self.mean
@@ -76,16 +71,21 @@ class Composed(nn.Module):
 
     def _conv(self, name: str, x: Tensor) -> Tensor:
         weight, bias = getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias")
-        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
-
-
-@contextmanager
-def _fp32_in_full() -> Iterator[None]:
-    """Convolutions of fp32 in fp32: on a GPU, PyTorch's default (TF32) keeps 10 bits of a value."""
-    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = convolutions.fp32_precision
-    convolutions.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        convolutions.fp32_precision = before
+        around = weight.shape[-1] // 2
+        # What F.conv2d calls.  That takes TF32, which keeps 10 bits of a value, from a setting that
+        # is the user's and shared by all threads.
+        return torch._convolution(
+            x,
+            weight,
+            bias,
+            stride=(1, 1),
+            padding=(around, around),
+            dilation=(1, 1),
+            transposed=False,
+            output_padding=(0, 0),
+            groups=1,
+            benchmark=torch.backends.cudnn.benchmark,
+            deterministic=torch.backends.cudnn.deterministic,
+            cudnn_enabled=torch.backends.cudnn.enabled,
+            allow_tf32=False,
+        )

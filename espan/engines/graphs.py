@@ -36,6 +36,8 @@ class Graphed(nn.Module):
             if key not in self._graphs:
                 self._graphs[key] = self._capture(image, flag)
                 if len(self._graphs) > MOST:
+                    if self._done is not None:
+                        self._done.synchronize()  # what is dropped leaves its memory to others
                     self._graphs.popitem(last=False)
             self._graphs.move_to_end(key)
             graph, static_image, static_result = self._graphs[key]

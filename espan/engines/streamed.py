@@ -42,8 +42,8 @@ class Streamed(nn.Module):
     @staticmethod
     def can_run(dtype: torch.dtype | None) -> bool:
         """Whether the CPU path in use has that arithmetic."""
-        path = backends.available()["cpu"].details.get("path")
-        return dtype in (None, torch.float32) or (dtype == torch.bfloat16 and path == "amx")
+        bfloat16 = dtype == torch.bfloat16 and backends.cpu_path() == "amx"
+        return dtype in (None, torch.float32) or bfloat16
 
     def forward(self, image: Tensor, flag: Tensor) -> Tensor:
         if image.dtype != torch.uint8:
