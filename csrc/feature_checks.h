@@ -105,10 +105,8 @@ struct PackedForms {
   int64_t streamed = 0;               // behind the biases, in the dtype of the tensor
 };
 
-// A 3x3 convolution as csrc/cuda/stream.cuh reads it; with 64 channels it is not streamed.
-inline int64_t streamed(int64_t p, int64_t outputs) {
-  return p == 64 ? 0 : 3 * p * outputs * (p <= 32 ? 5 : 3);
-}
+// A 3x3 convolution as csrc/cuda/stream.cuh reads it.  More than 32 channels are not streamed.
+inline int64_t streamed(int64_t p, int64_t outputs) { return p > 32 ? 0 : 15 * p * outputs; }
 
 constexpr int64_t kUnused = 16;
 
@@ -126,7 +124,7 @@ inline PackedForms head_forms(int64_t channels, int64_t kernel) {
 inline PackedForms tail_forms(int64_t channels, int64_t scale, int64_t sides) {
   const int64_t p = padded(channels), up = scale > 2 ? 48 : 16;
   const int64_t wide = (36 * channels + 1) * (p + padded(3 * scale * scale));
-  const int64_t stream = p == 64 ? 0 : streamed(p, p) + sides * p * p + streamed(p, up);
+  const int64_t stream = p > 32 ? 0 : streamed(p, p) + sides * p * p + streamed(p, up);
   return {p * (9 * p + sides * p + 9 * up), p + up, kUnused + sides * (channels + 1) * p + wide,
           stream};
 }

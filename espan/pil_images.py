@@ -1,4 +1,7 @@
-"""PIL images to arrays and back, without losing depth, alpha, orientation or colour profile."""
+"""PIL images to arrays and back, without losing depth, alpha, orientation or colour profile.
+
+`espan.imaging` is imported only where it is needed: it loads libvips, and arrays need none.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,9 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-import pyvips
 from PIL import Image, ImageOps
 
 from espan.errors import ImageError
-from espan.imaging.cmyk import cmyk_to_srgb
-from espan.imaging.image import ImageWarning, profile_fits
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -53,7 +53,7 @@ def to_array(image: Image.Image) -> tuple[np.ndarray, Callable[[np.ndarray], Ima
             profile = None
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
-    if profile is not None and not profile_fits(profile, pixels.shape[2]):
+    if profile is not None and not _fits(profile, pixels.shape[2]):
         _warn(
             f"the colour profile of the {image.mode} image is not for its "
             f"{pixels.shape[2]} channels; it is dropped"
@@ -75,7 +75,7 @@ def read(path: str | os.PathLike[str]) -> Image.Image:
     Raises:
         ImageError: a file that cannot be read, or 16-bit colour, which Pillow has no mode for.
     """
-    from espan.imaging import read_image  # libvips is not needed for arrays and tensors
+    from espan.imaging import read_image
 
     image = read_image(path)
     if image.pixels.dtype == np.uint16 and image.pixels.shape[2] > 1:
@@ -97,7 +97,17 @@ def _mode_for(image: Image.Image) -> str:
     return "RGBA" if alpha else "RGB"
 
 
+def _fits(profile: bytes, channels: int) -> bool:
+    from espan.imaging.image import profile_fits
+
+    return profile_fits(profile, channels)
+
+
 def _from_cmyk(pixels: np.ndarray, profile: bytes | None) -> np.ndarray:
+    import pyvips
+
+    from espan.imaging.cmyk import cmyk_to_srgb
+
     height, width, channels = pixels.shape
     image = pyvips.Image.new_from_memory(pixels.data, width, height, channels, "uchar")
     image = image.copy(interpretation="cmyk")
@@ -108,4 +118,6 @@ def _from_cmyk(pixels: np.ndarray, profile: bytes | None) -> np.ndarray:
 
 def _warn(message: str) -> None:
     """Warn on behalf of the caller of `Upscaler.__call__`, which calls `to_array`."""
+    from espan.imaging import ImageWarning
+
     warnings.warn(message, ImageWarning, stacklevel=4)

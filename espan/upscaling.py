@@ -14,11 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from espan import checkpoints, pil_images
+from espan.alpha import extend_colour
 from espan.engines import Streamed
 from espan.engines.plausible import PLAUSIBLE
 from espan.errors import EspanError
 from espan.fused import FusedNetwork
-from espan.imaging.alpha import extend_colour
 from espan.models import Network
 from espan.tiling import Tile, tile_size, tiles
 

@@ -4,6 +4,7 @@ The dispatcher knows one implementation of an op for all GPUs, and a machine may
 Where the compiled kernels are for all of them nothing is done.  Else each call asks for its device.
 """
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -38,11 +39,14 @@ def by_device(op: str) -> Callable[..., Any]:
 
 def register() -> None:
     """Register `by_device` for every op unless the compiled kernels are for all GPUs here."""
-    gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-    if all(backends.choose(gpu) == "cuda" for gpu in gpus):
-        return
-    for op in _library.triton:
-        _library.implement_on_gpus(op, by_device(op))
+    try:
+        gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+        if all(backends.choose(gpu) == "cuda" for gpu in gpus):
+            return
+        for op in _library.triton:
+            _library.implement_on_gpus(op, by_device(op))
+    except Exception as error:  # PyTorch runs this when it starts CUDA: it would fail for everybody
+        warnings.warn(f"espan cannot choose its kernels by GPU: {error!r}", stacklevel=2)
 
 
 # Asking for a GPU's capability starts CUDA, which takes a second and memory, and which a process

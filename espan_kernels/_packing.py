@@ -3,7 +3,7 @@
 A packed tensor is flat, of the dtype of the feature maps.  It has one of two forms: "cpu", the
 float32 values of `_streamed.py` seen as that dtype; or "cuda", convolution weights as
 `mma.m16n8k16` wants them in its registers, then biases in float32, seen as that dtype, then for
-`spab` and `tail` with up to 48 channels the weights once more, as `wgmma` reads them from shared
+`spab` and `tail` with up to 32 channels the weights once more, as `wgmma` reads them from shared
 memory.  A warp reads a step's weights with one 16-byte load per lane and pair of output tiles, or a
 block all of them with one bulk copy, so nothing is shuffled on the GPU.  The reference reads both.
 
@@ -103,12 +103,12 @@ def streamed_conv3x3(weight: Tensor) -> Tensor:
     """(N, P, 3, 3), rows in the order of the tiles -> B of csrc/cuda/stream.cuh.
 
     Steps (dx, 16 channels) of two chunks of 8 channels, each with N columns of 16 bytes for the
-    taps dy.  Up to 32 channels take dy in the order 0 2 1 0 2, in whose windows of three are the
-    rotations that one product for all three taps needs.
+    taps dy in the order 0 2 1 0 2, in whose windows of three are the rotations that one product for
+    all three taps needs.
     """
     n, channels = weight.shape[:2]
     b = weight.view(n, channels // 16, 2, 8, 3, 3).permute(5, 1, 2, 4, 0, 3)
-    return (b[:, :, :, [0, 2, 1, 0, 2]] if channels <= 32 else b).flatten()
+    return b[:, :, :, [0, 2, 1, 0, 2]].flatten()
 
 
 def streamed_conv1x1(weight: Tensor) -> Tensor:
@@ -117,9 +117,12 @@ def streamed_conv1x1(weight: Tensor) -> Tensor:
     return weight.view(n, channels // 16, 2, 8).permute(1, 2, 0, 3).flatten()
 
 
+MAX_STREAMED = 32  # channels of the kernels in csrc/cuda/stream.cuh
+
+
 def streamed_size(p: int, outputs: int) -> int:
     """Values of :func:`streamed_conv3x3`."""
-    return 3 * p * outputs * (5 if p <= 32 else 3)
+    return 15 * p * outputs
 
 
 def join(

@@ -1,6 +1,7 @@
 """Which implementations of the ops can run here, and why the others cannot."""
 
 import contextlib
+import ctypes
 import importlib.metadata
 import os
 import re
@@ -102,7 +103,7 @@ def _why_no_cuda(gpu: torch.device | None) -> str:
         return f"this build has kernels for {_library.cuda_archs}, and {_name_of(gpu)}"
     # Code of the same major version of CUDA runs on an older driver; PTX it could not compile.
     driver, built = _driver(), _version(_library.cuda_version)
-    if driver < (built if code == "PTX" else built[:1]):
+    if driver is not None and driver < (built if code == "PTX" else built[:1]):
         return (
             f"this build is of CUDA {_library.cuda_version}, and the NVIDIA driver supports CUDA "
             f"{driver[0]}.{driver[1]} at most; update the driver, or build with an older toolkit"
@@ -146,10 +147,16 @@ def _name_of(gpu: torch.device | None) -> str:
     return f"the GPU ({torch.cuda.get_device_name(gpu)}) is {major}.{minor}"
 
 
-def _driver() -> tuple[int, int]:
-    """The newest version of CUDA that the NVIDIA driver supports."""
-    number = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # 12040 for 12.4
-    return number // 1000, number % 1000 // 10
+def _driver() -> tuple[int, int] | None:
+    """The newest version of CUDA that the NVIDIA driver supports; None if it does not say."""
+    # The driver itself: PyTorch's name for this differs between versions.
+    number = ctypes.c_int(0)
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        failed = driver.cuDriverGetVersion(ctypes.byref(number))
+    except (OSError, AttributeError):
+        return None
+    return None if failed else (number.value // 1000, number.value % 1000 // 10)
 
 
 def _version(text: str) -> tuple[int, ...]:

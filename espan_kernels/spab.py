@@ -69,7 +69,7 @@ def pack_spab(
     bias = _packing.pad(torch.stack([b.detach().double().cpu() for b in biases]), convs, p)
     bias = bias[:, _packing.output_order(p)]
     rows = _rows(stacked / 2)
-    streamed = [_packing.streamed_conv3x3(w) for w in rows] if p < 64 else []
+    streamed = [_packing.streamed_conv3x3(w) for w in rows] if p <= _packing.MAX_STREAMED else []
     return _packing.join([_packing.conv3x3(w) for w in rows], [bias / 2], dtype, streamed).to(
         device
     )
@@ -112,7 +112,7 @@ def _form(packed: Tensor, dtype: torch.dtype, channels: int, convs: int) -> str:
 def _counts(channels: int, convs: int) -> tuple[int, int, int]:
     """Weights, biases and streamed weights in a packed tensor."""
     p = padded(channels)
-    streamed = _packing.streamed_size(p, p) if p < 64 else 0
+    streamed = _packing.streamed_size(p, p) if p <= _packing.MAX_STREAMED else 0
     return convs * p * p * 9, convs * p, convs * streamed
 
 

@@ -86,7 +86,7 @@ def pack_tail(
         _packing.pad(bias.detach().double().cpu(), p)[_packing.output_order(p)],
         _up_rows(up_bias.detach().double().cpu(), scale),
     ]
-    streamed = _pack(*wide, streamed=True) if p < 64 else []
+    streamed = _pack(*wide, streamed=True) if p <= _packing.MAX_STREAMED else []
     return _packing.join(_pack(*wide), biases, dtype, streamed).to(device)
 
 
@@ -143,7 +143,7 @@ def _counts(channels: int, scale: int, sides: int) -> tuple[int, int, int]:
     """Weights, biases and streamed weights in a packed tensor."""
     p, up = padded(channels), 48 if scale > 2 else 16
     wide = _packing.streamed_size(p, p) + _packing.streamed_size(p, up)
-    streamed = wide + sides * p * p if p < 64 else 0
+    streamed = wide + sides * p * p if p <= _packing.MAX_STREAMED else 0
     return p * (9 * p + sides * p + 9 * up), p + up, streamed
 
 

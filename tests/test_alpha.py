@@ -11,8 +11,8 @@ from PIL import Image as PilImage
 
 import espan
 from espan import batch
+from espan.alpha import extend_colour
 from espan.imaging import Image, read_image, write_image
-from espan.imaging.alpha import extend_colour
 from espan.models import Architecture
 
 # Random weights drive some images out of the plausible range.

@@ -1,5 +1,7 @@
 """Upscaling arrays, tensors and PIL images: every kind, tiles, and the range guard."""
 
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -346,6 +348,22 @@ def test_inference_mode(made_in, nearest):
         np.testing.assert_array_equal(upscaler(pixels), repeat(pixels))
     # fp32 of 16 bits may be another network, made at its first use.
     np.testing.assert_array_equal(upscaler(ramp(1, np.uint16)), repeat(ramp(1, np.uint16)))
+
+
+def test_arrays_and_pil_images_need_no_libvips():
+    """As on a machine that has PyTorch, NumPy and Pillow only."""
+    code = """
+import sys
+sys.modules["pyvips"] = None
+import numpy as np
+from PIL import Image
+import espan
+upscaler = espan.Upscaler(device="cpu")
+for channels in (1, 3, 4):
+    assert upscaler(np.zeros((4, 5, channels), np.uint8)).shape == (16, 20, channels)
+assert upscaler(Image.new("RGBA", (5, 4), (1, 2, 3, 4))).size == (20, 16)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 # Bad input

@@ -13,7 +13,7 @@ struct SpabStream {
   using T = T_;
   static constexpr int P = P_, kValid = 60;
   static constexpr int kThreads = 512, kLoaders = 4;
-  using Conv = StreamConv<T, P, P, P <= 32>;
+  using Conv = StreamConv<T, P, P>;
   using Row = StreamRow<P>;
   // From x's row for the first convolution to the one for the residual it is 9.
   using Input = Ring<12, Row::kRow>;

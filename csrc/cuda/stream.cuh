@@ -104,23 +104,19 @@ struct RowCopier {
     for (int i = 0; i < kCopies; ++i)
       if (strip.inside_columns(left + (strip.lane + 32 * i) / kChunks)) inside |= 1u << i;
   }
-  // Where copy i goes in a slot.  With 32 channels or 16 the swizzle is the same for all.
-  __device__ __forceinline__ int offset(int i) const {
-    if constexpr (32 % kChunks == 0)
-      return StreamRow<S::P>::offset(strip.lane / kChunks, strip.lane % kChunks) + 512 * i;
-    const int at = strip.lane + 32 * i;
-    return StreamRow<S::P>::offset(at / kChunks, at % kChunks);
-  }
   __device__ __forceinline__ void copy(uint32_t slot, const uint16_t* maps, int y) const {
     const uint32_t real = strip.inside_rows(y) ? inside : 0;
     const uint16_t* from = maps + strip.element(real != 0 ? y : 0, 0, 0);
     const int64_t first = left * S::P + strip.lane * 8;
+    // The swizzle is the same for all of a lane's copies.
+    static_assert(32 % kChunks == 0);
+    const uint32_t to = slot + StreamRow<S::P>::offset(strip.lane / kChunks, strip.lane % kChunks);
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
       const int at = strip.lane + 32 * i;
       const bool take = real >> i & 1;
       if (at < 66 * kChunks)
-        copy_async<16>(slot + offset(i), from + (take ? first + 256 * i : 0), take);
+        copy_async<16>(to + 512 * i, from + (take ? first + 256 * i : 0), take);
     }
   }
 };
@@ -130,13 +126,13 @@ struct Phase {
   static constexpr int value = n;
 };
 
-// A 3x3 convolution from P channels to N on a warpgroup.  kJoined: one product for all three taps.
-template <class T, int P, int N, bool kJoined>
+// A 3x3 convolution from P channels to N on a warpgroup.
+template <class T, int P, int N>
 struct StreamConv {
   static constexpr int kSteps = 3 * (P / 16), kValues = N / 2;
   // Blocks of N columns in a step's weights.  Of 0 2 1 0 2 the three windows of three are the
   // rotations in which the accumulators need the taps.
-  static constexpr int kBlocks = kJoined ? 5 : 3;
+  static constexpr int kBlocks = 5;
   static constexpr int kStepBytes = kBlocks * N * 32, kBytes = kSteps * kStepBytes;
 
   float d[3][kValues];  // output row u is in d[u % 3]
@@ -184,14 +180,8 @@ struct StreamConv {
     wgmma_fence();
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
-      const uint64_t step = weights + s * (kStepBytes / 16);
-      if constexpr (kJoined) {
-        wgmma<T, 3 * N>(all, a[s], step + (3 - kPhase) % 3 * N, true);
-      } else {
-#pragma unroll
-        for (int slot = 0; slot < 3; ++slot)
-          wgmma<T, N>(d[slot], a[s], step + (kPhase + 3 - slot) % 3 * N, true);
-      }
+      const uint64_t window = weights + s * (kStepBytes / 16) + (3 - kPhase) % 3 * N;
+      wgmma<T, 3 * N>(all, a[s], window, true);
     }
     extra();
     wgmma_commit();

@@ -16,8 +16,8 @@ struct TailStream {
   using T = T_;
   static constexpr int P = P_, kUpTiles = UpTiles_, kSides = Sides_, kValid = 62;
   static constexpr int kThreads = 384, kLoaders = 1 + kSides;
-  using Fuse = StreamConv<T, P, P, P <= 32>;
-  using Up = StreamConv<T, P, 8 * kUpTiles, P <= 32>;
+  using Fuse = StreamConv<T, P, P>;
+  using Up = StreamConv<T, P, 8 * kUpTiles>;
   using Row = StreamRow<P>;
   // A slot: a row of the last block's output, and the row above it of each other map.
   using Input = Ring<4, (1 + kSides) * Row::kRow>;

@@ -40,7 +40,12 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def set_driver(monkeypatch: pytest.MonkeyPatch, version: int) -> None:
-    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: version, raising=False)
+    def get_version(pointer: object) -> int:
+        pointer._obj.value = version  # type: ignore[attr-defined]
+        return 0
+
+    driver = SimpleNamespace(cuDriverGetVersion=get_version)
+    monkeypatch.setattr(backends.ctypes, "CDLL", lambda name: driver)
 
 
 def test_every_backend_is_listed_with_a_reason_if_it_is_not_there() -> None:
@@ -288,3 +293,24 @@ def test_triton_is_not_imported_until_it_is_used() -> None:
     code = "import sys, espan_kernels; espan_kernels.backends.available(); "
     code += "sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_driver_that_does_not_say_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(backends.ctypes, "CDLL", missing)
+    assert backends.choose("cuda:0") == "cuda"
+
+
+def test_a_failure_does_not_keep_pytorch_from_starting_cuda(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(device: object) -> None:
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(backends, "choose", fail)
+    with pytest.warns(UserWarning, match="cannot choose its kernels by GPU.*no such thing"):
+        _on_gpus.register()
