@@ -416,7 +416,7 @@ def test_bad_input_is_reported_before_training(tiny, setup, tmp_path: Path, monk
         (run, tiny({"change": {"remove_blocks": 2}}), {}, "remove_blocks = 2"),
         (run, normal, {"hold_out": ("1.png", "nine.png")}, "not among the images: nine.png"),
         (run, normal, {"hold_out": tuple(f"{i}.png" for i in range(5))}, "none is left to train"),
-        (run, normal, {"hold_out": (), "validate": tmp_path / "empty"}, "holds no images"),
+        (run, normal, {"hold_out": (), "validate": tmp_path / "empty"}, "no images in"),
         (run, normal, {"weights": "missing.pth"}, "missing.pth"),
         (run, normal, {"weights": "espan_x4"}, "another architecture"),
         (run, normal, {"precision": "fp16"}, "fp16"),

@@ -68,7 +68,7 @@ def test_nothing_outside_is_read_or_written() -> None:
     p, kernel = 32, 9
     packed = pack(torch.randn(28, 3, 9, 9) / 9, torch.randn(28), F16)
     expected = head(image, packed, MEAN, 28, kernel)
-    weight, bias = _packing.split(packed, packed.numel() - 2 * p)
+    weight, bias = _packing.split(packed, packed.numel() - 2 * p, p)
     margin = 8 * p
 
     def within_nan(t: torch.Tensor) -> torch.Tensor:
