@@ -1,6 +1,8 @@
 """Builds the one extension, espan_kernels/_C.abi3.so: CPU kernels, and CUDA kernels where it can.
 
-ESPAN_BUILD           auto (default): with CUDA if nvcc is found; cpu: without; cuda: nvcc or fail
+ESPAN_BUILD           auto (default): what the compilers found here allow, and none outside Linux;
+                      none: no extension; cpu: no CUDA kernels; cuda: both kinds, or fail
+CXX                   the C++ compiler; without it, the c++ on PATH
 TORCH_CUDA_ARCH_LIST  architectures to compile for, such as "8.0 9.0a 12.0+PTX"
 CUDA_HOME             the toolkit; without it, the nvcc on PATH
 """
@@ -10,24 +12,39 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
+from setuptools.command.egg_info import egg_info
 
 # Ampere to Blackwell (8.6 and 8.9 run the code of 8.0), and PTX for what comes after.
 DEFAULT_ARCHS = ("8.0", "9.0", "10.0", "12.0+PTX")
 
 
-def decide(requested: str, nvcc: str | None) -> tuple[bool, str]:
-    """Whether to build CUDA kernels and, if not, why: the word that the library will report."""
-    if requested not in ("auto", "cpu", "cuda"):
-        raise SystemExit(f"ESPAN_BUILD is {requested!r}; it must be auto, cpu or cuda")
+def decide(requested: str, platform: str, cxx: str | None, nvcc: str | None) -> tuple[str, str]:
+    """What to build (none, cpu or cuda) and, if not everything, why, as the package reports it."""
+    if requested not in ("auto", "none", "cpu", "cuda"):
+        raise SystemExit(f"ESPAN_BUILD is {requested!r}; it must be auto, none, cpu or cuda")
+    if requested == "none":
+        return "none", "it was built with ESPAN_BUILD=none"
+    if requested == "auto" and platform != "linux":
+        return "none", "by default they are built on Linux only"
+    if requested == "auto" and not cxx:
+        return "none", "no C++ compiler was found when it was built"
+    if not cxx:
+        raise SystemExit(
+            f"ESPAN_BUILD={requested}, but no C++ compiler was found: install g++ or set CXX, or "
+            "build without compiled kernels with ESPAN_BUILD=none"
+        )
     if requested == "cuda" and not nvcc:
         raise SystemExit(
             "ESPAN_BUILD=cuda, but nvcc was not found: set CUDA_HOME to the CUDA toolkit or put "
             "its bin directory on PATH, or build with ESPAN_BUILD=cpu"
         )
-    reason = "cpu_requested" if requested == "cpu" else "" if nvcc else "nvcc_not_found"
-    return not reason, reason
+    if requested == "cpu":
+        return "cpu", "cpu_requested"
+    return ("cuda", "") if nvcc else ("cpu", "nvcc_not_found")
 
 
 def choose_archs(requested: str, known: str) -> list[str]:
@@ -64,17 +81,51 @@ def ask(*command: str) -> str:
     return result.stdout + result.stderr
 
 
+class EggInfo(egg_info):
+    """Records why there are no compiled kernels.  Each install replaces the package's metadata."""
+
+    not_compiled = ""
+
+    def run(self) -> None:
+        """Write not_compiled.txt, or remove what an earlier build wrote."""
+        super().run()
+        path = os.path.join(self.egg_info, "not_compiled.txt")
+        self.write_or_delete_file("not_compiled.txt", path, self.not_compiled)
+
+
+class BuildWithoutExtension(build_py):
+    """Leaves no extension of an earlier build in an editable install."""
+
+    def run(self) -> None:
+        """Remove it from the source tree, where an editable install would load it."""
+        super().run()
+        for path in glob.glob("espan_kernels/_C.*") * self.editable_mode:
+            os.remove(path)
+
+
 def main() -> None:
     """Decide, then hand over to setuptools."""
     home = os.environ.get("CUDA_HOME")
     nvcc = shutil.which("nvcc", path=f"{home}/bin" if home else None)
-    with_cuda, reason = decide(os.environ.get("ESPAN_BUILD", "auto"), nvcc)
-    from torch.utils import cpp_extension  # takes seconds, and a wrong request should fail at once
+    compiler = (os.environ.get("CXX") or "c++").split()[0]  # the one that PyTorch's build_ext calls
+    requested = os.environ.get("ESPAN_BUILD", "auto")
+    what, reason = decide(requested, sys.platform, shutil.which(compiler), nvcc)
+    if what == "none":
+        print(f"espan: building no compiled kernels: {reason}", flush=True)
+        EggInfo.not_compiled = reason
+        setup(cmdclass={"egg_info": EggInfo, "build_py": BuildWithoutExtension})
+    else:
+        build_extension(nvcc if what == "cuda" else None, reason)
+
+
+def build_extension(nvcc: str | None, reason: str) -> None:
+    """Run setuptools with the extension; ``reason`` is why it has no CUDA kernels."""
+    from torch.utils import cpp_extension  # not needed, and perhaps not there, without an extension
 
     cxx = ["-O3", "-std=c++17", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
     flags, archs, version, toolkit = {}, [], "", {}
-    sources = glob.glob("csrc/**/*.cpp", recursive=True) + glob.glob("csrc/cuda/*.cu") * with_cuda
-    if with_cuda:
+    sources = glob.glob("csrc/**/*.cpp", recursive=True) + glob.glob("csrc/cuda/*.cu") * bool(nvcc)
+    if nvcc:
         # nvcc itself knows where it lives: the one on PATH may be a link or a script.
         home = os.path.realpath(re.search(r"TOP=(.*)", ask(nvcc, "--dryrun", "-c", "x.cu"))[1])
         cpp_extension.CUDA_HOME = home  # a CPU-only torch leaves it unset
@@ -96,19 +147,20 @@ def main() -> None:
     cxx += ["-fvisibility=hidden", "-Wno-psabi", "-Wno-maybe-uninitialized"]
     cxx += [f"-DESPAN_CUDA_ARCHS={','.join(archs)}", f"-DESPAN_CUDA_ABSENT={reason}"]
     cxx += [f"-DESPAN_CUDA_VERSION={version}"]
+    # libtorch has the current CUDA stream where it is a CUDA build; our cudart stays ours.
+    gnu_linker = ["-Wl,--no-as-needed,-ltorch,--as-needed,--exclude-libs,ALL"]
     extension = cpp_extension.CppExtension(
         "espan_kernels._C",
         sorted(sources),
         extra_compile_args={"cxx": cxx, **flags},
-        # libtorch has the current CUDA stream where it is a CUDA build; our cudart stays ours.
-        extra_link_args=["-Wl,--no-as-needed,-ltorch,--as-needed,--exclude-libs,ALL"],
+        extra_link_args=gnu_linker if sys.platform == "linux" else [],
         py_limited_api=True,
         **toolkit,
     )
     # Force: what is built depends on the environment, and ninja knows what is stale.
     options = {"bdist_wheel": {"py_limited_api": "cp310"}, "build_ext": {"force": True}}
-    build_ext = cpp_extension.BuildExtension
-    setup(ext_modules=[extension], cmdclass={"build_ext": build_ext}, options=options)
+    commands = {"egg_info": EggInfo, "build_ext": cpp_extension.BuildExtension}
+    setup(ext_modules=[extension], cmdclass=commands, options=options)
 
 
 if __name__ == "__main__":

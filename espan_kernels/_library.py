@@ -5,6 +5,7 @@ that they are not for, `_on_gpus.py` takes what is.  Nothing is chosen silently:
 :mod:`espan_kernels.backends` says what was found and why the rest was not.
 """
 
+import importlib.metadata
 import importlib.util
 import os
 import warnings
@@ -39,13 +40,24 @@ SCHEMAS = (
 def _load() -> tuple[ModuleType | None, str]:
     """The compiled library, or why there is none."""
     if importlib.util.find_spec("espan_kernels._C") is None:
-        return None, "the compiled library espan_kernels/_C.abi3.so is not installed"
+        return None, _why_absent()
     try:
         from espan_kernels import _C  # type: ignore[attr-defined]
     except ImportError as error:
         return None, f"the compiled library cannot be loaded: {error}"
     _C.select_cpu_path(os.environ.get("ESPAN_CPU", "auto"))
     return _C, ""
+
+
+def _why_absent() -> str:
+    """The reason that setup.py recorded in the metadata of the installed package."""
+    try:
+        recorded = importlib.metadata.distribution("espan").read_text("not_compiled.txt")
+    except importlib.metadata.PackageNotFoundError:
+        recorded = None
+    if recorded:
+        return f"this build has no compiled kernels: {recorded}"
+    return "the compiled library espan_kernels/_C.abi3.so is not installed"
 
 
 compiled, why_not_compiled = _load()

@@ -22,11 +22,36 @@ def setup() -> ModuleType:
     return module
 
 
-def test_decision(setup: ModuleType) -> None:
-    assert setup.decide("auto", "/bin/nvcc") == (True, "")
-    assert setup.decide("auto", None) == (False, "nvcc_not_found")
-    assert setup.decide("cpu", "/bin/nvcc") == (False, "cpu_requested")
-    assert setup.decide("cuda", "/bin/nvcc") == (True, "")
+@pytest.mark.parametrize(
+    ("requested", "platform", "cxx", "nvcc", "decision"),
+    [
+        ("auto", "linux", "/bin/c++", "/bin/nvcc", ("cuda", "")),
+        ("auto", "linux", "/bin/c++", None, ("cpu", "nvcc_not_found")),
+        (
+            "auto",
+            "linux",
+            None,
+            "/bin/nvcc",
+            ("none", "no C++ compiler was found when it was built"),
+        ),
+        ("auto", "darwin", "/bin/c++", None, ("none", "by default they are built on Linux only")),
+        ("auto", "darwin", None, None, ("none", "by default they are built on Linux only")),
+        ("auto", "win32", "cl", "nvcc", ("none", "by default they are built on Linux only")),
+        ("none", "linux", "/bin/c++", "/bin/nvcc", ("none", "it was built with ESPAN_BUILD=none")),
+        ("cpu", "linux", "/bin/c++", "/bin/nvcc", ("cpu", "cpu_requested")),
+        ("cpu", "darwin", "/bin/c++", None, ("cpu", "cpu_requested")),
+        ("cuda", "linux", "/bin/c++", "/bin/nvcc", ("cuda", "")),
+    ],
+)
+def test_decision(
+    setup: ModuleType,
+    requested: str,
+    platform: str,
+    cxx: str | None,
+    nvcc: str | None,
+    decision: tuple[str, str],
+) -> None:
+    assert setup.decide(requested, platform, cxx, nvcc) == decision
 
 
 def test_toolkit_version(setup: ModuleType, tmp_path: Path) -> None:
@@ -55,26 +80,21 @@ def test_architectures(setup: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    ("requested", "message"),
+    ("requested", "cxx", "message"),
     [
-        ("cuda", "ESPAN_BUILD=cuda, but nvcc was not found: set CUDA_HOME"),
-        ("gpu", "ESPAN_BUILD is 'gpu'; it must be auto, cpu or cuda"),
+        ("cuda", "c++", "ESPAN_BUILD=cuda, but nvcc was not found: set CUDA_HOME"),
+        ("cuda", "no-c++", "ESPAN_BUILD=cuda, but no C++ compiler was found: install g++ or set"),
+        ("cpu", "no-c++", "ESPAN_BUILD=cpu, but no C++ compiler was found: install g++ or set CXX"),
+        ("gpu", "c++", "ESPAN_BUILD is 'gpu'; it must be auto, none, cpu or cuda"),
     ],
 )
 def test_a_build_that_cannot_be_had_fails_at_once(
-    requested: str, message: str, tmp_path: Path
+    requested: str, cxx: str, message: str, tmp_path: Path
 ) -> None:
-    environment = os.environ | {"ESPAN_BUILD": requested, "CUDA_HOME": str(tmp_path)}
+    environment = os.environ | {"ESPAN_BUILD": requested, "CUDA_HOME": str(tmp_path), "CXX": cxx}
+    folders = ["--build-lib", tmp_path, "--build-temp", tmp_path]
     result = subprocess.run(
-        [
-            sys.executable,
-            "setup.py",
-            "build_ext",
-            "--build-lib",
-            tmp_path,
-            "--build-temp",
-            tmp_path,
-        ],
+        [sys.executable, "setup.py", "build_ext", *folders],
         cwd=ROOT,
         env=environment,
         capture_output=True,
