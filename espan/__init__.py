@@ -2,13 +2,14 @@
 
 from espan._version import __version__
 from espan.checkpoints import load
-from espan.errors import CheckpointError, EspanError, ImageError
-from espan.upscaling import RangeWarning, Upscaler, upscale
+from espan.errors import CheckpointError, EspanError, ImageError, ImageWarning, RangeWarning
+from espan.upscaling import Upscaler, upscale
 
 __all__ = [
     "CheckpointError",
     "EspanError",
     "ImageError",
+    "ImageWarning",
     "RangeWarning",
     "Upscaler",
     "__version__",

@@ -1,7 +1,11 @@
-"""The errors that tell a user what was wrong with what they gave.
+"""The errors that report bad input, and what several modules need to raise or warn.
 
-The command line prints their message without a traceback; anything else is a defect of espan.
+The command line prints the message of an `EspanError` without a traceback; any other exception is
+a defect of espan.
 """
+
+import sys
+import warnings
 
 import torch
 
@@ -22,6 +26,14 @@ class ImageError(EspanError):
     """An image that cannot be read, is damaged, or is too large to be believed."""
 
 
+class ImageWarning(UserWarning):
+    """Something in an image is not kept; the message names the file, if any, and what is lost."""
+
+
+class RangeWarning(UserWarning):
+    """The output left the plausible range; the message says what was done."""
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` says that memory ran out, on any device.
 
@@ -31,3 +43,11 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     said = str(error).lower()
     return isinstance(error, RuntimeError) and any(text in said for text in _OUT_OF_MEMORY)
+
+
+def warn(message: str, category: type[Warning] = ImageWarning) -> None:
+    """Issue a warning that points at the caller's code, however deep in espan this call is."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_globals.get("__name__", "").partition(".")[0] == "espan" and frame.f_back:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

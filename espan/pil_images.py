@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from espan.errors import ImageError
+from espan.errors import ImageError, warn
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -28,8 +27,8 @@ def to_array(image: Image.Image) -> tuple[np.ndarray, Callable[[np.ndarray], Ima
         ImageError: an empty image, or a 32-bit mode ("I" or "F"), whose range is not known.
 
     Warns:
-        ImageWarning: a colour profile that is not for the pixels is dropped, or the transparent
-            level of a 16-bit gray image, for which Pillow has no mode.
+        ImageWarning: what is dropped: a colour profile that is not for the pixels, PNG's gAMA and
+            cHRM, or the transparent level of a 16-bit gray image, for which Pillow has no mode.
     """
     if 0 in image.size:
         raise ImageError(f"the image is empty ({image.width}x{image.height})")
@@ -44,7 +43,7 @@ def to_array(image: Image.Image) -> tuple[np.ndarray, Callable[[np.ndarray], Ima
     if mode in _SIXTEEN_BIT:
         pixels = np.array(upright).astype(np.uint16, copy=False)
         if upright.has_transparency_data:
-            _warn("Pillow has no 16-bit gray with alpha; the image's transparent level is dropped")
+            warn("Pillow has no 16-bit gray with alpha; the image's transparent level is dropped")
     elif mode == "CMYK":
         pixels, profile = _from_cmyk(np.array(upright), profile), None
     else:
@@ -54,11 +53,19 @@ def to_array(image: Image.Image) -> tuple[np.ndarray, Callable[[np.ndarray], Ima
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     if profile is not None and not _fits(profile, pixels.shape[2]):
-        _warn(
+        warn(
             f"the colour profile of the {image.mode} image is not for its "
             f"{pixels.shape[2]} channels; it is dropped"
         )
         profile = None
+    if "gamma" in image.info or "chromaticity" in image.info:
+        from espan.imaging.png_colour import pillow_chunk_names
+
+        if names := pillow_chunk_names(image.info):
+            warn(
+                f"the image was read from a PNG file with {names}, which the result does not keep; "
+                "its colours will look different from the file's; `espan upscale` keeps them"
+            )
 
     def finish(result: np.ndarray) -> Image.Image:
         made = Image.fromarray(result[:, :, 0] if result.shape[2] == 1 else result)
@@ -74,14 +81,24 @@ def read(path: str | os.PathLike[str]) -> Image.Image:
 
     Raises:
         ImageError: a file that cannot be read, or 16-bit colour, which Pillow has no mode for.
+
+    Warns:
+        ImageWarning: as `read_image`, and where the file's PNG colour chunks are dropped.
     """
     from espan.imaging import read_image
+    from espan.imaging.png_colour import chunk_names
 
     image = read_image(path)
     if image.pixels.dtype == np.uint16 and image.pixels.shape[2] > 1:
         raise ImageError(
             f"{os.fspath(path)} has 16 bits per channel in colour or with alpha, which a PIL image "
             "cannot hold; use `espan upscale`, or pass the pixels as a NumPy array of uint16"
+        )
+    if image.png_colour:
+        warn(
+            f"{os.fspath(path)}: a PIL image cannot hold the PNG colour chunks "
+            f"{chunk_names(image.png_colour)}; they are lost and the colours will look different; "
+            "`espan upscale` keeps them"
         )
     pixels = image.pixels[:, :, 0] if image.pixels.shape[2] == 1 else image.pixels
     made = Image.fromarray(pixels)
@@ -114,10 +131,3 @@ def _from_cmyk(pixels: np.ndarray, profile: bytes | None) -> np.ndarray:
     if profile is not None:
         image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
     return cmyk_to_srgb(image).numpy()
-
-
-def _warn(message: str) -> None:
-    """Warn on behalf of the caller of `Upscaler.__call__`, which calls `to_array`."""
-    from espan.imaging import ImageWarning
-
-    warnings.warn(message, ImageWarning, stacklevel=4)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import threading
-import warnings
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +16,7 @@ from espan import checkpoints, pil_images
 from espan.alpha import extend_colour
 from espan.engines import Streamed
 from espan.engines.plausible import PLAUSIBLE
-from espan.errors import EspanError
+from espan.errors import EspanError, RangeWarning, warn
 from espan.fused import FusedNetwork
 from espan.models import Network
 from espan.tiling import Tile, tile_size, tiles
@@ -28,10 +27,6 @@ _LEVELS = {torch.uint8: 255, torch.uint16: 65535}
 
 TileOption = int | Literal["auto"] | None
 Weights = str | os.PathLike[str] | Network | FusedNetwork
-
-
-class RangeWarning(UserWarning):
-    """The output left the plausible range; the message says what was done."""
 
 
 def upscale(
@@ -184,7 +179,7 @@ class Upscaler:
                 else:
                     notes += self._run(alpha, out[..., colours:])[1]
         for note in dict.fromkeys(notes):
-            warnings.warn(note, RangeWarning, stacklevel=2)
+            warn(note, RangeWarning)
         return out
 
     def _run(self, pixels: Tensor, out: Tensor | None = None) -> tuple[Tensor, list[str]]:

@@ -9,7 +9,8 @@ import PIL.ImageOps
 import pytest
 import pyvips
 
-from espan.imaging import Image, ImageWarning, read_image, write_image
+from espan.errors import ImageWarning
+from espan.imaging import Image, read_image, write_image
 from tests.image_files import (
     GRAY_PROFILE,
     RGB_PROFILE,

@@ -12,8 +12,8 @@ import PIL.Image
 import PIL.ImageOps
 import pytest
 
-from espan.errors import ImageError
-from espan.imaging import Image, ImageWarning, is_image_path, read_image, write_image
+from espan.errors import ImageError, ImageWarning
+from espan.imaging import Image, is_image_path, read_image, write_image
 from tests.image_files import (
     by_pillow,
     chunk,

@@ -1,5 +1,6 @@
 """PIL images as arrays and back: modes, transparency and colour profiles."""
 
+import struct
 import warnings
 
 import numpy as np
@@ -7,10 +8,12 @@ import pytest
 import pyvips
 from PIL import Image, ImageCms
 
-from espan.imaging import ImageWarning, read_image
+from espan.errors import ImageWarning
+from espan.imaging import read_image
 from espan.models import Architecture
 from espan.pil_images import to_array
 from espan.upscaling import Upscaler
+from tests.image_files import chunk, png
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 LAB = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
@@ -107,15 +110,6 @@ def test_cmyk_converted_by_pillow_warns_of_the_profile_left_behind():
         to_array(image.convert("RGB"))
 
 
-def test_the_warning_names_the_callers_line(make_network):
-    image = Image.new("RGB", (8, 8))
-    image.info["icc_profile"] = GRAY
-    upscaler = Upscaler(make_network(Architecture(8, (3, 2), scale=2)), device="cpu")
-    with pytest.warns(ImageWarning) as caught:
-        upscaler(image)
-    assert [w.filename for w in caught] == [__file__]
-
-
 @pytest.mark.parametrize(
     ("mode", "transparency", "becomes"),
     [
@@ -162,3 +156,37 @@ def test_ordinary_images_give_no_warnings():
         warnings.simplefilter("error")
         for mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16"):
             to_array(Image.new(mode, (1, 1)))
+
+
+LINEAR = chunk(b"gAMA", struct.pack(">I", 100000))
+SRGB_GAMMA = chunk(b"gAMA", struct.pack(">I", 45455))
+P3 = chunk(b"cHRM", struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000))
+SRGB_CHUNK = chunk(b"sRGB", b"\0")
+P3_BY_CODE = chunk(b"cICP", bytes([12, 13, 0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("chunks", "named", "known_to_pillow"),
+    [
+        (LINEAR, "gAMA", True),
+        (SRGB_GAMMA + P3, "cHRM", True),
+        (LINEAR + P3, "gAMA, cHRM", True),
+        (P3_BY_CODE, "cICP", False),
+        (SRGB_GAMMA, "", True),
+        (SRGB_CHUNK + LINEAR, "", True),
+    ],
+    ids=["linear", "P3", "linear P3", "P3 by code", "sRGB gamma", "sRGB"],
+)
+def test_colours_no_pil_image_holds(chunks, named, known_to_pillow, make_network, tmp_path):
+    """Given as a file, or opened by Pillow, which does not know all chunks."""
+    path = tmp_path / "a.png"
+    path.write_bytes(png(4, 4, 8, 2, (b"\0" + bytes(12)) * 4, chunks))
+    upscaler = Upscaler(make_network(Architecture(8, (3, 2), scale=2)), device="cpu")
+    for image in (path, Image.open(path)) if known_to_pillow else (path,):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            upscaler(image)
+        assert len(caught) == bool(named)
+        for warning in caught:
+            assert warning.category is ImageWarning
+            assert named.split(", ")[-1] in str(warning.message)

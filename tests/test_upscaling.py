@@ -1,5 +1,6 @@
 """Upscaling arrays, tensors and PIL images: every kind, tiles, and the range guard."""
 
+import functools
 import subprocess
 import sys
 import warnings
@@ -10,11 +11,11 @@ import torch
 from PIL import Image, ImageCms
 
 import espan
-from espan.errors import EspanError
+from espan.errors import EspanError, ImageWarning, RangeWarning
 from espan.fused import FusedNetwork
 from espan.models import ESPAN, Architecture, Network
 from espan.tiling import LARGEST_UNTILED, tile_size, tiles
-from espan.upscaling import RangeWarning, Upscaler
+from espan.upscaling import Upscaler
 
 SMALL = Architecture(8, (3, 2), scale=2, head_kernel=5)
 
@@ -259,6 +260,34 @@ def test_official_espan_on_a_grid(testdata):
     weights = testdata / "weights" / "espan_x4_official.pth"
     with pytest.warns(RangeWarning, match="drives the network out of its range"):
         espan.upscale(grid, weights, device="cpu")
+
+
+@pytest.mark.parametrize("call", ["upscale", "Upscaler"])
+@pytest.mark.parametrize("as_list", [False, True])
+@pytest.mark.parametrize(
+    ("image", "category"),
+    [
+        (np.full((4, 4, 3), 255, np.uint8), RangeWarning),
+        ("two_frames.gif", ImageWarning),
+        (Image.new("L", (4, 4)), ImageWarning),
+    ],
+    ids=["array", "file", "PIL"],
+)
+def test_warnings_name_the_callers_line(call, as_list, image, category, nearest, tmp_path):
+    if isinstance(image, str):
+        frames = [Image.new("L", (4, 4), v) for v in (0, 9)]
+        frames[0].save(tmp_path / image, save_all=True, append_images=frames[1:])
+        image = tmp_path / image
+    elif isinstance(image, Image.Image):
+        image.info["icc_profile"] = bytes(16) + b"RGB " + bytes(200)
+    weights = scaled(nearest, 50) if category is RangeWarning else nearest
+    upscaler = Upscaler(weights, device="cpu")
+    function = (
+        upscaler if call == "Upscaler" else functools.partial(espan.upscale, weights=upscaler)
+    )
+    with pytest.warns(category) as caught:
+        function([image] if as_list else image)
+    assert [w.filename for w in caught] == [__file__]
 
 
 # One callable for all

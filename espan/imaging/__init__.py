@@ -1,7 +1,7 @@
 """Image files and resizing."""
 
 from espan.imaging.folders import find_images, pair_lr
-from espan.imaging.image import Image, ImageWarning
+from espan.imaging.image import Image
 from espan.imaging.image_read import IMAGE_SUFFIXES, MAX_PIXELS, is_image_path, read_image
 from espan.imaging.image_write import check_output, write_image
 from espan.imaging.resize import imresize, modcrop
@@ -10,7 +10,6 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
     "Image",
-    "ImageWarning",
     "check_output",
     "find_images",
     "imresize",

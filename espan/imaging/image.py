@@ -10,10 +10,6 @@ from espan.errors import ImageError
 _PROFILE_SPACE = {1: b"GRAY", 2: b"GRAY", 3: b"RGB ", 4: b"RGB "}
 
 
-class ImageWarning(UserWarning):
-    """Something in an image file is not kept; the message names the file and what is lost."""
-
-
 def profile_fits(profile: bytes, channels: int) -> bool:
     """Whether an ICC profile describes images of this many channels."""
     return profile[16:20] == _PROFILE_SPACE[channels]

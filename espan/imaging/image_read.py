@@ -4,16 +4,15 @@ import io
 import os
 import stat
 import struct
-import warnings
 from pathlib import Path
 
 import numpy as np
 import PIL.BmpImagePlugin
 import pyvips
 
-from espan.errors import ImageError
+from espan.errors import ImageError, warn
 from espan.imaging.cmyk import cmyk_to_srgb
-from espan.imaging.image import Image, ImageWarning, profile_fits
+from espan.imaging.image import Image, profile_fits
 from espan.imaging.png_colour import colour_chunks, hdr_transfer, png_chunks
 from espan.imaging.tiff_samples import colour_and_alpha, tiff_tags
 
@@ -134,12 +133,12 @@ def _decode_vips(name: str, data: bytes, kind: str, max_pixels: int) -> Image:
     _check_size(name, image.width, image.height, max_pixels)
     pages = _animation_frames(data) if kind == "png" else image.get_n_pages()
     if pages > 1:
-        _warn(f"{name}: holds {pages} frames or pages; only the first is read")
+        warn(f"{name}: holds {pages} frames or pages; only the first is read")
     if kind == "tiff":
         tags = tiff_tags(data)
         image, dropped = colour_and_alpha(name, image, tags)
         if dropped:
-            _warn(
+            warn(
                 f"{name}: {dropped} extra sample(s) of each pixel are not alpha by their "
                 f"ExtraSamples tag and are dropped"
             )
@@ -164,25 +163,20 @@ def _decode_vips(name: str, data: bytes, kind: str, max_pixels: int) -> Image:
 
     pixels = image.numpy().reshape(image.height, image.width, image.bands)
     if profile is not None and not profile_fits(profile, image.bands):
-        _warn(f"{name}: its colour profile is not for its {image.bands} channels; it is dropped")
+        warn(f"{name}: its colour profile is not for its {image.bands} channels; it is dropped")
         profile = None
     png_colour = colour_chunks(data) if kind == "png" else b""
     if transfer := hdr_transfer(png_colour):
-        _warn(f"{name}: is HDR ({transfer}, by its cICP chunk); the networks are made for SDR")
+        warn(f"{name}: is HDR ({transfer}, by its cICP chunk); the networks are made for SDR")
     if profile is None and _exif_says_adobe_rgb(image):
-        _warn(f"{name}: is Adobe RGB by its EXIF data but has no profile; it is taken for sRGB")
+        warn(f"{name}: is Adobe RGB by its EXIF data but has no profile; it is taken for sRGB")
     if profile is None and not is_cmyk and any(tag in tags for tag in _TIFF_COLOUR_TAGS):
-        _warn(f"{name}: its TIFF colour tags (301, 318, 319) are dropped; it is taken for sRGB")
+        warn(f"{name}: its TIFF colour tags (301, 318, 319) are dropped; it is taken for sRGB")
     orientation = image.get("orientation") if image.get_typeof("orientation") else 1
     dpi = _dpi(image.xres * 25.4, image.yres * 25.4)
     if orientation >= 5 and dpi is not None:
         dpi = dpi[::-1]
     return Image(_upright(pixels, orientation), profile, dpi, png_colour)
-
-
-def _warn(message: str) -> None:
-    """Warn on behalf of the caller of `read_image`, which called the decoder that calls this."""
-    warnings.warn(message, ImageWarning, stacklevel=4)
 
 
 def _animation_frames(data: bytes) -> int:
@@ -245,9 +239,7 @@ def _decode_bmp(name: str, data: bytes, max_pixels: int) -> Image:
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     profile = _bmp_profile(data)
     if profile is not None and not profile_fits(profile, pixels.shape[2]):
-        _warn(
-            f"{name}: its colour profile is not for its {pixels.shape[2]} channels; it is dropped"
-        )
+        warn(f"{name}: its colour profile is not for its {pixels.shape[2]} channels; it is dropped")
         profile = None
     return Image(pixels, profile, _dpi(*dpi) if dpi else None)
 

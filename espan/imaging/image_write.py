@@ -4,16 +4,15 @@ import io
 import os
 import stat
 import struct
-import warnings
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pyvips
 
-from espan.errors import ImageError
+from espan.errors import ImageError, warn
 from espan.files import atomic_write
-from espan.imaging.image import Image, ImageWarning
+from espan.imaging.image import Image
 from espan.imaging.png_colour import chunk_names, with_colour_chunks
 
 _FORMATS = {
@@ -123,7 +122,7 @@ def write_image(path: str | os.PathLike[str], image: Image, *, format: str | Non
     if os.path.exists(target) and not stat.S_ISREG(os.stat(target).st_mode):
         raise ImageError(f"{name}: is not a regular file and cannot be replaced by an image")
     for loss in _losses(image, kind):
-        warnings.warn(f"{name}: {loss}", ImageWarning, stacklevel=2)
+        warn(f"{name}: {loss}")
     try:
         data = _encode_bmp(image) if kind == "bmp" else _encode_vips(image, kind)
     except pyvips.Error as error:

@@ -2,7 +2,8 @@
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 # Name and length of the chunks that are kept.
 _LENGTHS = {b"cICP": 4, b"mDCV": 24, b"cLLI": 8, b"gAMA": 4, b"cHRM": 32}
@@ -54,6 +55,26 @@ def colour_chunks(data: bytes) -> bytes:
     return b"".join(
         struct.pack(">I", len(content)) + name + content + _checksum(name, content)
         for name, content in kept.items()
+    )
+
+
+def pillow_chunk_names(info: Mapping[Any, Any]) -> str:
+    """For messages: the chunks of a PNG file, read by Pillow, that state another space than sRGB.
+
+    Pillow puts gAMA and cHRM into an image's `info` as numbers.  It neither applies them nor writes
+    them again; cICP it does not read.
+    """
+    if "icc_profile" in info or "srgb" in info:
+        return ""
+    stated = {
+        b"gAMA": [info["gamma"]] if "gamma" in info else [],
+        b"cHRM": info.get("chromaticity", []),
+    }
+    return ", ".join(
+        name.decode()
+        for name, values in stated.items()
+        if values
+        and struct.pack(f">{len(values)}I", *(round(1e5 * x) for x in values)) != _SRGB[name]
     )
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from espan.data import TrainingImage, fingerprint, move_to_pack, open_images
-from espan.errors import EspanError
+from espan.errors import EspanError, RangeWarning
 from espan.evaluation.evaluate import Score, find_pairs, read_rgb, score
 from espan.evaluation.metrics import SSIM_WINDOW
 from espan.imaging import imresize, modcrop
@@ -28,7 +28,7 @@ from espan.models import Network
 from espan.training.processes import run_once
 from espan.training.run import Setup
 from espan.training.stages import StageRun
-from espan.upscaling import RangeWarning, Upscaler
+from espan.upscaling import Upscaler
 
 HELD_OUT_CROP = 512  # HR pixels
 
