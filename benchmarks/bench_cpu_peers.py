@@ -233,7 +233,9 @@ def main() -> None:
         "path": dict(backends.available()["cpu"].details)["path"],
     }
     if options.output:
-        options.output.write_text(json.dumps({"machine": about, "cases": cases}, indent=1) + "\n")
+        options.output.write_text(
+            json.dumps({"machine": about, "cases": cases}, indent=1, allow_nan=False) + "\n"
+        )
 
 
 def version(package: str) -> str | None:

@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(options.threads)))
+        print(json.dumps(measure(options.threads), allow_nan=False))
         return
     command = [sys.executable, __file__, "--one", "--threads", str(options.threads)]
     runs = [

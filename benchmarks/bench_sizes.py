@@ -51,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         height, width = options.one
-        print(json.dumps(measure(height, width, options.threads, options.calls)))
+        print(json.dumps(measure(height, width, options.threads, options.calls), allow_nan=False))
         return
     print("size         ns per pixel: least  median   MB beyond input and output")
     least = []

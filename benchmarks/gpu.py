@@ -246,7 +246,7 @@ def record(
         for other in report["parts"].values():
             other["share"] = round(other["seconds"] / total, 3)
         unfinished = target.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(report, indent=1) + "\n")
+        unfinished.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
         unfinished.replace(target)
 
 

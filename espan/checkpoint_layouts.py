@@ -19,12 +19,16 @@ from espan.errors import CheckpointError
 from espan.models import SPAN_NORMALIZATION, Architecture
 from espan.reparameterize import Kernel, add, compose
 
+# What torch.compile, DataParallel, FSDP and activation checkpointing insert into the keys of what
+# they wrap: the network or a part of it.
+_WRAPPER = r"(?:(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)"
 # What begins a key of each layout, whatever prefix stands before it.
-_LAYOUT = re.compile(r"(?:^|(?<=\.))(?:block_1\.c1_r|teacher_block_seq)\.")
+_LAYOUT = re.compile(rf"(?:^|(?<=\.))(?:block_1\.{_WRAPPER}*c1_r|teacher_block_seq)\.")
 # Names under which training code stores an average: params_ema, model_ema, ema, swa_model, ...
 _AVERAGE = re.compile(r"(?:^|[._])(?:ema|swa|averaged?)(?=[._]|$)", re.IGNORECASE)
 # Tensors that averaging code keeps beside the weights: PyTorch's AveragedModel, ema_pytorch.
 _COUNTERS = ("n_averaged", "initted", "step")
+_DEEPEST = 20  # dicts within dicts
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class _Copy:
     path: tuple[str, ...]
     state: dict[str, Tensor]
     averages: int  # signs that it is an average
+    beside: tuple[str, ...]  # other modules in the same dict, e.g. "loss."
 
     @property
     def name(self) -> str:
@@ -43,13 +48,16 @@ class _Copy:
 def unwrap(data: object) -> tuple[dict[str, Tensor], str]:
     """Find the one state dict of a known layout, under any keys and prefixes.
 
-    Of raw weights and their average, the average is taken.
+    Of raw weights and their average, the average is taken.  Other modules under prefixes of their
+    own, such as a loss, are left out.
 
     Returns:
-        The state dict without prefixes, and where it was found ("" for a plain state dict).
+        The state dict without prefixes, and where it was found and what was left out ("" for
+        a plain state dict).
 
     Raises:
-        CheckpointError: there is none, there are several, or tensors that belong to none.
+        CheckpointError: there is none, there are several, or entries among its keys that are not
+            tensors.
     """
     if not isinstance(data, Mapping) or not data:
         found = "an empty dict" if isinstance(data, Mapping) else type(data).__name__
@@ -74,21 +82,26 @@ def unwrap(data: object) -> tuple[dict[str, Tensor], str]:
             "one of them alone is expected, or one network and its average"
         )
     (taken,) = best
-    others = [copy.name or "no key" for copy in copies if copy is not taken]
-    return taken.state, taken.name + (f" (not {', '.join(others)})" if others else "")
+    left_out = [copy.name or "no key" for copy in copies if copy is not taken]
+    left_out += taken.beside
+    return taken.state, taken.name + (f" (not {', '.join(left_out)})" if left_out else "")
 
 
 def _copies(data: Mapping[Any, object], path: tuple[str, ...]) -> Iterator[_Copy]:
     """All state dicts of known layouts in nested dicts."""
-    for key, value in data.items():
-        if isinstance(value, Mapping) and not str(key).startswith("optim"):
-            yield from _copies(value, (*path, str(key)))
+    if len(path) > _DEEPEST:
+        raise CheckpointError(
+            f"has dicts nested more than {_DEEPEST} deep, or one that contains itself, under "
+            f"{_some(list(path))}; a state dict alone is expected"
+        )
+    for key, inside in _dicts(data):
+        yield from _copies(inside, (*path, key))
     tensors = {str(k): v for k, v in data.items() if isinstance(v, Tensor)}
     prefixes = {k[: match.start()] for k in tensors if (match := _LAYOUT.search(k))}
     if not prefixes:
         return
     states: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in prefixes}
-    counted, strays = [], []
+    counted, strays, beside = [], [], set()
     for key in map(str, data):
         around = [p for p in prefixes if key.startswith(p)]
         name = key.rpartition(".")[2]
@@ -96,30 +109,37 @@ def _copies(data: Mapping[Any, object], path: tuple[str, ...]) -> Iterator[_Copy
             counted += [key[: -len(name)]] * (name == "n_averaged")
         elif around and key in tensors:
             prefix = max(around, key=len)
-            states[prefix][key[len(prefix) :]] = tensors[key]
-        else:
+            inner = re.sub(rf"(?:^|(?<=\.)){_WRAPPER}+", "", key[len(prefix) :])
+            if inner in states[prefix]:
+                raise CheckpointError(f"has {prefix + inner!r} twice, once as {key!r}")
+            states[prefix][inner] = tensors[key]
+        elif around:
             strays.append(key)
+        else:
+            module, dot, _ = key.partition(".")
+            beside.add(module + dot)
     if strays:
-        networks = " and ".join(repr(p) for p in sorted(prefixes) if p)
         raise CheckpointError(
             f"has keys that belong to no part of the network: {_some(sorted(strays))}; expected "
-            f"are tensors{f' whose keys begin with {networks}' if networks else ''} alone"
+            "are tensors alone"
         )
     for prefix, state in sorted(states.items()):
         names = (*path, prefix) if prefix else path
         averages = sum(bool(_AVERAGE.search(name)) for name in names)
         averages += sum(prefix.startswith(start) for start in counted)
-        yield _Copy(names, state, averages)
+        yield _Copy(names, state, averages, tuple(sorted(beside)))
 
 
 def _tensor_keys(data: Mapping[Any, object]) -> list[str]:
-    keys = []
+    keys = [str(key) for key, value in data.items() if isinstance(value, Tensor)]
+    return keys + [f"{key}.{name}" for key, inside in _dicts(data) for name in _tensor_keys(inside)]
+
+
+def _dicts(data: Mapping[Any, object]) -> Iterator[tuple[str, Mapping[Any, object]]]:
+    """The dicts in a dict where a network may be: not in the state of an optimizer."""
     for key, value in data.items():
-        if isinstance(value, Mapping):
-            keys += [f"{key}.{inner}" for inner in _tensor_keys(value)]
-        elif isinstance(value, Tensor):
-            keys.append(str(key))
-    return keys
+        if isinstance(value, Mapping) and not str(key).startswith("optim"):
+            yield str(key), value
 
 
 def from_state_dict(state: Mapping[str, Tensor]) -> tuple[Architecture, dict[str, Tensor]]:

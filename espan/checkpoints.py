@@ -47,7 +47,8 @@ def load(
     Reads our own safetensors, the official ESPAN and SPAN files, SPAN in training form (its
     branches are merged), under any keys and prefixes that training code adds (`params`,
     `state_dict`, `module.`, `_orig_mod.`, ...).  Of raw weights and an average (`params_ema`,
-    `model_ema`, `AveragedModel`, ...) the average is taken; ``record["taken from"]`` says which.
+    `model_ema`, `AveragedModel`, ...) the average is taken, and other modules in the file, such as
+    a loss, are left out; ``record["taken from"]`` says what was taken and what was not.
 
     Args:
         weights: a file, or the name of bundled weights (`bundled()`).
@@ -162,7 +163,9 @@ def _read_safetensors(path: Path) -> tuple[Architecture, dict[str, Tensor], dict
                 f"reads format {FORMAT} with range {_RANGE}"
             )
         return Architecture.from_dict(about["architecture"]), state, dict(about["record"])
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except EspanError:
+        raise
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"its espan metadata is damaged ({error!r})") from error
 
 

@@ -146,3 +146,17 @@ def test_import_direction() -> None:
         ):
             wrong.append(f"{path} imports {module}")
     assert not wrong
+
+
+def test_json_is_written_without_nan() -> None:
+    """JSON has neither NaN nor infinity, and `json.dumps` writes both by default."""
+    wrong, seen = [], 0
+    for folder in ("espan", "espan_kernels", "benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("json.dump"):
+                    seen += 1
+                    if not any(ast.unparse(k) == "allow_nan=False" for k in node.keywords):
+                        wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert seen
+    assert not wrong

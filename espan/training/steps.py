@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from espan import checkpoints
 from espan._version import __version__
 from espan.data import Crops, batches
-from espan.errors import EspanError
+from espan.errors import EspanError, out_of_memory
 from espan.losses import Loss, self_distillation
 from espan.training.data import Data, validate
 from espan.training.experiment import LossTable
@@ -117,7 +117,9 @@ class Trainer:
                 f"{self._where}: {error.filename or self.run.folder}: {error.strerror}.  Once this "
                 f"is mended, --resume {self.run.folder} continues from the last save"
             ) from error
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
             raise EspanError(
                 f"{self._where}: {self.accelerator.device} is out of memory.  --resume "
                 f"{self.run.folder} --accumulate {2 * self.run.setup.accumulate} takes the steps "

@@ -538,12 +538,29 @@ def test_a_full_disk_is_named_with_stage_step_and_remedy(
     assert state_of(run)["step"] == 8
 
 
-def test_out_of_memory_is_named_with_its_remedy(tiny, setup, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_is_named_with_its_remedy(error, tiny, setup, tmp_path, monkeypatch) -> None:
     def loss_of(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(steps_module, "loss_of", loss_of)
     with pytest.raises(EspanError, match=r"stage one, step 0: cpu .* --resume .* --accumulate 2"):
+        train(tmp_path / "run", tiny(), setup, console=quiet())
+
+
+def test_other_errors_are_not_taken_for_it(tiny, setup, tmp_path, monkeypatch) -> None:
+    def loss_of(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(steps_module, "loss_of", loss_of)
+    with pytest.raises(RuntimeError, match="a defect"):
         train(tmp_path / "run", tiny(), setup, console=quiet())
 
 
