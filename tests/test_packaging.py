@@ -154,7 +154,10 @@ def test_json_is_written_without_nan() -> None:
     for folder in ("espan", "espan_kernels", "benchmarks"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("json.dump"):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                    "json.dump",
+                    "json.dumps",
+                ):
                     seen += 1
                     if not any(ast.unparse(k) == "allow_nan=False" for k in node.keywords):
                         wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
