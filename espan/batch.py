@@ -80,7 +80,7 @@ def plan(
     if format is not None:
         check_output(output, 1, 1, 3, format=format)
         format = format.lower()
-    if len(inputs) == 1 and inputs[0].is_file() and not output.is_dir() and output.suffix:
+    if len(inputs) == 1 and _is_file(inputs[0]) and not output.is_dir() and output.suffix:
         kind = check_output(output, 1, 1, 3)
         if format is not None and check_output(output, 1, 1, 3, format=format) != kind:
             raise EspanError(f"--format {format} does not fit the name of the output, {output}")
@@ -92,7 +92,7 @@ def plan(
     found: dict[tuple[str, str], Path] = {}
     unreadable: list[Job] = []
     for path in inputs:
-        if path.is_file():
+        if _is_file(path):
             found.setdefault((os.path.realpath(path), path.name), path)
             continue
         images, errors = find_images(path, leave_out=output)
@@ -106,7 +106,7 @@ def plan(
     jobs = name_results(sources, output, suffix=suffix, format=format)
     protected = [job.source for job in jobs]
     if overwrite:
-        protected += [path for path in inputs if path.is_file()]
+        protected += [path for path in inputs if _is_file(path)]
     refuse_inputs((job.target for job in jobs), protected, instead=_INSTEAD)
     return jobs + unreadable
 
@@ -360,9 +360,17 @@ def _ending(relative: Path, format: str | None) -> str:
 
 
 def _exists(path: Path) -> bool:
-    """Whether there is something; if it cannot be known, reading it reports why."""
+    """Whether there is something; True if it cannot be known, as reading it reports why."""
     try:
         return path.exists()
+    except OSError:
+        return True
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is a file; True if it cannot be known, as reading it reports why."""
+    try:
+        return path.is_file()
     except OSError:
         return True
 

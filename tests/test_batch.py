@@ -408,6 +408,24 @@ def test_a_name_that_is_too_long_is_one_failure(tmp_path, upscaler):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["z_x4big.png"]
 
 
+def test_a_named_input_that_cannot_be_read_is_one_failure(tmp_path, upscaler, monkeypatch):
+    make(tmp_path / "locked/a.png", tmp_path / "b.png")
+    inputs = [tmp_path / "locked/a.png", tmp_path / "b.png", tmp_path / f"{'k' * 300}.png"]
+    stat = os.stat
+
+    def refuse(path, *arguments, **options):
+        if isinstance(path, str | Path) and Path(path).parent.name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    jobs = batch.plan(inputs, tmp_path / "out")
+    locked, good, long = batch.run_all(jobs, upscaler, overwrite=False)
+    assert "a.png: no permission to read this file" in locked.error
+    assert good.error is None
+    assert "cannot be read (File name too long)" in long.error
+
+
 @pytest.mark.parametrize("refused", ["exists", "mkdir"])
 def test_an_unusable_output_folder_is_one_failure(refused, tmp_path, upscaler, monkeypatch):
     make(tmp_path / "in/a/1.png", tmp_path / "in/b/2.png")

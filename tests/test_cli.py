@@ -1,5 +1,6 @@
 """The command line, as its user runs it."""
 
+import importlib
 import json
 import math
 import os
@@ -101,6 +102,11 @@ def test_upscale_goes_on_after_a_bad_file(run, folder, tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.png"]
 
 
+def test_upscale_tries_files_that_seem_unreadable(run, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    assert "1 upscaled" in run("upscale", folder / "in/a.png", "-o", tmp_path / "out").stdout
+
+
 def test_upscale_shared_by_processes(run, folder, tmp_path, monkeypatch):
     command = ("upscale", folder / "in", "-o", tmp_path / "out")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -136,6 +142,21 @@ def test_each_process_has_its_gpu(monkeypatch):
             options.parse_device("cuda")
     with pytest.raises(EspanError, match="cuda:9 was asked for; there are 4 GPUs"):
         Upscaler(device="cuda:9")
+
+
+@pytest.mark.parametrize("command", ["upscale", "evaluate"])
+def test_commands_use_the_gpu_of_their_process(command, run, folder, tmp_path, monkeypatch):
+    def stop(*_, device, **__):
+        raise EspanError(f"the device is {device}")
+
+    module = importlib.import_module(f"espan.cli.{command}")
+    monkeypatch.setattr(module, "Upscaler", stop)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    inputs = {"upscale": (folder / "in", "-o", tmp_path), "evaluate": ("--hr", folder / "in")}
+    ended = run(command, *inputs[command], "--device", "cuda", status=1)
+    assert "the device is cuda:3" in ended.stderr
 
 
 def test_upscale_lists_failures_by_their_files(run, folder, tmp_path, monkeypatch):

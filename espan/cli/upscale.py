@@ -25,7 +25,8 @@ from espan.upscaling import Upscaler
 
 
 def command(
-    inputs: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
+    # Not `readable`, by which typer would end the run; a file that cannot be read is one failure.
+    inputs: Annotated[list[Path], typer.Argument(help="Image files and folders.", readable=False)],
     output: Annotated[
         Path, typer.Option("-o", "--output", help="A file for one input file, else a folder.")
     ],

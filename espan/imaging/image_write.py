@@ -73,7 +73,7 @@ def check_output(
     if kind is None:
         known = ", ".join(_FORMATS)
         what = f"the suffix {'.' + asked!r}" if format is None else f"the format {format!r}"
-        if not asked:
+        if format is None and not asked:
             what = "a name without a suffix"
         raise ImageError(f"{name}: {what} names no known image format; known: {known}")
     if kind == "jpeg" and channels in (2, 4):
