@@ -23,14 +23,14 @@ from torch import Tensor, nn
 
 from espan.models import Network
 from espan.reparameterize import Kernel, Reparameterized
-from espan.training.networks import SelfDistilled, Trainable
 
 MIX = 0.3  # standard deviation of a block's random kernels at their output; the identity has 1
 OPEN = 1.0  # mean of a block's last convolution, where the slope of the gate is not near zero
 DETAIL = 0.01  # standard deviation that the features add to the output, in 0-1
 
 
-def initialise(trained: Trainable, images: Tensor) -> None:
+@torch.no_grad()
+def initialise(network: Network, images: Tensor) -> None:
     """Initialise a new network of convolutions, plain or of `espan.branches`, in place.
 
     The convolutions of the blocks and the one after them become identities plus `MIX` times a
@@ -39,36 +39,8 @@ def initialise(trained: Trainable, images: Tensor) -> None:
     (layer-sequential unit variance; Mishkin and Matas, 2016), and shifted to a mean of 0, or of
     `OPEN` before a gate.  The features reach the output through the last block alone: the 1x1 after
     the concat has zeros for the head and the first block.  The first three channels of the head and
-    of that 1x1 carry the input, and the last convolution upsamples it bilinearly.  The tail of a
-    student is a copy of its teacher's.
+    of that 1x1 carry the input, and the last convolution upsamples it bilinearly.
     """
-    if isinstance(trained, SelfDistilled):
-        _initialise(trained.teacher, images)
-        trained.student_tail.load_state_dict(trained.teacher.tail.state_dict())
-    else:
-        _initialise(trained, images)
-
-
-@torch.no_grad()
-def initialise_added(trained: Trainable, names: Sequence[str], images: Tensor) -> None:
-    """Initialise blocks that were added to a trained network as `initialise` does, in place.
-
-    Args:
-        trained: the network with the new blocks.
-        names: of the new modules; those that are not convolutions of a block are left unchanged.
-        images: as for `initialise`.
-    """
-    network = trained.teacher if isinstance(trained, SelfDistilled) else trained
-    convs = [network.get_submodule(name) for name in names if name.startswith("blocks.")]
-    for conv in convs:
-        _zero_biases(conv)
-        weight = _near_identity(_kernel(conv).weight)
-        _set(conv, weight, weight.new_zeros(len(weight)))
-    _standardise(network, convs, images)
-
-
-@torch.no_grad()
-def _initialise(network: Network, images: Tensor) -> None:
     head, post, fuse = network.head, network.tail.post, network.tail.fuse
     upsample, channels, scale = network.tail.upsample, fuse.out_channels, network.scale
     # If there is a bias between two convolutions of a branch, each step of the second one moves the
@@ -107,6 +79,23 @@ def _initialise(network: Network, images: Tensor) -> None:
     for colour in range(3):
         phases[colour, :, :, colour] = taps[:, None, :, None] * taps[None, :, None, :]
     _set(upsample, weight, weight.new_zeros(len(weight)))
+
+
+@torch.no_grad()
+def initialise_added(network: Network, names: Sequence[str], images: Tensor) -> None:
+    """Initialise blocks that were added to a trained network as `initialise` does, in place.
+
+    Args:
+        network: the network with the new blocks.
+        names: of the new modules; those that are not convolutions of a block are left unchanged.
+        images: as for `initialise`.
+    """
+    convs = [network.get_submodule(name) for name in names if name.startswith("blocks.")]
+    for conv in convs:
+        _zero_biases(conv)
+        weight = _near_identity(_kernel(conv).weight)
+        _set(conv, weight, weight.new_zeros(len(weight)))
+    _standardise(network, convs, images)
 
 
 def _standardise(network: Network, convs: Sequence[nn.Module], images: Tensor) -> None:

@@ -1,86 +1,16 @@
-"""The stages of an experiment as they are run: the networks, repeats, steps and seeds."""
+"""The stages of an experiment as they are run: their networks, repeats, steps and seeds."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from espan.errors import EspanError
 from espan.models import Architecture, architecture_from_name
 from espan.training.experiment import Change, Experiment, Stage
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A network to train: alone, or a teacher with the student that shares its first blocks.
-
-    Attributes:
-        architecture: of the network; of the teacher if there is a student.
-        student_blocks: number of blocks of the student; None: no student.
-    """
-
-    architecture: Architecture
-    student_blocks: int | None = None
-
-    @property
-    def student(self) -> Architecture | None:
-        """The student's architecture."""
-        if self.student_blocks is None:
-            return None
-        return self.architecture.replace(convs=self.architecture.convs[: self.student_blocks])
-
-    @property
-    def deployed(self) -> Architecture:
-        """The architecture of the weights to use: the student's if there is one."""
-        return self.student or self.architecture
-
-    def changed(self, change: Change) -> Shape:
-        """The shape after a change.  Raises EspanError for a change that is impossible here."""
-        shape = self
-        if change.keep is not None:
-            if shape.student is None:
-                raise EspanError(f"keep = {change.keep!r}, but there is no student and no teacher")
-            shape = Shape(shape.student if change.keep == "student" else shape.architecture)
-        if change.scale is not None:
-            shape = replace(shape, architecture=shape.architecture.replace(scale=change.scale))
-        blocks = change.remove_blocks or change.remove_convs or change.add_blocks or change.teacher
-        if blocks and shape.student_blocks:
-            raise EspanError(
-                "the blocks of a student and its teacher cannot be changed; keep one of the two "
-                "first (keep = 'teacher' or 'student')"
-            )
-        convs = shape.architecture.convs
-        if change.remove_blocks:
-            if change.remove_blocks >= len(convs):
-                raise EspanError(
-                    f"remove_blocks = {change.remove_blocks}, but the network has {len(convs)} "
-                    f"block{'s' * (len(convs) > 1)}, of which one must remain"
-                )
-            convs = convs[: -change.remove_blocks]
-        if change.remove_convs:
-            if convs[-1] - change.remove_convs < 2:
-                raise EspanError(
-                    f"remove_convs = {change.remove_convs}, but the last block has {convs[-1]} "
-                    "convolutions, of which two must remain"
-                )
-            convs = (*convs[:-1], convs[-1] - change.remove_convs)
-        convs += (3,) * (change.add_blocks + change.teacher)
-        architecture = shape.architecture.replace(convs=convs)
-        if change.teacher:
-            return Shape(architecture, student_blocks=len(convs) - change.teacher)
-        return replace(shape, architecture=architecture)
-
-    def __str__(self) -> str:
-        convs = self.architecture.convs
-        text = f"x{self.architecture.scale}, {self.architecture.channels} channels, blocks of "
-        if self.student_blocks is None:
-            return text + "-".join(map(str, convs))
-        student, teacher = convs[: self.student_blocks], convs[self.student_blocks :]
-        return (
-            text + "-".join(map(str, student)) + f", teacher of {'-'.join(map(str, teacher))} more"
-        )
+from espan.training.networks import Shape
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,8 @@ from espan.reparameterize import expand
 from espan.training import pictures
 from espan.training.data import read_data
 from espan.training.experiment import Experiment
-from espan.training.initialise import initialise, initialise_added
 from espan.training.log import Log
-from espan.training.networks import Trainable, build, transfer
+from espan.training.networks import Trainable, build, start
 from espan.training.processes import StopRequest, accelerator_for, run_once, stop_on_signal
 from espan.training.run import Run, Setup, reopen
 from espan.training.stages import plan
@@ -149,16 +148,11 @@ def _stages(run: Run, console: Console | None, stop: StopRequest, *, new: bool) 
             crops = Crops(data.images(stage.scale), patch=stage.patch, seed=stage.seed)
             if state is not None:
                 origin = f"resuming after step {state['step']}"
-            elif previous is not None:
-                moved = transfer(previous, network, stage.change)
+            else:
+                images = None
                 if table.init == "bilinear":
                     images = crops.batch(0, INITIAL_CROPS)[0].to(dtype)
-                    initialise_added(network, moved.added, images)
-                origin = str(moved)
-            else:
-                if table.init == "bilinear":
-                    initialise(network, crops.batch(0, INITIAL_CROPS)[0].to(dtype))
-                origin = "new weights"
+                origin = start(network, previous, stage.change, images=images)
             log.message(f"{stage.name}: {stage.shape}; {origin}")
             trainer = Trainer(
                 run, stage, network, data=data, accelerator=accelerator, log=log, stop=stop

@@ -12,8 +12,8 @@ from espan.branches import conv_factory
 from espan.errors import EspanError
 from espan.models import ESPAN, SPAN, complexity
 from espan.training.experiment import Experiment, parse, read, shipped, variants
-from espan.training.networks import build
-from espan.training.stages import Shape, plan
+from espan.training.networks import Shape, build
+from espan.training.stages import plan
 from espan.training.steps import loss_of
 from espan_kernels import reference
 

@@ -10,9 +10,15 @@ from espan.branches import conv_factory
 from espan.models import SPAN, Architecture
 from espan.reparameterize import collapse
 from espan.training.experiment import Change
-from espan.training.initialise import initialise_added
-from espan.training.networks import SelfDistilled, Trainable, build, plain_networks, transfer
-from espan.training.stages import Shape
+from espan.training.networks import (
+    SelfDistilled,
+    Shape,
+    Trainable,
+    build,
+    plain_networks,
+    start,
+    transfer,
+)
 from espan_kernels import reference
 
 CONV = conv_factory("grep", grep=(1, 1))
@@ -153,15 +159,24 @@ def test_added_blocks_pass_signals_on() -> None:
         lambda _m, _i, output: sizes.append(output[0].std(dim=(0, 2, 3)).mean().item())
     )
     with torch.no_grad():
-        moved = transfer(network, deeper, change)
+        start(deeper, network, change, images=None)
         deeper(images)
-        initialise_added(deeper, moved.added, images)
+        start(deeper, network, change, images=images)
         deeper(images)
     hook.remove()
     assert sizes[0] < 0.05  # PyTorch's own start: the gates square small signals
     assert 0.3 < sizes[-1] < 3
     for name, value in network.state_dict().items():
         assert torch.equal(value, deeper.state_dict()[name])
+
+
+def test_a_student_and_its_teacher_start_alike() -> None:
+    shape, change = after(Shape(ARCHITECTURE), teacher=1)
+    pair = made(shape)
+    assert start(pair, None, change, images=torch.rand(4, 3, 16, 16).double()) == "new weights"
+    for name, value in pair.teacher.tail.state_dict().items():
+        assert torch.equal(value, pair.student_tail.state_dict()[name])
+    assert torch.equal(pair.teacher.head.merged().bias[:3], torch.zeros(3).double())
 
 
 def test_plain_networks_are_the_collapsed_ones() -> None:
