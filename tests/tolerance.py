@@ -32,6 +32,7 @@ the same; such values count towards no error.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,7 +40,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 # What a kernel computes, in the given dtype, on the CPU.
 Reference = Callable[[torch.dtype], Tensor | Sequence[Tensor]]
@@ -73,17 +73,24 @@ def rounded(
     values: NDArray[np.float64], dtype: torch.dtype, random: np.random.Generator
 ) -> NDArray[np.float64]:
     """Each value rounded up or down to a neighbour in ``dtype``, to the nearer one more often."""
-    info = torch.finfo(dtype)
-    stored = round(-np.log2(info.eps))
-    drop = 52 - stored
+    drop, tiny, step = _format(dtype)
     # Adding to the bits that are dropped carries into those that stay.
     noise = random.integers(0, 1 << drop, size=values.shape)
-    normal = ((values.view(np.int64) + noise) >> drop << drop).view(np.float64)
-    step = info.tiny * info.eps  # between values too small for an exponent of their own
-    small = np.abs(values) < info.tiny
-    result = np.where(np.isfinite(values), normal, values)
-    result[small] = np.floor(values[small] / step + random.random(int(small.sum()))) * step
+    result = ((values.view(np.int64) + noise) >> drop << drop).view(np.float64)
+    magnitudes = np.abs(values)
+    if not (magnitudes < np.inf).all():
+        result = np.where(magnitudes < np.inf, result, values)
+    small = magnitudes < tiny
+    if small.any():
+        result[small] = np.floor(values[small] / step + random.random(int(small.sum()))) * step
     return result
+
+
+@cache
+def _format(dtype: torch.dtype) -> tuple[int, float, float]:
+    """The bits of a float64 that it drops, its smallest exponent, and the step below that."""
+    info = torch.finfo(dtype)
+    return 52 - round(-np.log2(info.eps)), info.tiny, info.tiny * info.eps
 
 
 class Simulated(TorchDispatchMode):
@@ -95,20 +102,18 @@ class Simulated(TorchDispatchMode):
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        view = any(a.alias_info for a in op._schema.arguments) and not op._schema.is_mutable
-        is_tensor = str(op._schema.returns[0].type) == "Tensor"
-        if view or not is_tensor or not any(map(_rounds, tree_leaves((args, kwargs)))):
+        if not _computes(op) or not _any_rounds((*args, *kwargs.values())):
             return op(*args, **kwargs)
-        wide_args, wide_kwargs = tree_map(_widened, (args, kwargs))
+        wide_args, wide_kwargs = _mapped(_widened, args), _mapped(_widened, kwargs)
         if op._schema.is_mutable:
             assert op._schema.name.endswith("_"), op  # the first argument is the result
             op(*wide_args, **wide_kwargs)
             return args[0].copy_(self._rounded(wide_args[0], args[0].dtype))
-        like = op(*tree_map(_on_meta, args), **tree_map(_on_meta, kwargs))
+        dtype = _dtype_of_result(op, args, kwargs)
         result = op(*wide_args, **wide_kwargs)
-        if op in PRODUCTS and like.dtype == torch.float32:
+        if op in PRODUCTS and dtype == torch.float32:
             result = result + self._error_of_sum(op, wide_args, result)
-        return self._rounded(result, like.dtype)
+        return self._rounded(result, dtype)
 
     def _rounded(self, result: Tensor, dtype: torch.dtype) -> Tensor:
         if result.dtype != torch.float64 or dtype == torch.float64:
@@ -129,6 +134,29 @@ class Simulated(TorchDispatchMode):
         return unit * variance.sqrt() * normal
 
 
+# A simulation has thousands of operations on small tensors, so what PyTorch's pytree and its
+# meta tensors would cost is saved: most of the tests' time.
+
+
+@cache
+def _computes(op: Any) -> bool:
+    """It returns a tensor, which is not a view of an argument."""
+    view = any(a.alias_info for a in op._schema.arguments) and not op._schema.is_mutable
+    return not view and str(op._schema.returns[0].type) == "Tensor"
+
+
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _mapped(function, v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_mapped(function, v) for v in value)
+    return function(value)
+
+
+def _any_rounds(values: Any) -> bool:
+    return any(_any_rounds(v) if isinstance(v, list | tuple) else _rounds(v) for v in values)
+
+
 def _rounds(value: Any) -> bool:
     if isinstance(value, torch.dtype):
         return value.is_floating_point and value != torch.float64
@@ -139,6 +167,22 @@ def _widened(value: Any) -> Any:
     if not _rounds(value):
         return value
     return value.double() if isinstance(value, Tensor) else torch.float64
+
+
+_dtypes: dict[Any, torch.dtype] = {}
+
+
+def _dtype_of_result(op: Any, args: Any, kwargs: Any) -> torch.dtype:
+    """By a run on meta tensors, one for each kind of arguments."""
+    key = op, _mapped(_kind, args), *_mapped(_kind, kwargs).items()
+    if key not in _dtypes:
+        _dtypes[key] = op(*_mapped(_on_meta, args), **_mapped(_on_meta, kwargs)).dtype
+    return _dtypes[key]
+
+
+def _kind(value: Any) -> Any:
+    """What of an argument the dtype of the result may depend on."""
+    return (value.dtype, value.dim()) if isinstance(value, Tensor) else (type(value), value)
 
 
 def _on_meta(value: Any) -> Any:

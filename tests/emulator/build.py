@@ -1,16 +1,18 @@
-"""Builds and loads the emulated kernels: csrc/cuda/<op>.cuh as a Python module, by g++."""
+"""Builds and loads the emulated kernels: csrc/cuda/<op>.cuh as a shared library, by g++."""
 
+import ctypes
+import fcntl
 import hashlib
-import importlib.util
+import json
 import os
 import platform
 import shutil
 import subprocess
-import sys
-import sysconfig
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -20,59 +22,119 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 KERNELS = ROOT / "csrc" / "cuda"
 CACHE = ROOT / "build" / "emulator"
+WARNINGS = ("-Wall", "-Werror")
 
 # A bug for the tests of the tests: in a kernel's file, this text instead of that.
 Bug = tuple[str, str, str]
 
 
-def load(op: str, *, bug: Bug | None = None, macros: tuple[str, ...] = ()) -> ModuleType:
+class Buffer(ctypes.Structure):
+    """An array that a kernel may access."""
+
+    _fields_ = (("address", ctypes.c_size_t), ("bytes", ctypes.c_size_t))
+
+
+class Module:
+    """The kernels of one source; each of its instances has its properties and ``run``."""
+
+    Buffer = Buffer
+
+    def __init__(self, library: Path) -> None:
+        functions = ctypes.CDLL(str(library))
+        self._run = functions.espan_run
+        functions.espan_instances.restype = self._run.restype = ctypes.c_char_p
+        self._run.argtypes = [
+            ctypes.c_int,
+            ctypes.POINTER(Buffer),
+            ctypes.c_int,
+            ctypes.POINTER(ctypes.c_int64),
+        ]
+        self.instances: list[dict[str, Any]] = json.loads(functions.espan_instances())
+        for i, instance in enumerate(self.instances):
+            instance["run"] = partial(self._call, i)
+
+    def _call(self, instance: int, *arguments: Any) -> dict[str, list[int]]:
+        """Wavefronts of shared memory accesses by kind: the fewest possible, and those needed."""
+        given = list(_flat(arguments))
+        buffers = [a for a in given if isinstance(a, Buffer)]
+        numbers = [a for a in given if not isinstance(a, Buffer)]
+        answer: str = self._run(
+            instance,
+            (Buffer * len(buffers))(*buffers),
+            len(buffers),
+            (ctypes.c_int64 * len(numbers))(*numbers),
+        ).decode()
+        if answer.startswith("!"):
+            raise RuntimeError(answer[1:])
+        wavefronts: dict[str, list[int]] = json.loads(answer)
+        return wavefronts
+
+
+def _flat(arguments: Any) -> Iterator[Any]:
+    for a in arguments:
+        yield from _flat(a) if isinstance(a, list | tuple) else (a,)
+
+
+def load(op: str, *, bug: Bug | None = None, macros: tuple[str, ...] = ()) -> Module:
     """The module that runs ``op``'s kernels under the emulator, with a planted bug if wanted."""
-    pytest.importorskip("pybind11")
+    sources = {f"cuda/{p.name}": p.read_text() for p in sorted(KERNELS.glob("*.cuh"))}
+    sources |= {p.name: p.read_text() for p in (*sorted(HERE.glob("*.h")), HERE / f"{op}.cpp")}
+    if bug is not None:
+        plant(sources, (f"cuda/{bug[0]}", *bug[1:]))
+    options = ["-march=native", *WARNINGS, "-Wno-unknown-pragmas", *(f"-D{m}" for m in macros)]
+    return Module(library(op, sources, options))
+
+
+def plant(sources: dict[str, str], bug: Bug) -> None:
+    file, right, wrong = bug
+    assert sources[file].count(right) == 1, f"{file} has changed: plant the bug anew"
+    sources[file] = sources[file].replace(right, wrong)
+
+
+def library(name: str, sources: Mapping[str, str], options: list[str]) -> Path:
+    """``name``.cpp of ``sources`` and the emulated machine as one shared library."""
+    files = sorted(p for p in HERE.iterdir() if p.stem in ("machine", "ordering"))
+    machine = {p.name: p.read_text() for p in files}
+    units = [file for file in machine if file.endswith(".cpp")]
+    linked = _built("machine.o", machine, [*WARNINGS, "-r", *units])
+    return _built(f"{name}.so", sources, [*options, "-I.", "-shared", f"{name}.cpp", str(linked)])
+
+
+def _built(name: str, sources: Mapping[str, str], arguments: list[str]) -> Path:
+    """A file that g++ makes of sources, kept by a hash of all that it is made of."""
+    compiler, version = _compiler()
+    key = hashlib.sha256(repr((dict(sources), arguments, version)).encode()).hexdigest()[:16]
+    target = CACHE / f"{Path(name).stem}_{key}{Path(name).suffix}"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    # Whoever wants the same waits for the first, in this process or another.
+    with target.with_suffix(".lock").open("w") as lock, tempfile.TemporaryDirectory() as folder:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.exists():
+            return target
+        for path, text in sources.items():
+            (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
+            (Path(folder) / path).write_text(text)
+        made = target.with_suffix(".part")
+        # -O1: the libraries take longer to compile than to run.
+        command = [compiler, "-O1", "-std=c++17", "-fPIC", *arguments, "-o", str(made)]
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        os.replace(made, target)
+    return target
+
+
+@cache
+def _compiler() -> tuple[str, str]:
+    """g++, and what tells it from others."""
     compiler = shutil.which("g++")
     if compiler is None or platform.machine() != "x86_64":
         pytest.skip("the emulator needs g++ on x86-64")
-    sources = {f"cuda/{p.name}": p.read_text() for p in sorted(KERNELS.glob("*.cuh"))}
-    sources |= {p.name: p.read_text() for p in sorted(HERE.glob("*.[ch]*"))}
-    if bug is not None:
-        file, right, wrong = bug
-        assert sources[f"cuda/{file}"].count(right) == 1, f"{file} has changed: plant the bug anew"
-        sources[f"cuda/{file}"] = sources[f"cuda/{file}"].replace(right, wrong)
-    key = hashlib.sha256(repr((sources, macros, compiler, sys.version)).encode()).hexdigest()[:16]
-    name = f"espan_emulated_{op}_{key}"
-    file_name = CACHE / f"{name}.so"
-    if not file_name.exists():
-        _build(compiler, file_name, op, sources, macros)
-    spec = importlib.util.spec_from_file_location(name, file_name)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    command = [compiler, "-march=native", "-E", "-v", "-"]
+    run = subprocess.run(command, input="", capture_output=True, text=True, check=True)
+    return compiler, run.stderr
 
 
-def _build(
-    compiler: str, target: Path, op: str, sources: Mapping[str, str], macros: tuple[str, ...]
-) -> None:
-    import pybind11
-
-    folder = target.with_suffix(f".{os.getpid()}")
-    for path, text in sources.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(text)
-    # -O1: the modules take longer to compile than to run.
-    command = [compiler, "-O1", "-march=native", "-std=c++17", "-fPIC", "-shared"]
-    command += ["-Wall", "-Werror", "-Wno-unknown-pragmas", f"-DESPAN_MODULE={target.stem}"]
-    command += [f"-D{macro}" for macro in macros]
-    command += [f"-I{folder}", f"-I{pybind11.get_include()}"]
-    command += [f"-I{sysconfig.get_path('include')}"]
-    command += [str(folder / f"{name}.cpp") for name in (op, "machine", "ordering")]
-    result = subprocess.run([*command, "-o", folder / "module.so"], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    os.replace(folder / "module.so", target)  # whole, whoever else builds the same
-    shutil.rmtree(folder)
-
-
-def check_shared_memory(module: ModuleType) -> None:
+def check_shared_memory(module: Module) -> None:
     """Each kind of GPU has an instance of each P that fits its shared memory."""
     for per_block, per_sm in ((99, 100), (163, 164), (227, 228)):  # KB: sm_86, 89, 120; 80; 90, 100
         fitting = {
@@ -85,12 +147,12 @@ def check_shared_memory(module: ModuleType) -> None:
         assert fitting == {16, 32, 48, 64}
 
 
-def buffer(module: ModuleType, t: Tensor | None) -> object:
+def buffer(module: Module, t: Tensor | None) -> Buffer:
     """A contiguous tensor as the module takes it."""
     if t is None:
-        return module.Buffer(0, 0)
+        return Buffer(0, 0)
     assert t.is_contiguous()
-    return module.Buffer(t.data_ptr(), t.numel() * t.element_size())
+    return Buffer(t.data_ptr(), t.numel() * t.element_size())
 
 
 def poisoned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -1,17 +1,16 @@
-// What the modules that run one kernel each share: arrays given by Python.
+// What the modules that run one kernel each share: build.py calls them, through C alone.  The
+// headers of a Python binding would take longer to compile than the kernels.
 #pragma once
 
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "machine.h"
 
-namespace py = pybind11;
-
 namespace espan::emulator {
-
-// Fewest possible and needed wavefronts of each kind of shared memory access.
-using Result = std::map<std::string, std::pair<uint64_t, uint64_t>>;
 
 // An array of a tensor, or none: the address is 0.
 struct Buffer {
@@ -26,16 +25,65 @@ struct Buffer {
   Array writable() const { return {address, address + bytes, true}; }
 };
 
-inline void bind_buffer(py::module_& m) {
-  py::class_<Buffer>(m, "Buffer", py::module_local()).def(py::init<uintptr_t, size_t>());
-}
+// The arguments of a call, to be taken one after the other: its arrays, and its numbers.
+class Arguments {
+ public:
+  Arguments(const Buffer* buffers, int buffer_count, const int64_t* numbers)
+      : buffers_(buffers), end_(buffers + buffer_count), numbers_(numbers) {}
+  Buffer buffer() { return *buffers_++; }
+  int buffers_left() const { return static_cast<int>(end_ - buffers_); }
+  int64_t number() { return *numbers_++; }
 
-inline Result launch(unsigned blocks, unsigned threads, size_t shared_bytes, unsigned order,
-                     const std::vector<Array>& arrays, const std::function<void()>& kernel) {
-  Result result;
-  for (const auto& [name, w] : run(blocks, threads, shared_bytes, order, arrays, kernel))
-    result[name] = {w.fewest, w.needed};
-  return result;
-}
+ private:
+  const Buffer *buffers_, *end_;
+  const int64_t* numbers_;
+};
+
+using Result = std::map<std::string, Wavefronts>;
+
+struct Instance {
+  std::vector<std::pair<const char*, int>> properties;
+  Result (*run)(Arguments&);
+};
+
+// Those of a module, which defines it.
+const std::vector<Instance>& instances();
 
 }  // namespace espan::emulator
+
+extern "C" {
+
+// The properties of each instance, as JSON.
+const char* espan_instances() {
+  static std::string text;
+  text = "[";
+  for (const auto& instance : espan::emulator::instances()) {
+    text += text.size() > 1 ? ", {" : "{";
+    for (const auto& [name, value] : instance.properties)
+      text +=
+          (text.back() == '{' ? "\"" : ", \"") + std::string(name) + "\": " + std::to_string(value);
+    text += "}";
+  }
+  text += "]";
+  return text.c_str();
+}
+
+// The fewest possible and needed wavefronts of each kind of shared memory access, as JSON; or,
+// after an exclamation mark, what went wrong.
+const char* espan_run(int instance, const espan::emulator::Buffer* buffers, int buffer_count,
+                      const int64_t* numbers) {
+  static std::string text;
+  try {
+    espan::emulator::Arguments arguments(buffers, buffer_count, numbers);
+    text = "{";
+    for (const auto& [name, w] : espan::emulator::instances()[instance].run(arguments))
+      text += (text.size() > 1 ? ", \"" : "\"") + name + "\": [" + std::to_string(w.fewest) + ", " +
+              std::to_string(w.needed) + "]";
+    text += "}";
+  } catch (const std::runtime_error& error) {
+    text = std::string("!") + error.what();
+  }
+  return text.c_str();
+}
+
+}  // extern "C"

@@ -1,22 +1,23 @@
-// The head's kernel under the emulator, for Python.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
+// The head's kernel under the emulator.
 #define ESPAN_EMULATOR
 #include "cuda/head.cuh"
+
 #include "driver.h"
 
 namespace espan::emulator {
 namespace {
 
 template <class S>
-Result run_head(const Buffer& image, uintptr_t first, const std::vector<int64_t>& strides, int type,
-                const Buffer& mean, const Buffer& packed, const Buffer& features, int kernel,
-                int batch, int height, int width, unsigned order) {
+Result run_head(Arguments& arguments) {
+  const Buffer image = arguments.buffer(), mean = arguments.buffer();
+  const Buffer packed = arguments.buffer(), features = arguments.buffer();
   cuda::HeadArguments p{};
-  p.image = reinterpret_cast<const void*>(first);
-  for (int i = 0; i < 4; ++i) p.stride[i] = strides[i];
-  p.type = static_cast<cuda::Image>(type);
+  p.image = reinterpret_cast<const void*>(arguments.number());
+  for (int i = 0; i < 4; ++i) p.stride[i] = arguments.number();
+  p.type = static_cast<cuda::Image>(arguments.number());
+  const int kernel = arguments.number(), batch = arguments.number();
+  const int height = arguments.number(), width = arguments.number();
+  const unsigned order = arguments.number();
   p.mean = mean.pointer<const float>();
   p.features = features.pointer<uint16_t>();
   p.weights = packed.pointer<const uint4>();
@@ -27,34 +28,34 @@ Result run_head(const Buffer& image, uintptr_t first, const std::vector<int64_t>
   p.width = width;
   p.tiles_x = (width + S::kWidth - 1) / S::kWidth;
   p.tiles_y = (height + S::kHeight - 1) / S::kHeight;
-  return launch(batch * p.tiles_x * p.tiles_y, S::kThreads, S::kSharedBytes, order,
-                {image.readable(), mean.readable(), packed.readable(), features.writable()},
-                [&] { cuda::head_kernel<S>(p); });
+  return run(batch * p.tiles_x * p.tiles_y, S::kThreads, S::kSharedBytes, order,
+             {image.readable(), mean.readable(), packed.readable(), features.writable()},
+             [&] { cuda::head_kernel<S>(p); });
 }
 
 template <class T>
-void add_instances(py::list& list, bool bfloat16) {
+void add_instances(std::vector<Instance>& list, bool bfloat16) {
   cuda::for_each_head<T>([&](auto s) {
     using S = decltype(s);
-    py::dict instance;
-    instance["bfloat16"] = bfloat16;
-    instance["channels"] = S::P;
-    instance["height"] = S::kHeight;
-    instance["shared_bytes"] = S::kSharedBytes;
-    instance["blocks_per_sm"] = S::kBlocksPerSm;
-    instance["run"] = py::cpp_function(&run_head<S>);
-    list.append(instance);
+    list.push_back({{{"bfloat16", bfloat16},
+                     {"channels", S::P},
+                     {"height", S::kHeight},
+                     {"shared_bytes", S::kSharedBytes},
+                     {"blocks_per_sm", S::kBlocksPerSm}},
+                    &run_head<S>});
   });
 }
 
 }  // namespace
 
-PYBIND11_MODULE(ESPAN_MODULE, m) {
-  bind_buffer(m);
-  py::list instances;
-  add_instances<cuda::Float16>(instances, false);
-  add_instances<cuda::BFloat16>(instances, true);
-  m.attr("instances") = instances;
+const std::vector<Instance>& instances() {
+  static const std::vector<Instance> all = [] {
+    std::vector<Instance> list;
+    add_instances<cuda::Float16>(list, false);
+    add_instances<cuda::BFloat16>(list, true);
+    return list;
+  }();
+  return all;
 }
 
 }  // namespace espan::emulator

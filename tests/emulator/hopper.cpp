@@ -1,10 +1,9 @@
 // A small product that uses what the emulator has of Hopper, with mistakes to choose from, for the
 // tests of the emulator itself.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #define ESPAN_EMULATOR
 #include "cuda/hopper.cuh"
+
 #include "driver.h"
 
 namespace espan::cuda {
@@ -136,22 +135,27 @@ namespace espan::emulator {
 namespace {
 
 template <class T, int N>
-void run_multiply(const Buffer& a, const Buffer& b, const Buffer& d, int steps, int mistake,
-                  unsigned order) {
+Result run_multiply(Arguments& arguments) {
   using S = cuda::Multiply<T, N>;
+  const Buffer a = arguments.buffer(), b = arguments.buffer(), d = arguments.buffer();
+  const int steps = arguments.number();
+  const auto mistake = static_cast<cuda::Mistake>(arguments.number());
+  const unsigned order = arguments.number();
   const cuda::Arguments p{a.pointer<const uint16_t>(), b.pointer<const uint16_t>(),
-                          d.pointer<float>(), steps, static_cast<cuda::Mistake>(mistake)};
-  launch(1, 160, S::kSharedBytes, order, {a.readable(), b.readable(), d.writable()},
-         [&] { cuda::multiply_kernel<S>(p); });
+                          d.pointer<float>(), steps, mistake};
+  return run(1, 160, S::kSharedBytes, order, {a.readable(), b.readable(), d.writable()},
+             [&] { cuda::multiply_kernel<S>(p); });
 }
 
 }  // namespace
 
-PYBIND11_MODULE(ESPAN_MODULE, m) {
-  bind_buffer(m);
-  m.def("float16_16", &run_multiply<cuda::Float16, 16>);
-  m.def("float16_96", &run_multiply<cuda::Float16, 96>);
-  m.def("bfloat16_48", &run_multiply<cuda::BFloat16, 48>);
+const std::vector<Instance>& instances() {
+  static const std::vector<Instance> all = {
+      {{{"bfloat16", false}, {"n", 16}}, &run_multiply<cuda::Float16, 16>},
+      {{{"bfloat16", false}, {"n", 96}}, &run_multiply<cuda::Float16, 96>},
+      {{{"bfloat16", true}, {"n", 48}}, &run_multiply<cuda::BFloat16, 48>},
+  };
+  return all;
 }
 
 }  // namespace espan::emulator

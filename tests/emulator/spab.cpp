@@ -1,17 +1,19 @@
-// The block kernel under the emulator, for Python.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
+// The block kernel under the emulator.
 #define ESPAN_EMULATOR
 #include "cuda/spab.cuh"
+
 #include "driver.h"
 
 namespace espan::emulator {
 namespace {
 
 template <class S>
-Result run_spab(const Buffer& x, const Buffer& packed, const Buffer& y, const Buffer& activation,
-                int convs, int batch, int height, int width, unsigned order) {
+Result run_spab(Arguments& arguments) {
+  const Buffer x = arguments.buffer(), packed = arguments.buffer(), y = arguments.buffer();
+  const Buffer activation = arguments.buffer();
+  const int convs = arguments.number(), batch = arguments.number();
+  const int height = arguments.number(), width = arguments.number();
+  const unsigned order = arguments.number();
   cuda::SpabArguments p{};
   p.x = x.pointer<const uint16_t>();
   p.y = y.pointer<uint16_t>();
@@ -23,9 +25,9 @@ Result run_spab(const Buffer& x, const Buffer& packed, const Buffer& y, const Bu
   p.width = width;
   p.tiles_x = (width + S::kWidth - 1) / S::kWidth;
   p.tiles_y = (height + S::kHeight - 1) / S::kHeight;
-  return launch(batch * p.tiles_x * p.tiles_y, S::kThreads, S::kSharedBytes, order,
-                {x.readable(), packed.readable(), y.writable(), activation.writable()},
-                [&] { cuda::spab_kernel<S>(p); });
+  return run(batch * p.tiles_x * p.tiles_y, S::kThreads, S::kSharedBytes, order,
+             {x.readable(), packed.readable(), y.writable(), activation.writable()},
+             [&] { cuda::spab_kernel<S>(p); });
 }
 
 // The instances as a list: (bfloat16, P, height of a tile).
@@ -39,31 +41,31 @@ void each(F f) {
 }
 
 template <class T>
-void add_instances(py::list& list, bool bfloat16) {
+void add_instances(std::vector<Instance>& list, bool bfloat16) {
   each<T>([&](auto s) {
     using S = decltype(s);
-    py::dict instance;
-    instance["bfloat16"] = bfloat16;
-    instance["channels"] = S::P;
-    instance["height"] = S::kHeight;
-    instance["warps"] = S::kThreads / 32;
-    instance["shared_bytes"] = S::kSharedBytes;
-    instance["blocks_per_sm"] = S::kBlocksPerSm;
-    instance["run"] = py::cpp_function(&run_spab<S>);
-    list.append(instance);
+    list.push_back({{{"bfloat16", bfloat16},
+                     {"channels", S::P},
+                     {"height", S::kHeight},
+                     {"warps", S::kThreads / 32},
+                     {"shared_bytes", S::kSharedBytes},
+                     {"blocks_per_sm", S::kBlocksPerSm}},
+                    &run_spab<S>});
   });
 }
 
 }  // namespace
 
-PYBIND11_MODULE(ESPAN_MODULE, m) {
-  bind_buffer(m);
-  py::list instances;
-  add_instances<cuda::Float16>(instances, false);
+const std::vector<Instance>& instances() {
+  static const std::vector<Instance> all = [] {
+    std::vector<Instance> list;
+    add_instances<cuda::Float16>(list, false);
 #ifndef ESPAN_ONE_INSTANCE
-  add_instances<cuda::BFloat16>(instances, true);
+    add_instances<cuda::BFloat16>(list, true);
 #endif
-  m.attr("instances") = instances;
+    return list;
+  }();
+  return all;
 }
 
 }  // namespace espan::emulator

@@ -1,17 +1,19 @@
-// The streamed block kernel under the emulator, for Python.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
+// The streamed block kernel under the emulator.
 #define ESPAN_EMULATOR
 #include "cuda/spab_hopper.cuh"
+
 #include "driver.h"
 
 namespace espan::emulator {
 namespace {
 
 template <class S>
-Result run_spab(const Buffer& x, const Buffer& packed, const Buffer& y, const Buffer& activation,
-                int convs, int batch, int height, int width, int rows, unsigned order) {
+Result run_spab(Arguments& arguments) {
+  const Buffer x = arguments.buffer(), packed = arguments.buffer(), y = arguments.buffer();
+  const Buffer activation = arguments.buffer();
+  const int convs = arguments.number(), batch = arguments.number();
+  const int height = arguments.number(), width = arguments.number(), rows = arguments.number();
+  const unsigned order = arguments.number();
   cuda::SpabArguments p{};
   p.x = x.pointer<const uint16_t>();
   p.y = y.pointer<uint16_t>();
@@ -25,37 +27,35 @@ Result run_spab(const Buffer& x, const Buffer& packed, const Buffer& y, const Bu
   p.rows = rows;
   p.tiles_x = (width + S::kValid - 1) / S::kValid;
   p.tiles_y = (height + rows - 1) / rows;
-  return launch(batch * p.tiles_x * p.tiles_y, S::kThreads, S::kSharedBytes, order,
-                {x.readable(), packed.readable(), y.writable(), activation.writable()},
-                [&] { cuda::spab_stream_kernel<S>(p); });
+  return run(batch * p.tiles_x * p.tiles_y, S::kThreads, S::kSharedBytes, order,
+             {x.readable(), packed.readable(), y.writable(), activation.writable()},
+             [&] { cuda::spab_stream_kernel<S>(p); });
 }
 
 template <class T>
-void add_instances(py::list& list, bool bfloat16) {
+void add_instances(std::vector<Instance>& list, bool bfloat16) {
   cuda::for_each_spab_stream<T>([&](auto s) {
     using S = decltype(s);
 #ifdef ESPAN_ONE_TYPE
     if constexpr (S::P != 16) return;
 #endif
-    py::dict instance;
-    instance["bfloat16"] = bfloat16;
-    instance["channels"] = S::P;
-    instance["shared_bytes"] = S::kSharedBytes;
-    instance["run"] = py::cpp_function(&run_spab<S>);
-    list.append(instance);
+    list.push_back({{{"bfloat16", bfloat16}, {"channels", S::P}, {"shared_bytes", S::kSharedBytes}},
+                    &run_spab<S>});
   });
 }
 
 }  // namespace
 
-PYBIND11_MODULE(ESPAN_MODULE, m) {
-  bind_buffer(m);
-  py::list instances;
-  add_instances<cuda::Float16>(instances, false);
+const std::vector<Instance>& instances() {
+  static const std::vector<Instance> all = [] {
+    std::vector<Instance> list;
+    add_instances<cuda::Float16>(list, false);
 #ifndef ESPAN_ONE_TYPE
-  add_instances<cuda::BFloat16>(instances, true);
+    add_instances<cuda::BFloat16>(list, true);
 #endif
-  m.attr("instances") = instances;
+    return list;
+  }();
+  return all;
 }
 
 }  // namespace espan::emulator

@@ -1,18 +1,21 @@
-// The streamed tail kernel under the emulator, for Python.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
+// The streamed tail kernel under the emulator.
 #define ESPAN_EMULATOR
 #include "cuda/tail_hopper.cuh"
+
 #include "driver.h"
 
 namespace espan::emulator {
 namespace {
 
 template <class S>
-Result run_tail(const Buffer& last, const std::vector<Buffer>& sides, const Buffer& packed,
-                const Buffer& image, const Buffer& flag, int type, int scale, int batch, int height,
-                int width, int rows, unsigned order) {
+Result run_tail(Arguments& arguments) {
+  const Buffer last = arguments.buffer();
+  std::vector<Buffer> sides;
+  while (arguments.buffers_left() > 3) sides.push_back(arguments.buffer());
+  const Buffer packed = arguments.buffer(), image = arguments.buffer(), flag = arguments.buffer();
+  const int type = arguments.number(), scale = arguments.number(), batch = arguments.number();
+  const int height = arguments.number(), width = arguments.number(), rows = arguments.number();
+  const unsigned order = arguments.number();
   cuda::TailArguments p{};
   std::vector<Array> arrays{last.readable(), packed.readable(), image.writable(), flag.writable()};
   p.last = last.pointer<const uint16_t>();
@@ -33,35 +36,35 @@ Result run_tail(const Buffer& last, const std::vector<Buffer>& sides, const Buff
   p.rows = rows;
   p.tiles_x = (width + S::kValid - 1) / S::kValid;
   p.tiles_y = (height + rows - 1) / rows;
-  return launch(batch * p.tiles_x * p.tiles_y, S::kThreads, S::kSharedBytes, order, arrays,
-                [&] { cuda::tail_stream_kernel<S>(p); });
+  return run(batch * p.tiles_x * p.tiles_y, S::kThreads, S::kSharedBytes, order, arrays,
+             [&] { cuda::tail_stream_kernel<S>(p); });
 }
 
 template <class T>
-void add_instances(py::list& list, bool bfloat16) {
+void add_instances(std::vector<Instance>& list, bool bfloat16) {
   cuda::for_each_tail_stream<T>([&](auto s) {
     using S = decltype(s);
-    py::dict instance;
-    instance["bfloat16"] = bfloat16;
-    instance["channels"] = S::P;
-    instance["up_tiles"] = S::kUpTiles;
-    instance["sides"] = S::kSides;
-    instance["shared_bytes"] = S::kSharedBytes;
-    instance["run"] = py::cpp_function(&run_tail<S>);
-    list.append(instance);
+    list.push_back({{{"bfloat16", bfloat16},
+                     {"channels", S::P},
+                     {"up_tiles", S::kUpTiles},
+                     {"sides", S::kSides},
+                     {"shared_bytes", S::kSharedBytes}},
+                    &run_tail<S>});
   });
 }
 
 }  // namespace
 
-PYBIND11_MODULE(ESPAN_MODULE, m) {
-  bind_buffer(m);
-  py::list instances;
-  add_instances<cuda::Float16>(instances, false);
+const std::vector<Instance>& instances() {
+  static const std::vector<Instance> all = [] {
+    std::vector<Instance> list;
+    add_instances<cuda::Float16>(list, false);
 #ifndef ESPAN_ONE_TYPE
-  add_instances<cuda::BFloat16>(instances, true);
+    add_instances<cuda::BFloat16>(list, true);
 #endif
-  m.attr("instances") = instances;
+    return list;
+  }();
+  return all;
 }
 
 }  // namespace espan::emulator

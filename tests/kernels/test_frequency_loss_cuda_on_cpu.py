@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.emulator.build import library, plant
 from tests.kernels import frequency_loss_cases as cases
 
 HERE = Path(__file__).parent
@@ -32,29 +32,24 @@ def cuda_headers() -> Path:
     return Path(top[1]) / "include"
 
 
-def build(folder: Path, header: str | None = None) -> ctypes.CDLL:
-    """The emulated kernels; of another frequency_loss.cuh, in float32 only, if that is given."""
-    if platform.machine() != "x86_64":
-        pytest.skip("the emulator is written for x86-64")
-    headers = cuda_headers()
-    if (compiler := shutil.which("g++") or shutil.which("c++")) is None:
-        pytest.skip("there is no C++ compiler")
-    library = folder / "loss.so"
-    command = [compiler, "-O1", "-std=c++17", "-w", "-shared", "-fPIC", "-o", library]
-    if header is not None:
-        (folder / "cuda").mkdir()
-        (folder / "cuda" / "frequency_loss.cuh").write_text(header)
-        command += [f"-I{folder}", "-DESPAN_FLOAT32_ONLY"]
-    command += [HERE / "frequency_loss_cuda_on_cpu.cpp"]
-    command += [ROOT / "tests/emulator" / name for name in ("machine.cpp", "ordering.cpp")]
-    command += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests'}", f"-I{headers}"]
-    subprocess.run(command, check=True)
-    return ctypes.CDLL(str(library))
+def build(bug: tuple[str, str] | None = None) -> ctypes.CDLL:
+    """The emulated kernels; with a bug in frequency_loss.cuh, those of float32 only."""
+    csrc = ROOT / "csrc"
+    files = [csrc / "frequency_loss.h", *sorted((csrc / "cuda").glob("*.*h"))]
+    sources = {str(p.relative_to(csrc)): p.read_text() for p in files}
+    sources["emulator/machine.h"] = (ROOT / "tests/emulator/machine.h").read_text()
+    name = "frequency_loss_cuda_on_cpu"
+    sources[f"{name}.cpp"] = (HERE / f"{name}.cpp").read_text()
+    options = ["-w", f"-I{cuda_headers()}"]
+    if bug is not None:
+        plant(sources, ("cuda/frequency_loss.cuh", *bug))
+        options.append("-DESPAN_FLOAT32_ONLY")
+    return ctypes.CDLL(str(library(name, sources, options)))
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return build(tmp_path_factory.mktemp("loss"))
+def kernels() -> ctypes.CDLL:
+    return build()
 
 
 def inside(t: Tensor, margin: int) -> tuple[Tensor, Tensor]:
@@ -180,11 +175,9 @@ def test_bank_conflicts(kernels: ctypes.CDLL, dtype: torch.dtype, of_stores: int
         assert wavefronts(kernels, kind) == (fewest, fewest + conflicts), kind
 
 
-def test_rows_of_an_even_number_of_16_bytes_conflict(tmp_path: Path) -> None:
+def test_rows_of_an_even_number_of_16_bytes_conflict() -> None:
     right = "kSignRow = kLossColumns + 2 * kHalo"
-    source = header()
-    assert right in source
-    kernels = build(tmp_path, source.replace(right, right + " + 8"))
+    kernels = build((right, right + " + 8"))
     sr, hr = cases.inputs(1, 1, 64, 128)
     emulated(kernels, order=0)(sr, hr, torch.ones(()), *cases.OPTIONS[0].values())
     fewest, _ = ACCESSES["ldmatrix"]
@@ -206,20 +199,9 @@ PLANTED = {
 }
 
 
-def header() -> str:
-    """The kernels' source, as it can be compiled from another folder."""
-    source = (ROOT / "csrc/cuda/frequency_loss.cuh").read_text()
-    for name in ("../frequency_loss.h", "loss_fragments.h", "loss_instructions.cuh", "pack.cuh"):
-        source = source.replace(f'"{name}"', f'"cuda/{name}"')
-    return source
-
-
 @pytest.mark.parametrize("bug", PLANTED)
-def test_a_planted_bug_shows(bug: str, tmp_path: Path) -> None:
-    source = header()
-    right, wrong = PLANTED[bug]
-    assert right in source
-    kernels = build(tmp_path, source.replace(right, wrong))
+def test_a_planted_bug_shows(bug: str) -> None:
+    kernels = build(PLANTED[bug])
     sr, hr = cases.inputs(1, 1, 73, 137)
 
     def check() -> None:

@@ -1,12 +1,10 @@
 """The emulator's own tests: a product on Hopper's instructions, and mistakes that must show."""
 
-from types import ModuleType
-
 import pytest
 import torch
 from torch import Tensor
 
-from tests.emulator.build import buffer, load, poisoned
+from tests.emulator.build import Module, buffer, load, poisoned
 
 # What is not ordered shows as one of these, by the order of the warps.
 RACE = "before a copy to it has landed|no barrier between|shared memory overwritten|wait for ever"
@@ -36,12 +34,12 @@ ORDERS = range(6)
 
 
 @pytest.fixture(scope="module")
-def emulated() -> ModuleType:
+def emulated() -> Module:
     return load("hopper")
 
 
 def multiply(
-    module: ModuleType, dtype: torch.dtype, n: int, order: int, mistake: int = 0
+    module: Module, dtype: torch.dtype, n: int, order: int, mistake: int = 0
 ) -> tuple[Tensor, Tensor]:
     """The emulated product of integers, and the exact one."""
     generator = torch.Generator().manual_seed(n)
@@ -52,9 +50,10 @@ def multiply(
     )
     packed = b.view(steps, 2, 8, n).transpose(2, 3).contiguous()
     d = poisoned((64, n), torch.float32)
-    name = f"{str(dtype).removeprefix('torch.')}_{n}"
+    wanted = (dtype == torch.bfloat16, n)
+    (instance,) = (i for i in module.instances if (i["bfloat16"], i["n"]) == wanted)
     arrays = [buffer(module, t) for t in (a, packed, d)]
-    getattr(module, name)(*arrays, steps, mistake, order)
+    instance["run"](*arrays, steps, mistake, order)
     return d, a.float() @ b.float()
 
 
@@ -62,14 +61,14 @@ def multiply(
 @pytest.mark.parametrize(
     ("dtype", "n"), [(torch.float16, 16), (torch.float16, 96), (torch.bfloat16, 48)]
 )
-def test_products(emulated: ModuleType, dtype: torch.dtype, n: int, order: int) -> None:
+def test_products(emulated: Module, dtype: torch.dtype, n: int, order: int) -> None:
     actual, expected = multiply(emulated, dtype, n, order)
     assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_found_in_every_order(emulated: ModuleType, mistake: str, order: int) -> None:
+def test_a_mistake_is_found_in_every_order(emulated: Module, mistake: str, order: int) -> None:
     number = 1 + list(MISTAKES).index(mistake)
     message = MISTAKES[mistake]
     if message is not None:
