@@ -408,8 +408,6 @@ def test_a_name_that_is_too_long_is_one_failure(tmp_path, upscaler):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["z_x4big.png"]
 
 
-# Failed once in a long run for a reason not yet found; passes alone and in its file.
-@pytest.mark.slow
 def test_a_named_input_that_cannot_be_read_is_one_failure(tmp_path, upscaler, monkeypatch):
     make(tmp_path / "locked/a.png", tmp_path / "b.png")
     inputs = [tmp_path / "locked/a.png", tmp_path / "b.png", tmp_path / f"{'k' * 300}.png"]
@@ -425,7 +423,8 @@ def test_a_named_input_that_cannot_be_read_is_one_failure(tmp_path, upscaler, mo
     locked, good, long = batch.run_all(jobs, upscaler, overwrite=False)
     assert "a.png: no permission to read this file" in locked.error
     assert good.error is None
-    assert "cannot be read (File name too long)" in long.error
+    # Of the input, or of its result if another thread has made the output folder already.
+    assert "File name too long" in long.error
 
 
 @pytest.mark.parametrize("refused", ["exists", "mkdir"])

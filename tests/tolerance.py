@@ -88,7 +88,7 @@ def rounded(
 
 @cache
 def _format(dtype: torch.dtype) -> tuple[int, float, float]:
-    """The bits of a float64 that it drops, its smallest exponent, and the step below that."""
+    """The float64 bits that ``dtype`` drops, its smallest normal number, its subnormal step."""
     info = torch.finfo(dtype)
     return 52 - round(-np.log2(info.eps)), info.tiny, info.tiny * info.eps
 
@@ -134,13 +134,13 @@ class Simulated(TorchDispatchMode):
         return unit * variance.sqrt() * normal
 
 
-# A simulation has thousands of operations on small tensors, so what PyTorch's pytree and its
-# meta tensors would cost is saved: most of the tests' time.
+# A simulation runs thousands of operations on small tensors.  PyTorch's pytree, and a run on meta
+# tensors for each operation, took most of the tests' time.
 
 
 @cache
 def _computes(op: Any) -> bool:
-    """It returns a tensor, which is not a view of an argument."""
+    """Whether ``op`` returns a tensor that is not a view of an argument."""
     view = any(a.alias_info for a in op._schema.arguments) and not op._schema.is_mutable
     return not view and str(op._schema.returns[0].type) == "Tensor"
 
@@ -173,7 +173,7 @@ _dtypes: dict[Any, torch.dtype] = {}
 
 
 def _dtype_of_result(op: Any, args: Any, kwargs: Any) -> torch.dtype:
-    """By a run on meta tensors, one for each kind of arguments."""
+    """Found by running ``op`` on meta tensors, once for each kind of arguments."""
     key = op, _mapped(_kind, args), *_mapped(_kind, kwargs).items()
     if key not in _dtypes:
         _dtypes[key] = op(*_mapped(_on_meta, args), **_mapped(_on_meta, kwargs)).dtype
@@ -181,7 +181,7 @@ def _dtype_of_result(op: Any, args: Any, kwargs: Any) -> torch.dtype:
 
 
 def _kind(value: Any) -> Any:
-    """What of an argument the dtype of the result may depend on."""
+    """The part of an argument that the dtype of the result may depend on."""
     return (value.dtype, value.dim()) if isinstance(value, Tensor) else (type(value), value)
 
 

@@ -101,12 +101,12 @@ def library(name: str, sources: Mapping[str, str], options: list[str]) -> Path:
 
 
 def _built(name: str, sources: Mapping[str, str], arguments: list[str]) -> Path:
-    """A file that g++ makes of sources, kept by a hash of all that it is made of."""
+    """A file that g++ builds from sources, cached by a hash of everything it depends on."""
     compiler, version = _compiler()
     key = hashlib.sha256(repr((dict(sources), arguments, version)).encode()).hexdigest()[:16]
     target = CACHE / f"{Path(name).stem}_{key}{Path(name).suffix}"
     CACHE.mkdir(parents=True, exist_ok=True)
-    # Whoever wants the same waits for the first, in this process or another.
+    # Threads and processes that want the same file wait for the first one to build it.
     with target.with_suffix(".lock").open("w") as lock, tempfile.TemporaryDirectory() as folder:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if target.exists():
@@ -125,7 +125,7 @@ def _built(name: str, sources: Mapping[str, str], arguments: list[str]) -> Path:
 
 @cache
 def _compiler() -> tuple[str, str]:
-    """g++, and what tells it from others."""
+    """g++, and the text that identifies it: version, target and options."""
     compiler = shutil.which("g++")
     if compiler is None or platform.machine() != "x86_64":
         pytest.skip("the emulator needs g++ on x86-64")

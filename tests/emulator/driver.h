@@ -1,4 +1,4 @@
-// What the modules that run one kernel each share: build.py calls them, through C alone.  The
+// What the modules that run one kernel each share.  build.py calls them through a C interface: the
 // headers of a Python binding would take longer to compile than the kernels.
 #pragma once
 
@@ -25,7 +25,7 @@ struct Buffer {
   Array writable() const { return {address, address + bytes, true}; }
 };
 
-// The arguments of a call, to be taken one after the other: its arrays, and its numbers.
+// The arguments of a call: its arrays and its numbers, each taken in order.
 class Arguments {
  public:
   Arguments(const Buffer* buffers, int buffer_count, const int64_t* numbers)
@@ -46,7 +46,7 @@ struct Instance {
   Result (*run)(Arguments&);
 };
 
-// Those of a module, which defines it.
+// Each module defines its own.
 const std::vector<Instance>& instances();
 
 }  // namespace espan::emulator
@@ -68,8 +68,8 @@ const char* espan_instances() {
   return text.c_str();
 }
 
-// The fewest possible and needed wavefronts of each kind of shared memory access, as JSON; or,
-// after an exclamation mark, what went wrong.
+// For each kind of shared memory access, the fewest possible wavefronts and those needed, as JSON;
+// or an exclamation mark and the error.
 const char* espan_run(int instance, const espan::emulator::Buffer* buffers, int buffer_count,
                       const int64_t* numbers) {
   static std::string text;

@@ -1,13 +1,12 @@
 """The head's CUDA kernels on the CPU: their own source under tests/emulator."""
 
 from functools import partial
-from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.emulator.build import buffer, check_shared_memory, load, poisoned
+from tests.emulator.build import Module, buffer, check_shared_memory, load, poisoned
 from tests.kernels import head_cases
 from tests.kernels.head_cases import LAYOUTS, Run, image_of
 
@@ -21,11 +20,11 @@ ROWS, COLUMNS = 16, 32
 
 
 @pytest.fixture(scope="module")
-def emulated() -> ModuleType:
+def emulated() -> Module:
     return load("head")
 
 
-def runner(module: ModuleType, p: int, dtype: torch.dtype, order: int = 0) -> Run:
+def runner(module: Module, p: int, dtype: torch.dtype, order: int = 0) -> Run:
     """Runs an instance, its warps in one of several orders, on features that begin as NaN."""
     wanted = (dtype == torch.bfloat16, p, ROWS)
     (instance,) = (
@@ -55,18 +54,18 @@ def runner(module: ModuleType, p: int, dtype: torch.dtype, order: int = 0) -> Ru
     return run
 
 
-def test_shared_memory_fits(emulated: ModuleType) -> None:
+def test_shared_memory_fits(emulated: Module) -> None:
     check_shared_memory(emulated)
 
 
-def test_all_instances_are_tested(emulated: ModuleType) -> None:
+def test_all_instances_are_tested(emulated: Module) -> None:
     found = [(i["channels"], i["height"]) for i in emulated.instances]
     assert found == [(p, ROWS) for p, _ in INSTANCES] * 2
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5, 7, 9, 11])
 @pytest.mark.parametrize(("p", "channels"), INSTANCES)
-def test_values(emulated: ModuleType, p: int, channels: int, kernel: int) -> None:
+def test_values(emulated: Module, p: int, channels: int, kernel: int) -> None:
     which = kernel // 2 + p // 16
     dtype = FLOATS[which % 2]
     run = runner(emulated, p, dtype, order=which % 3)
@@ -77,7 +76,7 @@ def test_values(emulated: ModuleType, p: int, channels: int, kernel: int) -> Non
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("image_dtype", TYPES)
-def test_images(emulated: ModuleType, image_dtype: torch.dtype, layout: str) -> None:
+def test_images(emulated: Module, image_dtype: torch.dtype, layout: str) -> None:
     run = runner(emulated, 16, torch.float16)
     for with_mean in (False, True):
         image = image_of((2, 6, 9), image_dtype, layout)
@@ -89,7 +88,7 @@ def test_images(emulated: ModuleType, image_dtype: torch.dtype, layout: str) -> 
 @pytest.mark.parametrize("kernel", [1, 3, 5, 7, 9, 11])
 @pytest.mark.parametrize(("p", "channels"), INSTANCES)
 def test_all_sizes_and_orders(
-    emulated: ModuleType, p: int, channels: int, kernel: int, dtype: torch.dtype
+    emulated: Module, p: int, channels: int, kernel: int, dtype: torch.dtype
 ) -> None:
     sizes = [(1, 1), (1, 7), (9, 1), (15, 31), (16, 32), (17, 33), (35, 65)]
     for order in (0, 1, 2, 3):

@@ -2,14 +2,13 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.emulator.build import Bug, buffer, check_shared_memory, load, poisoned
+from tests.emulator.build import Bug, Module, buffer, check_shared_memory, load, poisoned
 from tests.kernels import spab_cases
 from tests.kernels.spab_cases import Run
 
@@ -51,12 +50,12 @@ WRONG = ("missing barrier", "halo one short", "wrong swizzle")  # the last is sl
 
 
 @pytest.fixture(scope="module")
-def emulated() -> ModuleType:
+def emulated() -> Module:
     return load("spab")
 
 
 def instances(
-    module: ModuleType, dtype: torch.dtype, channels: int, height: int
+    module: Module, dtype: torch.dtype, channels: int, height: int
 ) -> list[dict[str, Any]]:
     """Those of the module with these properties; some differ in their warps only."""
     wanted = (dtype == torch.bfloat16, channels, height)
@@ -65,7 +64,7 @@ def instances(
     return found
 
 
-def runner(module: ModuleType, instance: dict[str, Any], order: int = 0) -> Run:
+def runner(module: Module, instance: dict[str, Any], order: int = 0) -> Run:
     """Runs an instance, its warps in one of several orders, in arrays that begin as NaN."""
 
     def run(x: Tensor, packed: Tensor, channels: int, convs: int) -> tuple[Tensor, Tensor]:
@@ -85,11 +84,11 @@ def runner(module: ModuleType, instance: dict[str, Any], order: int = 0) -> Run:
     return run
 
 
-def test_shared_memory_fits(emulated: ModuleType) -> None:
+def test_shared_memory_fits(emulated: Module) -> None:
     check_shared_memory(emulated)
 
 
-def test_all_instances_are_tested(emulated: ModuleType) -> None:
+def test_all_instances_are_tested(emulated: Module) -> None:
     found = {(i["channels"], i["height"]) for i in emulated.instances}
     assert found == {(p, height) for p, height, _ in INSTANCES}
     assert len(emulated.instances) == 2 * (len(INSTANCES) + 1)  # (32, 16) by 4 and by 8 warps
@@ -97,7 +96,7 @@ def test_all_instances_are_tested(emulated: ModuleType) -> None:
 
 @pytest.mark.parametrize("convs", [2, 3])
 @pytest.mark.parametrize(("p", "rows", "channels"), INSTANCES)
-def test_values(emulated: ModuleType, p: int, rows: int, channels: int, convs: int) -> None:
+def test_values(emulated: Module, p: int, rows: int, channels: int, convs: int) -> None:
     dtype = FLOATS[(rows + convs + p // 16) % 2]
     for order, instance in enumerate(instances(emulated, dtype, p, rows), start=convs - 2):
         run = runner(emulated, instance, order)
@@ -105,7 +104,7 @@ def test_values(emulated: ModuleType, p: int, rows: int, channels: int, convs: i
         check(run, channels, convs, dtype, (2 if p < 48 else 1, rows + 1, 29))
 
 
-def test_bias_alone_stops_at_the_border(emulated: ModuleType) -> None:
+def test_bias_alone_stops_at_the_border(emulated: Module) -> None:
     """With tiny weights the intermediates are silu(bias) inside and zero outside the image."""
     for instance in instances(emulated, torch.float16, 32, 16):
         check(runner(emulated, instance), 28, 3, torch.float16, (1, 1, 7), gain=0.01)
@@ -116,7 +115,7 @@ def test_bias_alone_stops_at_the_border(emulated: ModuleType) -> None:
 @pytest.mark.parametrize("convs", [2, 3])
 @pytest.mark.parametrize(("p", "rows", "channels"), INSTANCES)
 def test_all_sizes_and_orders(
-    emulated: ModuleType, p: int, rows: int, channels: int, convs: int, dtype: torch.dtype
+    emulated: Module, p: int, rows: int, channels: int, convs: int, dtype: torch.dtype
 ) -> None:
     sizes = [(1, 1), (1, 7), (9, 1), (rows - 1, 27), (rows, 28), (rows + 1, 29), (2 * rows + 3, 57)]
     for instance in instances(emulated, dtype, p, rows):
@@ -128,7 +127,7 @@ def test_all_sizes_and_orders(
 
 
 @pytest.fixture(scope="module")
-def planted() -> dict[str, ModuleType]:
+def planted() -> dict[str, Module]:
     """A module with each bug, built two at a time."""
     with ThreadPoolExecutor(2) as pool:
         built = {k: pool.submit(load, "spab", bug=bug, macros=ONE) for k, bug in BUGS.items()}
@@ -136,7 +135,7 @@ def planted() -> dict[str, ModuleType]:
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_planted_bug_is_found(planted: dict[str, ModuleType], name: str) -> None:
+def test_a_planted_bug_is_found(planted: dict[str, Module], name: str) -> None:
     """By a wrong result, or by the emulator, whatever the order of the warps."""
     module = planted[name]
     (instance,) = instances(module, torch.float16, 32, 16)
@@ -145,14 +144,14 @@ def test_a_planted_bug_is_found(planted: dict[str, ModuleType], name: str) -> No
             check(runner(module, instance, order), 32, 3, torch.float16, (1, 18, 9))
 
 
-def test_a_swizzle_that_is_none_costs_bank_conflicts(planted: dict[str, ModuleType]) -> None:
+def test_a_swizzle_that_is_none_costs_bank_conflicts(planted: dict[str, Module]) -> None:
     module = planted["no swizzle"]
     (instance,) = instances(module, torch.float16, 32, 16)
     with pytest.raises(AssertionError, match=r"assert \d+ == \d+"):
         check(runner(module, instance), 32, 3, torch.float16, (1, 9, 9))
 
 
-def test_the_emulator_knows_what_is_out_of_range(emulated: ModuleType) -> None:
+def test_the_emulator_knows_what_is_out_of_range(emulated: Module) -> None:
     (instance, *_) = instances(emulated, torch.float16, 32, 16)
     x = torch.zeros(1, 4, 4, 32, dtype=torch.float16)
     packed = torch.zeros(3 * 9 * 32 * 32 + 3 * 2 * 32, dtype=torch.float16)

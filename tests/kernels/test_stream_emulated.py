@@ -2,14 +2,13 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.emulator.build import Bug, buffer, load, poisoned
+from tests.emulator.build import Bug, Module, buffer, load, poisoned
 from tests.kernels import spab_cases, tail_cases
 
 check_spab = partial(spab_cases.check, form="cuda")
@@ -68,7 +67,7 @@ BUGS: dict[str, Bug] = {
 }
 
 
-def instance(module: ModuleType, dtype: torch.dtype, **wanted: int) -> dict[str, Any]:
+def instance(module: Module, dtype: torch.dtype, **wanted: int) -> dict[str, Any]:
     wanted["bfloat16"] = dtype == torch.bfloat16
     (found,) = [i for i in module.instances if all(i[k] == v for k, v in wanted.items())]
     # Of an SM's 228 KB a block may have 227.
@@ -76,7 +75,7 @@ def instance(module: ModuleType, dtype: torch.dtype, **wanted: int) -> dict[str,
     return found
 
 
-def spab_runner(module: ModuleType, p: int, dtype: torch.dtype, rows: int, order: int) -> Any:
+def spab_runner(module: Module, p: int, dtype: torch.dtype, rows: int, order: int) -> Any:
     """Runs the block in segments of ``rows``, in arrays that begin as NaN."""
     kernel = instance(module, dtype, channels=p)["run"]
 
@@ -94,7 +93,7 @@ def spab_runner(module: ModuleType, p: int, dtype: torch.dtype, rows: int, order
 
 
 def tail_runner(
-    module: ModuleType, p: int, sides: int, dtype: torch.dtype, rows: int, order: int
+    module: Module, p: int, sides: int, dtype: torch.dtype, rows: int, order: int
 ) -> Any:
     def run(
         head: Tensor,
@@ -128,7 +127,7 @@ def tail_runner(
 
 
 @pytest.fixture(scope="module")
-def modules() -> dict[str, ModuleType]:
+def modules() -> dict[str, Module]:
     with ThreadPoolExecutor(2) as pool:
         built = {op: pool.submit(load, f"{op}_hopper") for op in ("spab", "tail")}
     return {op: module.result() for op, module in built.items()}
@@ -138,7 +137,7 @@ def modules() -> dict[str, ModuleType]:
 @pytest.mark.parametrize(("p", "channels"), CHANNELS)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_spab(
-    modules: dict[str, ModuleType], dtype: torch.dtype, p: int, channels: int, convs: int
+    modules: dict[str, Module], dtype: torch.dtype, p: int, channels: int, convs: int
 ) -> None:
     for order, (rows, shape) in enumerate(
         [(1, (1, 1, 1)), (4, (2, 6, 7)), (5, (1, 5, 61)), (3, (1, 8, 29))]
@@ -150,9 +149,7 @@ def test_spab(
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
 @pytest.mark.parametrize("sides", [2, 3])
 @pytest.mark.parametrize(("p", "channels"), CHANNELS)
-def test_tail(
-    modules: dict[str, ModuleType], p: int, channels: int, sides: int, scale: int
-) -> None:
+def test_tail(modules: dict[str, Module], p: int, channels: int, sides: int, scale: int) -> None:
     for order, (rows, shape) in enumerate([(1, (1, 1, 1)), (4, (2, 6, 7)), (5, (1, 5, 63))]):
         dtype = FLOATS[(order + scale + sides) % 2]
         run = tail_runner(modules["tail"], p, sides, dtype, rows, order)
@@ -160,7 +157,7 @@ def test_tail(
 
 
 @pytest.mark.parametrize("image_dtype", TYPES)
-def test_out_of_range_is_flagged(modules: dict[str, ModuleType], image_dtype: torch.dtype) -> None:
+def test_out_of_range_is_flagged(modules: dict[str, Module], image_dtype: torch.dtype) -> None:
     run = tail_runner(modules["tail"], 16, 2, torch.float16, 3, 0)
     check_tail(run, 16, 4, 2, torch.float16, image_dtype, (1, 5, 6), gain=100.0)
 
@@ -170,7 +167,7 @@ def test_out_of_range_is_flagged(modules: dict[str, ModuleType], image_dtype: to
 @pytest.mark.parametrize("convs", [2, 3])
 @pytest.mark.parametrize(("p", "channels"), CHANNELS)
 def test_spab_at_all_sizes_and_orders(
-    modules: dict[str, ModuleType], p: int, channels: int, convs: int, dtype: torch.dtype
+    modules: dict[str, Module], p: int, channels: int, convs: int, dtype: torch.dtype
 ) -> None:
     for order in range(4):
         for rows in (1, 3, 16):
@@ -180,7 +177,7 @@ def test_spab_at_all_sizes_and_orders(
 
 
 @pytest.fixture(scope="module")
-def planted() -> dict[str, ModuleType]:
+def planted() -> dict[str, Module]:
     """A module with each bug, built two at a time."""
     with ThreadPoolExecutor(2) as pool:
         built = {
@@ -191,7 +188,7 @@ def planted() -> dict[str, ModuleType]:
 
 
 @pytest.mark.parametrize("name", BUGS)
-def test_a_planted_bug_is_found(planted: dict[str, ModuleType], name: str) -> None:
+def test_a_planted_bug_is_found(planted: dict[str, Module], name: str) -> None:
     """By a wrong result, or by the emulator, whatever the order of the warps."""
     for order in range(4):
         run = spab_runner(planted[name], 16, torch.float16, 9, order)

@@ -1,14 +1,13 @@
 """The tail's CUDA kernels on the CPU: their own source under tests/emulator."""
 
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.emulator.build import buffer, check_shared_memory, load, poisoned
+from tests.emulator.build import Module, buffer, check_shared_memory, load, poisoned
 from tests.kernels import tail_cases
 from tests.kernels.tail_cases import Run
 
@@ -21,12 +20,12 @@ INSTANCES = [(16, 16, 13), (32, 16, 28), (48, 10, 48), (64, 8, 52)]
 
 
 @pytest.fixture(scope="module")
-def emulated() -> ModuleType:
+def emulated() -> Module:
     return load("tail")
 
 
 def instances(
-    module: ModuleType, dtype: torch.dtype, channels: int, scale: int
+    module: Module, dtype: torch.dtype, channels: int, scale: int
 ) -> list[dict[str, Any]]:
     wanted = (dtype == torch.bfloat16, channels, 6 if scale > 2 else 2)
     found = [i for i in module.instances if (i["bfloat16"], i["channels"], i["up_tiles"]) == wanted]
@@ -34,7 +33,7 @@ def instances(
     return found
 
 
-def runner(module: ModuleType, instance: dict[str, Any], order: int = 0) -> Run:
+def runner(module: Module, instance: dict[str, Any], order: int = 0) -> Run:
     """Runs an instance, its warps in one of several orders, on an image that begins as NaN."""
 
     def run(
@@ -67,11 +66,11 @@ def runner(module: ModuleType, instance: dict[str, Any], order: int = 0) -> Run:
     return run
 
 
-def test_shared_memory_fits(emulated: ModuleType) -> None:
+def test_shared_memory_fits(emulated: Module) -> None:
     check_shared_memory(emulated)
 
 
-def test_all_instances_are_tested(emulated: ModuleType) -> None:
+def test_all_instances_are_tested(emulated: Module) -> None:
     found = {(i["channels"], i["height"]) for i in emulated.instances}
     assert found == {(p, height) for p, height, _ in INSTANCES}
     assert len(emulated.instances) == 2 * 2 * len(INSTANCES)
@@ -79,7 +78,7 @@ def test_all_instances_are_tested(emulated: ModuleType) -> None:
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
 @pytest.mark.parametrize(("p", "rows", "channels"), INSTANCES)
-def test_values(emulated: ModuleType, p: int, rows: int, channels: int, scale: int) -> None:
+def test_values(emulated: Module, p: int, rows: int, channels: int, scale: int) -> None:
     dtype, sides = FLOATS[(scale + p // 16) % 2], 2 + (scale + p // 16) // 2 % 2
     for order, instance in enumerate(instances(emulated, dtype, p, scale), start=scale % 3):
         run = runner(emulated, instance, order)
@@ -90,9 +89,7 @@ def test_values(emulated: ModuleType, p: int, rows: int, channels: int, scale: i
 
 @pytest.mark.parametrize("image_dtype", TYPES)
 @pytest.mark.parametrize("scale", [2, 4])
-def test_out_of_range_is_flagged(
-    emulated: ModuleType, scale: int, image_dtype: torch.dtype
-) -> None:
+def test_out_of_range_is_flagged(emulated: Module, scale: int, image_dtype: torch.dtype) -> None:
     (instance, *_) = instances(emulated, torch.float16, 16, scale)
     check(
         runner(emulated, instance), 16, scale, 2, torch.float16, image_dtype, (2, 5, 6), gain=100.0
@@ -100,7 +97,7 @@ def test_out_of_range_is_flagged(
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_is_flagged(emulated: ModuleType, bad: float) -> None:
+def test_what_is_not_finite_is_flagged(emulated: Module, bad: float) -> None:
     (instance, *_) = instances(emulated, torch.float16, 16, 4)
     zeros = torch.zeros(1, 3, 3, 16, dtype=torch.float16)
     last = zeros.clone()
@@ -120,7 +117,7 @@ def test_what_is_not_finite_is_flagged(emulated: ModuleType, bad: float) -> None
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
 @pytest.mark.parametrize(("p", "rows", "channels"), INSTANCES)
 def test_all_sizes_and_orders(
-    emulated: ModuleType, p: int, rows: int, channels: int, scale: int, dtype: torch.dtype
+    emulated: Module, p: int, rows: int, channels: int, scale: int, dtype: torch.dtype
 ) -> None:
     sizes = [(1, 1), (1, 7), (9, 1), (rows - 1, 29), (rows, 30), (rows + 1, 31), (2 * rows + 3, 61)]
     for instance in instances(emulated, dtype, p, scale):
