@@ -28,7 +28,7 @@ def extend_colour(pixels: Tensor) -> Tensor:
     filled = _fill(premultiplied)[0].permute(1, 2, 0)
     if not pixels.is_floating_point():
         filled = filled.round_()
-    dtype = pixels.dtype if pixels.dtype != torch.uint16 else torch.int32  # which has a `where`
+    dtype = pixels.dtype if pixels.dtype != torch.uint16 else torch.int32  # uint16 has no `where`
     out = pixels.clone()
     out[..., :-1] = torch.where(hidden, filled.to(dtype), pixels[..., :-1].to(dtype))
     return out
@@ -37,9 +37,9 @@ def extend_colour(pixels: Tensor) -> Tensor:
 def _fill(premultiplied: Tensor) -> Tensor:
     """(1, C + 1, H, W), colour times alpha and alpha -> (1, C, H, W), a colour everywhere.
 
-    Where alpha is 0, the colour is interpolated from a grid of half the size.  The means of that
-    grid cover 4x4 pixels and overlap, so that every pixel sees its neighbours, wherever the grid
-    lies.
+    Where alpha is 0, the colour is interpolated from a grid of half the size.  Each value of that
+    grid is the mean of 4x4 pixels.  The means overlap, so that every pixel contributes to those
+    around it, wherever the grid lies.
     """
     alpha = premultiplied[:, -1:]
     known = alpha > 0

@@ -1,6 +1,6 @@
-"""Upscale files and folders: which file becomes which, and one image after another.
+"""Upscale files and folders: plan the output files, then process one image after another.
 
-While the network runs, the next file is decoded and the last result is encoded.
+While the network runs, the next file is decoded and the previous result is encoded.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a job: `error` is None if it succeeded; its own work took `seconds`."""
+    """The result of a job: `error` is None if it succeeded; `seconds` excludes waiting."""
 
     job: Job
     error: str | None = None
@@ -64,7 +64,7 @@ def plan(
         inputs: image files, and folders, which are searched with their subfolders.
         output: a file or a folder.
         suffix: added to the stem of each name.  Where results are written beside their inputs,
-            images that are the target of another are results of an earlier run, not inputs.
+            images that are the target of another image are results of an earlier run, not inputs.
         format: "png", "jpg", ..., the suffix of all names; default: as `name_results`.
         overwrite: existing targets will be replaced.
 
@@ -76,19 +76,21 @@ def plan(
     if missing := [path for path in inputs if not _exists(path)]:
         raise EspanError(f"no such file or folder: {', '.join(map(str, missing))}")
     if any(separator in suffix for separator in ("/", "\0", os.sep, os.altsep or os.sep)):
-        raise EspanError(f"--suffix {suffix!r} is part of a file name and cannot hold a separator")
+        raise EspanError(
+            f"--suffix {suffix!r} cannot contain a path separator; it is part of a file name"
+        )
     if format is not None:
         check_output(output, 1, 1, 3, format=format)
         format = format.lower()
     if len(inputs) == 1 and _is_file(inputs[0]) and not output.is_dir() and output.suffix:
         kind = check_output(output, 1, 1, 3)
         if format is not None and check_output(output, 1, 1, 3, format=format) != kind:
-            raise EspanError(f"--format {format} does not fit the name of the output, {output}")
+            raise EspanError(f"--format {format} contradicts the suffix of the output, {output}")
         target = output.with_name(output.stem + suffix + output.suffix)
         refuse_inputs([target], inputs, instead=_INSTEAD)
         return [Job(inputs[0], target)]
     if output.exists() and not output.is_dir():
-        raise EspanError(f"{output} is a file; for several images a folder is expected")
+        raise EspanError(f"{output} is a file; several images need an output folder")
     found: dict[tuple[str, str], Path] = {}
     unreadable: list[Job] = []
     for path in inputs:
@@ -118,16 +120,17 @@ def name_results(
     suffix: str = "",
     format: str | None = None,
 ) -> list[Job]:
-    """Give each image (path, relative path) a name of its own below `output`.
+    """Give each image (path, relative path) a distinct target below `output`.
 
     "a.jpg" becomes "a" + suffix + "." + format; without a format it keeps its suffix, or has .png
-    if that cannot be written.  Where several images would have one name, the one that has the
-    suffix already keeps it, and the others become "a_jpg.png", "a_webp.png".  Names depend on the
+    if that cannot be written.  Where several images would get the same name, the one that already
+    has the suffix keeps it, and the others become "a_jpg.png", "a_webp.png".  Names depend on the
     images alone, not on which results exist.
 
-    With a `suffix`, an image that is the target of another is left out: it is its result.
+    With a `suffix`, an image that is the target of another one is taken for its result and left
+    out.
 
-    Raises EspanError for two images of one relative path.
+    Raises EspanError for two images with the same relative path.
     """
     groups: dict[tuple[int, Path, str, str], list[int]] = {}
     for index, (_, relative) in enumerate(images):
@@ -136,7 +139,7 @@ def name_results(
         groups.setdefault(key, []).append(index)
     jobs: dict[int, Job] = {}
     taken: dict[str, int] = {}  # the real path of a target -> its image
-    # By length, because with a suffix a target is longer than its image.
+    # Shorter names first: with a suffix, the name of a result is longer than that of its image.
     for key in sorted(groups):
         (_, parent, stem, ending), group = key, groups[key]
         if suffix:
@@ -151,8 +154,8 @@ def name_results(
                 other = images[taken[place]]
                 if other[1] == relative:
                     raise EspanError(
-                        f"{other[0]} and {source} would both become {target}; upscale each folder "
-                        "with a command of its own, into another folder"
+                        f"{other[0]} and {source} would both be written to {target}; upscale the "
+                        "folders separately, into different output folders"
                     )
                 name = f"{name}_{relative.suffix[1:]}"
                 target = output / parent / f"{name}{suffix}{ending}"
@@ -168,11 +171,11 @@ def run_all(
     overwrite: bool,
     done: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
-    """Do all jobs.  What fails is reported in its outcome, and the others are done all the same.
+    """Run all jobs.  A failure is reported in the outcome of its job and does not stop the others.
 
-    The network runs in this thread; one image is decoded ahead and one encoded behind it, each in
-    a thread of its own.  `done` is called with each outcome, in the order of the jobs.  When this
-    is left by an exception, a Ctrl-C for instance, the result being encoded is still written.
+    The network runs in this thread; two other threads decode the next image and encode the previous
+    result.  `done` is called with each outcome, in the order of the jobs.  If an exception ends the
+    run, Ctrl-C for instance, the result that is being encoded is still written.
     """
     outcomes: list[Outcome] = []
     written: set[tuple[int, int] | None] = set()
@@ -206,9 +209,9 @@ def run_all(
 
 @dataclass
 class _Work:
-    """A job in progress, with what the last step made of its image.
+    """A job in progress, and its image after the last step.
 
-    Steps do nothing after one that failed, or where there is nothing to do.
+    After a step that failed or skipped the job, the following steps do nothing.
     """
 
     job: Job
@@ -254,26 +257,26 @@ class _Work:
             target = self.job.target
             target.parent.mkdir(parents=True, exist_ok=True)
             if self._target_exists() and not self.overwrite:
-                raise EspanError(f"{target} was written meanwhile by another process")
+                raise EspanError(f"{target} has been written by another process meanwhile")
             write_image(target, self.image)
             self.written.add(file_identity(target))
         self.image = None
         return self
 
     def _target_exists(self) -> bool:
-        """Raise EspanError if it is a result of this batch: "A.png" and "a.png" may be one file."""
+        """Raise EspanError if this batch wrote it: "A.png" and "a.png" may be the same file."""
         exists = self.job.target.exists()
         if exists and file_identity(self.job.target) in self.written:
             raise EspanError(
-                f"{self.job.source}: {self.job.target} is the result of another image already; "
-                "the names are the same on this file system"
+                f"{self.job.source}: {self.job.target} is already the result of another image; "
+                "this file system does not distinguish the two names"
             )
         return exists
 
     def outcome(self) -> Outcome:
         if self.error is not None or self.skipped:
             return Outcome(self.job, error=self.error, skipped=self.skipped)
-        # An outcome names its file; so do the warnings of the reader.
+        # The reader's warnings begin with the file, which the outcome names as well.
         notes = tuple(dict.fromkeys(n.removeprefix(f"{self.job.source}: ") for n in self.notes))
         return Outcome(
             self.job, width=self.size[0], height=self.size[1], seconds=self.seconds, notes=notes
@@ -281,7 +284,7 @@ class _Work:
 
     @contextlib.contextmanager
     def _step(self) -> Iterator[None]:
-        """Record the time, the warnings, and the errors that a user can do something about."""
+        """Record the time, the warnings, and the errors that are not defects of espan."""
         started = time.perf_counter()
         _current.notes = self.notes
         try:
@@ -302,17 +305,17 @@ _current = threading.local()
 
 @contextlib.contextmanager
 def _notes_by_thread() -> Iterator[None]:
-    """Give every warning to the work of the thread that issues it.
+    """Record every warning with the work of the thread that issues it.
 
     There is one `catch_warnings` around all threads because it is not thread-safe.
     """
     with warnings.catch_warnings():
-        otherwise = warnings.showwarning
+        show = warnings.showwarning
 
         def note(message: Warning | str, *about: Any, **more: Any) -> None:
             notes = getattr(_current, "notes", None)
             if notes is None:
-                otherwise(message, *about, **more)
+                show(message, *about, **more)
             else:
                 notes.append(str(message))
 
@@ -324,7 +327,7 @@ def _notes_by_thread() -> Iterator[None]:
 def share_of_process() -> tuple[int, int]:
     """(rank, number of processes) that `torchrun` started to share the work; (0, 1) without it.
 
-    Raises EspanError if RANK and WORLD_SIZE do not fit together.  Warns if only one is set.
+    Raises EspanError if RANK and WORLD_SIZE are inconsistent.  Warns if only one is set.
     """
     rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
     if rank is None or world is None:
@@ -338,8 +341,8 @@ def share_of_process() -> tuple[int, int]:
         return 0, 1
     if not (_is_number(rank) and _is_number(world) and int(rank) < int(world)):
         raise EspanError(
-            f"RANK={rank} and WORLD_SIZE={world} do not fit together: RANK is expected to be one "
-            "of 0 ... WORLD_SIZE - 1; unset both, or start with torchrun"
+            f"RANK={rank} and WORLD_SIZE={world} are inconsistent: RANK must be one of 0 ... "
+            "WORLD_SIZE - 1; unset both, or launch with torchrun"
         )
     return int(rank), int(world)
 

@@ -1,7 +1,7 @@
-"""The weight layouts found in the wild, turned into the state dict of `espan.models.Network`.
+"""Weight layouts found in the wild, converted to the state dict of `espan.models.Network`.
 
-A layout is recognised by its keys; every size is derived from the tensors.  Every key must be
-used and every needed key must be there.
+A layout is recognised by its keys; every size is derived from the tensors.  No key of the network
+may be missing, and none may be left over.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _DEEPEST = 20  # dicts within dicts
 
 @dataclass(frozen=True)
 class _Copy:
-    """A state dict of a known layout, and the keys and prefixes before it."""
+    """A state dict of a known layout, and the keys and prefixes that lead to it."""
 
     path: tuple[str, ...]
     state: dict[str, Tensor]
-    averages: int  # signs that it is an average
+    averages: int  # how many signs there are that it is an average
     beside: tuple[str, ...]  # other modules in the same dict, e.g. "loss."
 
     @property
@@ -72,14 +72,14 @@ def unwrap(data: object) -> tuple[dict[str, Tensor], str]:
         raise CheckpointError(
             f"is not recognised: its keys begin with {_some(sorted(keys))}; expected are the "
             "official ESPAN layout (conv_1, block_1 ..., teacher_block_seq), the SPAN layout "
-            "(conv_1, block_1 ..., conv_cat, upsampler) or a .safetensors file that espan wrote"
+            "(conv_1, block_1 ..., conv_cat, upsampler) or a .safetensors file written by espan"
         )
     most = max(copy.averages for copy in copies)
     best = [copy for copy in copies if copy.averages == most]
     if len(best) > 1:
         raise CheckpointError(
-            f"holds {len(best)} networks, under {_some([copy.name for copy in best])}; a file with "
-            "one of them alone is expected, or one network and its average"
+            f"holds {len(best)} networks, under {_some([copy.name for copy in best])}; save only "
+            "one of them, or one network and its average"
         )
     (taken,) = best
     left_out = [copy.name or "no key" for copy in copies if copy is not taken]
@@ -193,7 +193,7 @@ def _read(
 
 
 class _Reader:
-    """Takes tensors out of a state dict, and knows which were not taken."""
+    """Takes tensors out of a state dict and keeps track of those that are left."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self.state = state
@@ -209,7 +209,7 @@ class _Reader:
     def take(self, key: str) -> Tensor:
         if key not in self.state:
             near = [k for k in sorted(self.untaken) if k.split(".")[0] == key.split(".")[0]]
-            hint = f" (of that part there is {_some(near)})" if near else ""
+            hint = f" (of this part, it has {_some(near)})" if near else ""
             raise CheckpointError(f"lacks {key!r}{hint}")
         self.untaken.discard(key)
         return self.state[key]
@@ -228,10 +228,10 @@ class _Reader:
         return Kernel(weight, bias)
 
     def conv(self, name: str) -> Kernel:
-        """One convolution: plain, merged (`eval_conv`), or SPAN's branches, which win over both.
+        """One convolution: plain, merged (`eval_conv`), or from SPAN's branches, if there are any.
 
-        The branches are pad, 1x1, kxk, 1x1 beside a 1x1.  An `eval_conv` that stands beside them is
-        only what the last evaluation left there, and may be stale.
+        The branches are the sequence pad, 1x1, kxk, 1x1 and, in parallel, a 1x1.  An `eval_conv`
+        beside them is left over from the last evaluation and may be stale.
         """
         if any(k.startswith(f"{name}.sk.") or k.startswith(f"{name}.conv.") for k in self.state):
             for part in ("weight", "bias"):

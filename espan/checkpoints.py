@@ -1,8 +1,8 @@
-"""Weight files: read what people have, write our own form.
+"""Weight files: reading the layouts in use, writing espan's own format.
 
-Our form is safetensors with the tensors of a plain `Network` and one JSON text in the metadata:
-format version, architecture (scale and normalisation in it), input and output range, and the
-record of how the weights came to be.
+A file in espan's format is a safetensors file with the tensors of a plain `Network` and one JSON
+text in the metadata: format version, architecture (including scale and normalisation), input and
+output range, and a record of how the weights were made.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from espan.models import Architecture, Network, Normalization
 
 FORMAT = 1
 DEFAULT = "espan_x4"
-_RANGE = [0.0, 1.0]  # of the input and of the output
-_PICKLED = (b"PK\x03\x04", b"\x80")  # what torch.save writes: a zip archive, or once a bare pickle
+_RANGE = [0.0, 1.0]  # of input and output
+# What torch.save writes: a zip archive or, before PyTorch 1.6, a bare pickle.
+_PICKLED = (b"PK\x03\x04", b"\x80")
 
 
 def bundled() -> dict[str, Path]:
@@ -44,8 +45,8 @@ def load(
 ) -> Network:
     """Read weights of the SPAN family and return the plain network, ready for inference.
 
-    Reads our own safetensors, the official ESPAN and SPAN files, SPAN in training form (its
-    branches are merged), under any keys and prefixes that training code adds (`params`,
+    Reads espan's own safetensors files, the official ESPAN and SPAN files, and SPAN in training
+    form (its branches are merged), under any keys and prefixes that training code adds (`params`,
     `state_dict`, `module.`, `_orig_mod.`, ...).  Of raw weights and an average (`params_ema`,
     `model_ema`, `AveragedModel`, ...) the average is taken, and other modules in the file, such as
     a loss, are left out; ``record["taken from"]`` says what was taken and what was not.
@@ -53,17 +54,17 @@ def load(
     Args:
         weights: a file, or the name of bundled weights (`bundled()`).
         normalization: `"auto"` takes what the file or its layout says.  Some SPAN files trained
-            with BasicSR after January 2024 mean ``Normalization((0.5, 0.5, 0.5), 1.0)`` and cannot
-            be told apart by their keys; None switches normalisation off.
+            with BasicSR after January 2024 need ``Normalization((0.5, 0.5, 0.5), 1.0)``, which
+            their keys do not show.  None switches normalisation off.
 
     Returns:
-        A fp32 `Network` on the CPU, in eval mode, whose parameters ask for no gradient; its
-        `record` is the record of the file, or where in it the weights were.
+        An fp32 `Network` on the CPU, in eval mode, whose parameters require no gradient.  Its
+        `record` is that of the file, or says where in the file the weights were.
 
     Raises:
         CheckpointError: the file cannot be read, is damaged, is not recognised, holds several
-            networks, or has too many or too few tensors.  Pickled files are read with
-            ``weights_only=True`` only.
+            networks, or has tensors missing or left over.  Pickled files are only ever read with
+            ``weights_only=True``.
     """
     path = _find(weights)
     try:
@@ -85,20 +86,22 @@ def load(
 
 
 def save(network: Network, path: str | os.PathLike[str], *, record: dict[str, Any]) -> None:
-    """Write a plain network in our form, whole or not at all.
+    """Write a plain network in espan's format, whole or not at all.
 
     Args:
         network: without re-parameterised convolutions (`espan.reparameterize.collapse` first).
         path: should end in .safetensors.
-        record: JSON data on how the weights came to be.
+        record: how the weights were made, as JSON data.
 
     Raises:
         CheckpointError: a network in training form, or weights that are not finite.
-        OSError: the file cannot be written; what stood there stays.
+        OSError: the file cannot be written; an existing file remains unchanged.
     """
     state = {k: v.detach().float().cpu().contiguous() for k, v in network.state_dict().items()}
     if set(state) != set(Network(network.architecture).state_dict()):
-        raise CheckpointError("save: the network is not plain; collapse it first")
+        raise CheckpointError(
+            "save: the network is in training form; espan.reparameterize.collapse it first"
+        )
     check_finite(state)
     about = {
         "format": FORMAT,
@@ -106,7 +109,7 @@ def save(network: Network, path: str | os.PathLike[str], *, record: dict[str, An
         "range": _RANGE,
         "record": record,
     }
-    # Not save_file: its files can be read by their owner alone, whatever the umask.
+    # Not save_file: it ignores the umask and makes files that only their owner can read.
     data = safetensors.torch.save(state, metadata={"espan": json_text(about)})
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
@@ -175,7 +178,7 @@ def _read_pickle(path: Path) -> object:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             "holds more than tensors and plain containers, or is damaged; it was not unpickled, "
-            "because a pickle can run code. Save its state dict alone."
+            "because a pickle can run code; save only its state dict"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
         reason = str(error).strip().splitlines()
@@ -185,7 +188,7 @@ def _read_pickle(path: Path) -> object:
 
 
 def _check_state(path: Path, network: Network, state: dict[str, Tensor]) -> None:
-    """Shapes and keys, told in a sentence; `load_state_dict` would tell them in a screenful."""
+    """Raise CheckpointError for wrong keys or shapes, shorter than `load_state_dict` would."""
     expected = {k: tuple(v.shape) for k, v in network.state_dict().items()}
     found = {k: tuple(v.shape) for k, v in state.items()}
     problems = [f"lacks {k!r}" for k in expected.keys() - found.keys()]

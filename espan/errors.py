@@ -9,7 +9,7 @@ import warnings
 
 import torch
 
-# What a RuntimeError says where memory ran out: PyTorch's CPU allocator on Linux and on Windows,
+# What a RuntimeError says when memory runs out: in PyTorch's CPU allocator on Linux and on Windows,
 # C++, the CUDA runtime, cuDNN and cuBLAS.
 _OUT_OF_MEMORY = ("defaultcpuallocator", "bad_alloc", "out of memory", "_status_alloc_failed")
 
@@ -23,7 +23,7 @@ class CheckpointError(EspanError):
 
 
 class ImageError(EspanError):
-    """An image that cannot be read, is damaged, or is too large to be believed."""
+    """An image that cannot be read, is damaged, or claims an implausible size."""
 
 
 class ImageWarning(UserWarning):
@@ -35,14 +35,14 @@ class RangeWarning(UserWarning):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that memory ran out, on any device.
+    """Whether ``error`` means that memory ran out, on any device.
 
     On a GPU PyTorch raises `torch.OutOfMemoryError`, on the CPU a plain RuntimeError.
     """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    said = str(error).lower()
-    return isinstance(error, RuntimeError) and any(text in said for text in _OUT_OF_MEMORY)
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and any(text in message for text in _OUT_OF_MEMORY)
 
 
 def warn(message: str, category: type[Warning] = ImageWarning) -> None:

@@ -1,4 +1,4 @@
-"""A plain network's weights as they are run: everything linear that can be merged is merged."""
+"""The weights of a plain network, folded for inference: adjacent linear operations are merged."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Folded:
     Attributes:
         architecture: of the network.
         mean: (3,), to be subtracted from the image before the head's zero padding, or None.  It is
-            not folded into the head's bias: the padding stands for the mean colour, which a folded
-            bias would get wrong at the border.
+            not folded into the head's bias, because the result would be wrong at the border: there
+            the padding has the mean colour.
         head: (C, 3, k, k), with `img_range` folded in.
-        blocks: of each block its convolutions, (C, C, 3, 3).
-        last: (C, C, 3, 3): what the tail's 3x3, concat and 1x1 make of the last block.
-        side: (C, n*C, 1, 1): what they make of what else the concat takes, n = 2 (head, first
-            block) or 3 (and the first activation of the last block); its bias is in `last`.
+        blocks: the convolutions of each block, (C, C, 3, 3).
+        last: (C, C, 3, 3): the tail's 3x3, concat and 1x1, applied to the last block's output.
+        side: (C, n*C, 1, 1): the 1x1, applied to the other operands of the concat: n = 2 (head,
+            first block) or 3 (and the first activation of the last block).  Its bias is in `last`.
         upsample: (3*s*s, C, 3, 3).
     """
 
@@ -71,6 +71,6 @@ def _kernel(conv: nn.Module | Tensor) -> Kernel:
     if not isinstance(conv, nn.Conv2d) or conv.bias is None:
         raise EspanError(
             f"expected a plain network, found a {type(conv).__name__}; "
-            "espan.reparameterize.collapse makes one"
+            "espan.reparameterize.collapse returns one"
         )
     return Kernel(*(t.detach().to("cpu", torch.float64) for t in (conv.weight, conv.bias)))

@@ -1,4 +1,4 @@
-"""The network as it is run: merged weights, our kernels, inference only."""
+"""A network for inference: merged weights on espan's kernels."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def load(
 
     Args:
         weights: a file or the name of bundled weights, as for `espan.load`.
-        device: default: the GPU if torch sees one, else the CPU.
+        device: by default the GPU if torch sees one, else the CPU.
         dtype: of weights and activations.  float32 is full fp32 everywhere (never TF32).  Default:
-            fp16 on a GPU, fp32 on the CPU, where a matrix unit (AMX) may compute it from bf16
-            halves with 17 bits of each value: within 0.001 dB on photographs.
-        backend: "auto", "cuda", "triton", "cpu" or "reference"; `espan doctor` lists what is
-            available, and why the rest is not.
+            fp16 on a GPU; fp32 on the CPU, where a matrix unit (AMX) may compute it from bf16
+            halves, which keep 17 bits of each value: within 0.001 dB on photographs.
+        backend: "auto", "cuda", "triton", "cpu" or "reference"; `espan doctor` lists those that
+            are available, and why the others are not.
         graph: run under a CUDA graph, captured anew for each size (the last 8 are kept).
         normalization: as for `espan.load`.
 
@@ -58,7 +58,7 @@ def default_device() -> torch.device:
         return torch.device("cpu")
     rank = os.environ.get("LOCAL_RANK", "0")
     if not (rank.isascii() and rank.isdecimal()):
-        raise EspanError(f"LOCAL_RANK={rank}: a number is expected, as torchrun sets it; unset it")
+        raise EspanError(f"LOCAL_RANK={rank} is not a number; unset it, or launch with torchrun")
     return torch.device("cuda", int(rank) % torch.cuda.device_count())
 
 
@@ -70,11 +70,11 @@ class FusedNetwork(nn.Module):
 
     Attributes:
         architecture: of the network.
-        record: how the weights came to be.
-        backend: the one that was chosen.
-        engine: what runs it: `Blocks`, `Streamed` or `Composed`, of `espan.engines`.
+        record: how the weights were made.
+        backend: the chosen backend.
+        engine: what runs the network: `Blocks`, `Streamed` or `Composed`, of `espan.engines`.
         dtype: of weights and activations.
-        options: device, dtype, backend and graph as they were given, to make another like it.
+        options: device, dtype, backend and graph as they were given.
         plain: the network that it was made from.
     """
 
@@ -96,7 +96,7 @@ class FusedNetwork(nn.Module):
             "backend": backend,
             "graph": graph,
         }
-        self._plain = (network,)  # in a tuple, lest it become a submodule
+        self._plain = (network,)  # in a tuple, so that it is not registered as a submodule
         place = default_device() if device is None else _device(device)
         if dtype is None and place.type == "cuda":
             dtype = torch.float16
@@ -111,7 +111,7 @@ class FusedNetwork(nn.Module):
         self.dtype = dtype or torch.float32
         self.architecture = network.architecture
         self.record = network.record
-        # Tensors made in inference mode could not be used outside of it.
+        # Tensors made in inference mode could not be modified outside of it.
         with torch.inference_mode(False), torch.no_grad():
             engine = _engine(fold(network), place, dtype, self.backend)
             self.engine = Graphed(engine) if graph else engine
@@ -133,8 +133,8 @@ class FusedNetwork(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FusedNetwork:
         # What .half(), .to() and the like call.  Packed weights are neither cast nor moved.
         raise EspanError(
-            "a fused network keeps its device and dtype, because its weights are packed for them; "
-            "make another: espan.fused.load(weights, device=..., dtype=...)"
+            "a fused network cannot change its device or dtype, for which its weights are packed; "
+            "make another one: espan.fused.load(weights, device=..., dtype=...)"
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -149,10 +149,10 @@ class FusedNetwork(nn.Module):
         return self.engine(x, self.flag)
 
     def check(self) -> bool:
-        """Whether every output since the last call kept the plausible range, -1 to 2.
+        """Whether every output since the last call stayed in the plausible range, -1 to 2.
 
-        Values are looked at before they are clamped; NaN and infinity count as out of range.
-        `forward` never waits for the GPU; this does.
+        Values are checked before they are clamped; NaN and infinity are out of range.  Unlike
+        `forward`, this waits for the GPU.
         """
         out_of_range = bool(self.flag.item())
         self.flag.zero_()
@@ -162,7 +162,7 @@ class FusedNetwork(nn.Module):
 def _engine(
     folded: Folded, device: torch.device, dtype: torch.dtype | None, backend: str
 ) -> nn.Module:
-    """The one that is fastest with this backend."""
+    """The fastest engine for this backend."""
     if backend == "cpu" and Streamed.can_run(dtype):
         return Streamed(folded, dtype=dtype)
     dtype = dtype or torch.float32
@@ -179,9 +179,9 @@ def _device(device: torch.device | str) -> torch.device:
     if place.type not in ("cpu", "cuda"):
         raise EspanError(f"device {device!r} is not supported; e.g. 'cpu', 'cuda' or 'cuda:1'")
     if place.type == "cuda" and not torch.cuda.is_available():
-        raise EspanError("device 'cuda' was asked for, but torch sees no NVIDIA GPU")
+        raise EspanError("the device is 'cuda', but torch sees no NVIDIA GPU")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise EspanError(f"{place} was asked for; there are {torch.cuda.device_count()} GPUs")
+        raise EspanError(f"the device is {place}, but there are {torch.cuda.device_count()} GPUs")
     return place
 
 

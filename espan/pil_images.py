@@ -1,6 +1,6 @@
-"""PIL images to arrays and back, without losing depth, alpha, orientation or colour profile.
+"""PIL images to arrays and back, keeping depth, alpha, orientation and colour profile.
 
-`espan.imaging` is imported only where it is needed: it loads libvips, and arrays need none.
+`espan.imaging` is imported only where it is needed, because it loads libvips.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 def to_array(image: Image.Image) -> tuple[np.ndarray, Callable[[np.ndarray], Image.Image]]:
-    """Pixels (H, W, C), uint8 or uint16 with C from 1 to 4, and what makes an image of such pixels.
+    """Pixels (H, W, C), uint8 or uint16 with C from 1 to 4, and a function that reverses this.
 
     Palette images become RGB or RGBA, 1-bit images gray, other colour spaces RGB; CMYK becomes
     sRGB by its profile or, without one, by libvips' default, as in files.  EXIF orientation is
@@ -36,8 +36,8 @@ def to_array(image: Image.Image) -> tuple[np.ndarray, Callable[[np.ndarray], Ima
     mode = upright.mode
     if mode in ("I", "F"):
         raise ImageError(
-            f"images of mode {mode!r} have no defined range; convert to 'I;16' or 'L', or pass a "
-            "NumPy array of uint16 or of floats in 0-1"
+            f"images of mode {mode!r} have no defined range; convert the image to 'I;16' or 'L', "
+            "or pass a NumPy array of uint16 or of floats in 0-1"
         )
     profile = image.info.get("icc_profile") or None
     if mode in _SIXTEEN_BIT:
@@ -55,7 +55,7 @@ def to_array(image: Image.Image) -> tuple[np.ndarray, Callable[[np.ndarray], Ima
     if profile is not None and not _fits(profile, pixels.shape[2]):
         warn(
             f"the colour profile of the {image.mode} image is not for its "
-            f"{pixels.shape[2]} channels; it is dropped"
+            f"{pixels.shape[2]} channels and is dropped"
         )
         profile = None
     if "gamma" in image.info or "chromaticity" in image.info:

@@ -1,4 +1,4 @@
-"""Upscaling images as people have them: 8 and 16 bit, gray, RGB, alpha, of any size."""
+"""Upscaling images of any kind: 8 or 16 bits, gray or RGB, with or without alpha, of any size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from espan.fused import FusedNetwork
 from espan.models import Network
 from espan.tiling import Tile, tile_size, tiles
 
-# Floating-point images may overshoot 0-1 a little; 0-255 ones must not pass as very bright.
+# Floating-point images may overshoot 0-1 a little; images in 0-255 must not pass as very bright.
 _FLOAT_INPUT = (-0.5, 1.5)
 _LEVELS = {torch.uint8: 255, torch.uint16: 65535}
 
@@ -42,9 +42,9 @@ def upscale(
     """Upscale one image, or a list of them: `Upscaler(weights, ...)(image)`.
 
     It loads the weights each time.  For many images make an `Upscaler` once and call that, or pass
-    it as `weights`.  A tensor is computed on its own device unless another is named.
+    it as `weights`.  A tensor is upscaled on the device that it is on, unless another is given.
 
-    Raises, warns: as `Upscaler`; EspanError for an option beside an `Upscaler`, which has its own.
+    Raises and warns as `Upscaler`.  With an `Upscaler`, any option is an EspanError.
     """
     options: dict[str, Any] = {"device": device, "dtype": dtype, "backend": backend}
     options |= {"tile": tile, "graph": graph}
@@ -61,17 +61,16 @@ class Upscaler:
     """Upscales images with the same weights.
 
     Args:
-        weights: a file, the name of bundled weights, a plain `Network`, or a `FusedNetwork`, which
-            brings its own device, dtype and backend.
-        device, dtype, backend, graph: as for `espan.fused.load`; by default 16-bit and
-            floating-point images are computed in fp32 on a GPU too, because fp16 would keep 11 bits
-            of them.
+        weights: a file, the name of bundled weights, a plain `Network`, or a `FusedNetwork`, whose
+            device, dtype and backend are used.
+        device, dtype, backend, graph: as for `espan.fused.load`.  By default, 16-bit and
+            floating-point images are computed in fp32 on a GPU too, because fp16 keeps 11 bits.
         tile: side of the tiles in LR pixels, None for no tiles, "auto" for tiles where a large
             image would otherwise take much memory.
 
     Raises:
-        EspanError: an option that is wrong, not available or without effect; CheckpointError for
-            the weights.
+        EspanError: an option that is invalid, not available or has no effect.
+        CheckpointError: as `espan.load`.
     """
 
     def __init__(
@@ -100,8 +99,8 @@ class Upscaler:
             plain = weights if isinstance(weights, Network) else checkpoints.load(weights)
             self._default = FusedNetwork(plain, **options)
         self._tile = tile
-        self._exact: FusedNetwork | None = None  # in full fp32, made when it is needed
-        self._lock = threading.Lock()  # so that `check` speaks of this thread's image
+        self._exact: FusedNetwork | None = None  # in full fp32, made when first needed
+        self._lock = threading.Lock()  # so that `check` is about the image of this thread
 
     @property
     def scale(self) -> int:
@@ -120,8 +119,8 @@ class Upscaler:
 
         Args:
             image: a PIL image (of any mode; EXIF orientation is applied, the ICC profile kept), a
-                NumPy array (H, W) or (H, W, C), a tensor (C, H, W) or (N, C, H, W), a file, whose
-                result is a PIL image, or a list of these, whose result is a list.  C is 1 (gray),
+                NumPy array (H, W) or (H, W, C), a tensor (C, H, W) or (N, C, H, W), a file (the
+                result is a PIL image), or a list of these (the result is a list).  C is 1 (gray),
                 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha); uint8, uint16, or floating point in 0-1.
                 Gray is run as RGB and averaged; alpha is upscaled as gray.  The colour of fully
                 transparent pixels is not used: visible colours are extended over them.
@@ -158,7 +157,7 @@ class Upscaler:
             if image.ndim == 3:
                 return self._pixels(image.permute(1, 2, 0)).permute(2, 0, 1).contiguous()
             raise EspanError(_expected(f"a tensor of shape {tuple(image.shape)}"))
-        raise EspanError(_expected(f"a {type(image).__name__}"))
+        raise EspanError(_expected(f"an object of type {type(image).__name__}"))
 
     def _pixels(self, pixels: Tensor) -> Tensor:
         """(H, W, C) -> (s*H, s*W, C), of the same dtype and on the same device."""
@@ -183,16 +182,16 @@ class Upscaler:
         return out
 
     def _run(self, pixels: Tensor, out: Tensor | None = None) -> tuple[Tensor, list[str]]:
-        """Fill `out` (s*H, s*W, 1 or 3), or a new one; with what the user should be told."""
+        """Fill `out` (s*H, s*W, 1 or 3), or a new tensor; returns it and the warnings to issue."""
         height, width, channels = pixels.shape
         # fp16 would keep 11 bits of what has more than 8.
         by_default = self._default.options["dtype"] is None
         network = self._in_fp32() if by_default and pixels.dtype != torch.uint8 else self._default
-        # RGB bytes go through as they are.  Gray is rounded only after it is averaged.
+        # RGB bytes are not converted first.  Gray is rounded only after it is averaged.
         as_bytes = pixels.dtype == torch.uint8 and channels == 3
         size = self._tile
         if size == "auto":
-            # What streams takes no more memory for a larger image, and its bytes are the result.
+            # Streaming takes no more memory for a larger image, and its bytes are the result.
             streams = as_bytes and isinstance(network.engine, Streamed)
             size = None if streams else tile_size(height, width)
         notes = []
@@ -212,7 +211,7 @@ class Upscaler:
             s = self.scale
             target = out[s * y.start : s * y.stop, s * x.start : s * x.stop]
             _put(self._core(result, tile), target)
-        assert out is not None  # there is a tile at least
+        assert out is not None  # there is at least one tile
         return out, notes
 
     def _empty(self, pixels: Tensor) -> Tensor:
@@ -221,24 +220,23 @@ class Upscaler:
         return torch.empty(size, dtype=pixels.dtype, device=pixels.device)
 
     def _look_closer(self, batch: Tensor, dtype: torch.dtype) -> tuple[Tensor, str]:
-        """What fp32 makes of a tile whose output left the plausible range in `dtype`."""
+        """Compute a tile in fp32 whose output left the plausible range in `dtype`."""
         exact = self._in_fp32()
         result = exact(_to_float(batch))
         if exact.check():
             return result, (
                 f"the output left the plausible range in {dtype}; "
-                "where it did, it was computed again in fp32"
+                "the affected parts were computed again in fp32"
             )
         if not result.isfinite().all():
             raise EspanError("the network's output is not finite, even in fp32")
         return result, (
             f"the output left the plausible range ({PLAUSIBLE[0]:g} to {PLAUSIBLE[1]:g}) before it "
-            "was clamped to 0-1: this image drives the network out of its range, and the result "
-            "may be wrong there"
+            "was clamped to 0-1: the network is unstable on this image, and its result may be wrong"
         )
 
     def _core(self, result: Tensor, tile: Tile) -> Tensor:
-        """The part of a tile's result that it keeps, without the halo."""
+        """A tile's result without the halo."""
         (y, x), s = tile, self.scale
         rows = slice(s * (y.start - y.read_start), s * (y.stop - y.read_start))
         columns = slice(s * (x.start - x.read_start), s * (x.stop - x.read_start))
@@ -263,7 +261,7 @@ def _to_float(batch: Tensor) -> Tensor:
 def _put(result: Tensor, out: Tensor) -> None:
     """(1, 3, h, w) -> (h, w, 3) or, averaged, (h, w, 1) in the dtype of `out`.
 
-    Bytes are what they shall be; floating point is clamped, and rounded if `out` has levels.
+    Bytes are copied; floating point is clamped, and rounded if `out` holds integers.
     """
     image = result[0]
     if image.is_floating_point():
@@ -288,7 +286,7 @@ def _check(pixels: Tensor) -> None:
         raise EspanError("the image holds NaN or infinite values")
     if low < _FLOAT_INPUT[0] or high > _FLOAT_INPUT[1]:
         raise EspanError(
-            f"floating-point pixels must lie in 0-1, these reach from {low:.4g} to {high:.4g}; "
+            f"floating-point pixels must lie in 0-1; these range from {low:.4g} to {high:.4g}; "
             "divide by 255 (or 65535), or pass uint8 (or uint16)"
         )
 
@@ -299,8 +297,8 @@ def _refuse_options(given: str, options: dict[str, Any]) -> None:
     for name, value in options.items():
         if value != defaults.get(name):
             raise EspanError(
-                f"{name}={value!r} has no effect beside {given}, which has its own; "
-                f"give {name} where that is made"
+                f"{name}={value!r} has no effect with {given}, which has its own; "
+                f"pass {name} when creating that"
             )
 
 

@@ -89,16 +89,16 @@ def test_suffix_and_format(tmp_path):
         (["in"], "linked", {}, "linked/a.(png|jpg) is an input"),
         (["a.png", "a_x4.png"], ".", {"suffix": "_x4", "overwrite": True}, "a_x4.png is an input"),
         (["in"], "in", {"format": "jpg"}, "is an input"),
-        (["a.png", "in/a.png"], "out", {}, "would both become"),
-        (["in", "in2"], "out", {}, "would both become .*out/a.png; upscale each folder"),
-        (["a.png", "in"], "a.png", {}, "is a file; for several images a folder is expected"),
+        (["a.png", "in/a.png"], "out", {}, "would both be written to"),
+        (["in", "in2"], "out", {}, "would both be written to .*out/a.png; upscale the folders"),
+        (["a.png", "in"], "a.png", {}, "is a file; several images need an output folder"),
         (["a.png"], "b.xyz", {}, "known: png"),
         (["a.png"], "out", {"format": "xyz"}, "known: png"),
         (["in"], "out", {"format": ".png"}, r"'\.png'.*known: png"),
         (["in"], "out", {"format": ""}, "known: png"),
-        (["a.png"], "b.jpg", {"format": "png"}, "--format png does not fit .*b.jpg"),
-        (["a.png"], "b.png", {"suffix": "a/b"}, "--suffix 'a/b' .* cannot hold a separator"),
-        (["in"], "out", {"suffix": "\0"}, "cannot hold a separator"),
+        (["a.png"], "b.jpg", {"format": "png"}, "--format png contradicts .*b.jpg"),
+        (["a.png"], "b.png", {"suffix": "a/b"}, "--suffix 'a/b' cannot contain a path separator"),
+        (["in"], "out", {"suffix": "\0"}, "cannot contain a path separator"),
     ],
 )
 def test_bad_plans(inputs, output, options, says, tmp_path):
@@ -483,14 +483,14 @@ def test_two_names_of_one_file_are_one_failure(overwrite, tmp_path, upscaler):
     ]
     first, _, last = batch.run_all(jobs, upscaler, overwrite=overwrite)
     assert first.error is None
-    assert "is the result of another image already" in last.error
+    assert "is already the result of another image" in last.error
 
 
 def test_a_result_that_another_process_wrote_is_kept(tmp_path, monkeypatch):
     jobs = numbered(tmp_path, 1)
     observed = Observed(monkeypatch, network=lambda i: make(jobs[0].target))
     [outcome] = batch.run_all(jobs, observed, overwrite=False)
-    assert "written meanwhile by another process" in outcome.error
+    assert "written by another process meanwhile" in outcome.error
     assert read_image(jobs[0].target).pixels.shape == (3, 4, 3)
 
 
@@ -511,7 +511,7 @@ def test_processes_share_the_work(monkeypatch):
 def test_ranks_that_do_not_fit(rank, world, monkeypatch):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", world)
-    with pytest.raises(EspanError, match=f"RANK={rank} and WORLD_SIZE={world} do not fit"):
+    with pytest.raises(EspanError, match=f"RANK={rank} and WORLD_SIZE={world} are inconsistent"):
         batch.share_of_process()
 
 

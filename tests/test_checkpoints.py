@@ -231,7 +231,7 @@ def test_dicts_without_end(wrap, recognised, tmp_path, make_network):
     [
         (
             lambda s: {"student": s, "teacher": other(s)},
-            "holds 2 networks, under 'student', 'teacher'; a file with one of them alone",
+            "holds 2 networks, under 'student', 'teacher'; save only one of them",
         ),
         (
             lambda s: {"net": s, "ema_0.99": s, "ema_0.999": other(s)},

@@ -237,6 +237,6 @@ def test_inference_mode_of_making_and_running_may_differ(make_network, backend, 
 )
 def test_casting_and_moving_are_refused(make_network, change):
     fused = on_cpu(make_network(Architecture(8, (2,), scale=2)))
-    with pytest.raises(EspanError, match=r"make another: espan\.fused\.load"):
+    with pytest.raises(EspanError, match=r"make another one: espan\.fused\.load"):
         change(fused)
     fused(torch.rand(1, 3, 4, 5))  # as good as before

@@ -106,7 +106,7 @@ def test_profiles_that_do_not_fit_are_dropped_with_a_warning(mode, profile):
 def test_cmyk_converted_by_pillow_warns_of_the_profile_left_behind():
     image = colours("CMYK")
     image.info["icc_profile"] = cmyk_profile()
-    with pytest.warns(ImageWarning, match="it is dropped"):
+    with pytest.warns(ImageWarning, match="is dropped"):
         to_array(image.convert("RGB"))
 
 

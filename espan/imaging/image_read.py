@@ -163,7 +163,7 @@ def _decode_vips(name: str, data: bytes, kind: str, max_pixels: int) -> Image:
 
     pixels = image.numpy().reshape(image.height, image.width, image.bands)
     if profile is not None and not profile_fits(profile, image.bands):
-        warn(f"{name}: its colour profile is not for its {image.bands} channels; it is dropped")
+        warn(f"{name}: its colour profile is not for its {image.bands} channels and is dropped")
         profile = None
     png_colour = colour_chunks(data) if kind == "png" else b""
     if transfer := hdr_transfer(png_colour):
@@ -239,7 +239,7 @@ def _decode_bmp(name: str, data: bytes, max_pixels: int) -> Image:
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     profile = _bmp_profile(data)
     if profile is not None and not profile_fits(profile, pixels.shape[2]):
-        warn(f"{name}: its colour profile is not for its {pixels.shape[2]} channels; it is dropped")
+        warn(f"{name}: its colour profile is not for its {pixels.shape[2]} channels and is dropped")
         profile = None
     return Image(pixels, profile, _dpi(*dpi) if dpi else None)
 
