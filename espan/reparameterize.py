@@ -1,6 +1,6 @@
 """Merging linear branches into one convolution, by pure functions that return new objects.
 
-A merge is exact, also at the border of the image, because every branch pads *before* its first
+A merge is exact, even at the border of the image, because every branch pads *before* its first
 convolution: the bias of a 1x1 then applies to padded pixels too, as in the merged kernel.
 """
 
@@ -59,7 +59,7 @@ def compose(first: Kernel, second: Kernel) -> Kernel:
 
 
 def add(*kernels: Kernel) -> Kernel:
-    """The convolution equal to the sum of parallel ones, of odd widths and the same centre."""
+    """The convolution equal to the sum of parallel ones, all of odd width."""
     width = max(k.weight.shape[-1] for k in kernels)
     margins = [(width - k.weight.shape[-1]) // 2 for k in kernels]
     weights = [
@@ -109,8 +109,8 @@ def expand(network: Network, conv: ConvFactory, *, gate: Gate = reference.gate) 
     """A new network in training form whose `collapse` is `network`, bit for bit.
 
     Args:
-        network: a plain network, as loaded from a file; it is not changed.
-        conv: makes the convolutions wider than 1x1 (`espan.branches.conv_factory`); each absorbs
+        network: a plain network, as loaded from a file; it is not modified.
+        conv: creates the convolutions wider than 1x1 (`espan.branches.conv_factory`); each absorbs
             the kernel that it replaces.
         gate: of the new network; training passes the kernel, `espan_kernels.gate`.
 

@@ -1,4 +1,4 @@
-"""Cutting an image into tiles whose results, put together, equal the result of the whole."""
+"""Cutting an image into tiles whose combined results equal the result of the whole image."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# An image of more LR pixels is tiled.  PyTorch's convolutions take 1.2 KB a pixel beyond the input
-# in fp32 with 32 channels, the output of 192 bytes included: 0.65 GB here, measured on a CPU.
+# An image of more LR pixels is tiled.  In fp32 with 32 channels, PyTorch's convolutions take 1.2 KB
+# per pixel beyond the input, including 192 bytes of output: 0.65 GB here, measured on a CPU.
 LARGEST_UNTILED = 768 * 768
-# At ESPAN's halo of 23 pixels, tiles of 512 compute 19% more than the image has; 256 would be 39%.
+# With ESPAN's halo of 23 pixels, tiles of 512 compute 19% more pixels than the image has, tiles of
+# 256 39%.
 TILE = 512
-
-
-# Tiles begin, with their halo, at a multiple of this: on the grid of Winograd's F(4x4, 3x3), so
-# that the CPU kernels compute every pixel as they would in the whole image, to the last bit.
+# Tiles with their halo begin at a multiple of this, on the grid of Winograd's F(4x4, 3x3), so that
+# the CPU kernels compute every pixel exactly as they would in the whole image.
 GRID = 4
 
 
 class Span(NamedTuple):
-    """Along one axis: a tile keeps [start, stop) and reads [read_start, read_stop)."""
+    """A tile along one axis: it keeps [start, stop) and reads [read_start, read_stop)."""
 
     start: int
     stop: int
@@ -28,7 +27,7 @@ class Span(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """A rectangle of LR pixels to be computed, with the halo that must be read for it."""
+    """A rectangle of LR pixels to compute, with the halo to read for it."""
 
     y: Span
     x: Span
@@ -42,9 +41,8 @@ def tile_size(height: int, width: int) -> int | None:
 def tiles(height: int, width: int, size: int | None, halo: int) -> Iterator[Tile]:
     """Tiles of at most `size` x `size` (but 4 x 4) that cover the image once; None: one tile.
 
-    `halo` pixels more are read on each side, as far as the image goes: with the receptive radius
-    of the network every output pixel sees all it depends on, and at the border of the image the
-    same zero padding as without tiles.
+    Up to the border of the image, at least `halo` more pixels are read on each side.  If that is
+    the receptive radius of the network, no output pixel depends on how the image is tiled.
     """
     for y in _spans(height, size, halo):
         for x in _spans(width, size, halo):

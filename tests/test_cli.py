@@ -301,7 +301,7 @@ def test_upscale_reports_an_implausible_output(run, folder, tmp_path, make_netwo
         (["info", "espan", "--size", "9"], 1, "HEIGHTxWIDTH"),
         (["info", "espan", "--size", "²x9"], 1, "HEIGHTxWIDTH"),
         (["info", "espan", "--size", "0x9"], 1, "HEIGHTxWIDTH"),
-        (["prepare", "{in}"], 1, "--output is missing"),
+        (["prepare", "{in}"], 1, "--output, the pack to write, is missing"),
         (["prepare", "{in}", "-o", "{out}/no/p"], 1, "does not exist"),
         (["prepare", "{in}", "-o", "{out}/p"], 1, "both sides need 64 (--smallest)"),
         (["prepare", "{out}", "-o", "{out}/p"], 1, "no images"),

@@ -226,7 +226,7 @@ def test_any_file_name(tmp_path: Path, name: str) -> None:
         ("missing.png", "no such file"),
         ("folder", "is a folder"),
         ("empty.png", "is empty"),
-        ("text.png", "begins with b'not an i'; a PNG, JPEG"),
+        ("text.png", "begins with b'not an i'; expected a PNG, JPEG"),
         ("pipe", "not a regular file"),
         ("x" * 300, "cannot be read"),
         ("text.png/below.png", "cannot be read"),
@@ -266,7 +266,9 @@ def test_truncated_files(
     with pytest.raises(ImageError) as caught:
         read_bytes(tmp_path, data[: int(len(data) * kept)])
     message = str(caught.value)
-    assert message.startswith(f"{tmp_path / 'image.bin'}: damaged, truncated or unusual {format} ")
+    assert message.startswith(
+        f"{tmp_path / 'image.bin'}: damaged, truncated or unsupported {format} "
+    )
     assert "\n" not in message
     assert capfd.readouterr() == ("", "")
 
@@ -340,7 +342,7 @@ def test_max_pixels(tmp_path: Path) -> None:
     ("make", "told"),
     [
         (lambda: tiff(np.zeros((4, 5, 3), np.float32), {339: [3, 3, 3]}), "3 x float samples"),
-        (lambda: tiff(np.zeros((4, 5, 1), np.float64), {339: [3]}), "unusual TIFF file"),
+        (lambda: tiff(np.zeros((4, 5, 1), np.float64), {339: [3]}), "unsupported TIFF file"),
         (lambda: tiff(np.zeros((4, 5, 1), np.uint32), {}), "1 x uint samples"),
         (lambda: tiff(np.zeros((4, 5, 1), np.int16), {339: [2]}), "1 x short samples"),
         (lambda: tiff(np.zeros((4, 5, 3), np.uint8), {262: [8]}), "LAB|labq"),

@@ -92,7 +92,7 @@ def test_an_image_is_checked() -> None:
     ]:
         with pytest.raises(ImageError, match=told):
             Image(pixels)
-    with pytest.raises(ImageError, match="profile is for 'GRAY' pixels, the image has 3"):
+    with pytest.raises(ImageError, match="profile is for 'GRAY' pixels, but the image has 3"):
         Image(photo(4, 5), GRAY_PROFILE)
 
 

@@ -139,7 +139,7 @@ def test_modcrop() -> None:
     image = np.arange(7 * 9 * 3).reshape(7, 9, 3)
     np.testing.assert_array_equal(modcrop(image, 4), image[:4, :8])
     assert modcrop(image[:4, :8], 4).shape == (4, 8, 3)
-    with pytest.raises(EspanError, match="smaller than 8"):
+    with pytest.raises(EspanError, match="fewer than 8 pixels"):
         modcrop(image, 8)
 
 

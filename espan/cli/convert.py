@@ -19,7 +19,7 @@ def command(
     normalization: options.Norm = "auto",
     overwrite: Annotated[bool, typer.Option(help="Replace the target if it exists.")] = False,
 ) -> None:
-    """Convert weights to espan's own format: merged fp32 safetensors that describe themselves."""
+    """Convert weights to espan's format: merged, fp32, self-describing safetensors."""
     if target.suffix != ".safetensors":
         raise EspanError(f"{target}: the name must end in .safetensors")
     options.check_folder_of(target)

@@ -25,8 +25,8 @@ def command(
     lr: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of LR images: a.png or ax4.png for a.png; default: made from HR as by "
-            "MATLAB's imresize."
+            help="Folder of LR images: a.png or ax4.png for a.png; default: made from HR as "
+            "MATLAB's imresize does."
         ),
     ] = None,
     weights: options.Weights = options.DEFAULT_WEIGHTS,
@@ -45,11 +45,11 @@ def command(
     normalization: options.Norm = "auto",
     as_json: options.JsonOut = False,
 ) -> None:
-    """Measure PSNR and SSIM over a folder by the protocol of the challenge.
+    """Measure PSNR and SSIM over a folder by the protocol of the NTIRE challenge.
 
-    RGB is compared, without a border as wide as the scale.  Images that cannot be scored are
-    listed, with status 1; the means are those of the others.  The PSNR of equal images is infinite,
-    which JSON lacks: it is null.
+    Images are compared in RGB, without a border as wide as the scale.  Images that cannot be scored
+    are listed at the end, and the status is 1; the means are over the others.  The PSNR of equal
+    images is infinite; in JSON it is null.
     """
     if overwrite and save is None:
         raise EspanError("--overwrite has no effect without --save")

@@ -30,7 +30,7 @@ def command(
     ] = "256x256",
     as_json: options.JsonOut = False,
 ) -> None:
-    """Describe a network: architecture, parameters, multiply-adds, receptive radius, record."""
+    """Describe a network: architecture, parameters, multiply-adds, receptive radius, origin."""
     height, width = _size(size)
     if Path(network).is_file() or network in checkpoints.bundled():
         loaded = checkpoints.load(network)
@@ -61,7 +61,7 @@ def _rows(architecture: Architecture) -> list[tuple[str, str]]:
         ("channels", str(architecture.channels)),
         ("convolutions per block", " ".join(map(str, architecture.convs))),
         ("head", f"{architecture.head_kernel}x{architecture.head_kernel}"),
-        ("concat takes of the last block", architecture.concat_last),
+        ("concat uses the last block's", architecture.concat_last),
         ("normalisation", "none" if norm is None else f"(x - {norm.mean}) * {norm.img_range:g}"),
     ]
 

@@ -45,9 +45,9 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line.  Errors that the user can mend are one sentence, with status 1."""
+    """Run the command line.  Errors that the user can fix are one sentence, with status 1."""
     for stream in (sys.stdout, sys.stderr):
-        # File names need not be UTF-8, and a terminal need not have all characters.
+        # File names may not be valid UTF-8, and the terminal may not support all characters.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     warnings.showwarning = lambda message, *_: _print("[yellow]espan: note:[/]", str(message))
     try:

@@ -1,4 +1,4 @@
-"""Options that several commands share, and reading their values."""
+"""Options shared by several commands, and parsing their values."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Weights = Annotated[
 Device = Annotated[
     str | None,
     typer.Option(
-        help="cpu, cuda, cuda:1, ...; default: the GPU if there is one.  Under torchrun, cuda is "
-        "the GPU of each process.",
+        help="cpu, cuda, cuda:1, ...; default: the GPU if there is one.  Under torchrun, cuda "
+        "means the GPU of each process.",
         metavar="NAME",
     ),
 ]
 Dtype = Annotated[
     str,
     typer.Option(
-        help="fp32, fp16, bf16, or auto: on a GPU fp16, on a CPU fp32, with AMX to 17 bits."
+        help="fp32, fp16, bf16, or auto: fp16 on a GPU, fp32 on a CPU (17 bits with AMX)."
     ),
 ]
 Backend = Annotated[str, typer.Option(help="auto, cuda, triton, cpu or reference.")]
@@ -49,7 +49,7 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 def parse_device(name: str | None) -> torch.device | str | None:
     """The device of an `Upscaler`, from a --device option."""
     if name == "cuda" and torch.cuda.is_available():
-        return default_device()  # not GPU 0 for every process of torchrun
+        return default_device()  # under torchrun, not GPU 0 for every process
     return name
 
 
@@ -100,11 +100,11 @@ def check_folder_of(path: Path) -> None:
 
 
 def only(context: typer.Context, option: str, *allowed: str, because: str = "") -> list[str]:
-    """The names of the parameters given; EspanError if others than those have no effect.
+    """The names of the given parameters.  Raises EspanError if others than `allowed` are given.
 
     Args:
         context: of the command.
-        option: the option that makes the others useless.
+        option: the option with which the others have no effect.
         allowed: names of the parameters that may be given.
         because: added to the message.
     """

@@ -31,7 +31,7 @@ def command(
         bool, typer.Option("--check", help="Read packs and compare all pixels with their hashes.")
     ] = False,
 ) -> None:
-    """Pack photographs into one file for training: decoded, with an index and hashes.
+    """Decode photographs into a pack, one file for training, with an index and hashes.
 
     Folders are searched with their subfolders.  Images that are damaged, have an alpha channel or
     are too small are reported and left out.
@@ -61,7 +61,7 @@ def command(
                 for name in Pack(path).damaged(lambda done, total: each(done, total, done))
             ]
         elif output is None:
-            raise EspanError("--output is missing: the pack to write")
+            raise EspanError("--output, the pack to write, is missing")
         else:
             result = prepare(sources, output, smallest=smallest, overwrite=overwrite, each=each)
     if check:

@@ -16,7 +16,7 @@ def command(
     context: typer.Context,
     experiment: Annotated[
         str | None,
-        typer.Argument(help="A TOML file, or the name of an experiment of --list."),
+        typer.Argument(help="A TOML file, or the name of an experiment (see --list)."),
     ] = None,
     data: Annotated[
         list[Path] | None,
@@ -28,8 +28,8 @@ def command(
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Resume the run in this folder with its own settings; only --accumulate and "
-            "--workers may be changed, until it stops again.",
+            help="Resume the run in this folder with its settings; only --accumulate and "
+            "--workers can be changed.",
             metavar="RUN",
         ),
     ] = None,
@@ -39,7 +39,7 @@ def command(
     ] = None,
     data_lr: Annotated[
         Path | None,
-        typer.Option(help="LR images of the one folder of data; default: made from HR."),
+        typer.Option(help="LR images for a single folder of data; default: made from HR."),
     ] = None,
     validate: Annotated[
         Path | None, typer.Option(help="A folder of HR images to validate on.")
@@ -50,13 +50,13 @@ def command(
     hold_out: Annotated[
         list[str] | None,
         typer.Option(
-            help="An image of the data to validate on instead of training on it; can be repeated.  "
+            help="An image of the data to use for validation, not for training; can be repeated.  "
             "Default without --validate: one image in twenty, 1 to 8."
         ),
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(help="fp32, bf16, fp16 or fp64; default: what the launcher says, else fp32."),
+        typer.Option(help="fp32, bf16, fp16 or fp64; default: set by the launcher, else fp32."),
     ] = None,
     cpu: Annotated[
         bool, typer.Option("--cpu", help="Train on the CPU even if there is a GPU.")
@@ -90,8 +90,8 @@ def command(
         from espan.training.run import Setup
     except ImportError as error:
         raise EspanError(
-            f'training needs more packages ({error}); `pip install ".[train]"` in the source '
-            "folder of espan installs them"
+            f'training needs more packages ({error}); install them with `pip install ".[train]"` '
+            "in the source folder of espan"
         ) from error
     if list_:
         options.only(context, "--list", "list_")

@@ -52,11 +52,12 @@ def command(
 ) -> None:
     """Upscale images.
 
-    Folders are searched with their subfolders, and their tree is kept.  Results that exist are
-    skipped, so an interrupted run is resumable.  Files that fail are listed at the end, and the
-    status is 1.  Under torchrun, each process upscales its share of the files.
+    Folders are searched with their subfolders, and their tree is kept.  Existing results are
+    skipped, so that an interrupted run is resumable.  Files that fail are listed at the end, and
+    the status is 1.  Under torchrun, each process upscales its share of the files.
 
-    With --format, a.jpg and a.webp become a_jpg.png and a_webp.png; a.png keeps its name.
+    Where --format would give several images the same name, as a.png, a.jpg and a.webp, they become
+    a.png, a_jpg.png and a_webp.png.
     """
     rank, processes = batch.share_of_process()
     jobs = batch.plan(inputs, output, suffix=suffix, format=format, overwrite=overwrite)

@@ -1,4 +1,4 @@
-"""How good a network's output is."""
+"""The quality of a network's output."""
 
 from espan.evaluation.metrics import luma, psnr, ssim
 

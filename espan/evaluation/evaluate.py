@@ -1,4 +1,4 @@
-"""PSNR and SSIM of a network over a folder of images, by the protocol of the challenge."""
+"""PSNR and SSIM of a network over a folder of images, by the protocol of the NTIRE challenge."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Failure:
-    """An image without a score, and why."""
+    """An image that could not be scored, and the reason."""
 
     name: str
     error: str
@@ -46,7 +46,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Pair:
-    """An HR image and its LR image (None: to be made from it)."""
+    """An HR image and its LR image; None: to be made from HR."""
 
     hr: Path
     lr: Path | None
@@ -73,11 +73,12 @@ def evaluate(
     save: Path | None = None,
     overwrite: bool = False,
 ) -> Iterator[Score | Failure]:
-    """Score each pair in turn.  An image that cannot be scored is a `Failure`; the others go on.
+    """Score each pair.  An image that cannot be scored is a `Failure` and does not stop the others.
 
-    HR is cropped to a multiple of the scale, LR made from it as MATLAB's imresize does where none
-    is given; gray becomes RGB; the result is rounded to uint8 and compared with HR after `scale`
-    pixels are cut off each side.  Pairs whose headers show sizes that do not fit come first.
+    HR is cropped to a multiple of the scale.  Where LR is not given, it is made from HR as MATLAB's
+    imresize does.  Gray becomes RGB.  The result is rounded to uint8 and compared with HR after
+    `scale` pixels are cut off on each side.  Pairs whose file headers show that their sizes do not
+    match come first.
 
     Args:
         pairs: from `find_pairs`.
@@ -88,8 +89,8 @@ def evaluate(
         overwrite: replace results that exist.
 
     Raises:
-        EspanError: before anything is written, a result that would replace an image of `pairs`, or
-            that exists.
+        EspanError: a result exists, or would replace an image of `pairs`.  Nothing has been written
+            then.
     """
     pairs = list(pairs)
     images = [(pair.hr, Path(pair.hr.name)) for pair in pairs]
@@ -122,7 +123,7 @@ def evaluate(
 def score(
     name: str, sr: np.ndarray, hr: np.ndarray, *, border: int, y_channel: bool = False
 ) -> Score:
-    """Compare a result with HR, both (H, W, 3) uint8, without `border` pixels at each side."""
+    """Compare a result with HR, both (H, W, 3) uint8, without `border` pixels on each side."""
     return Score(
         name=name,
         psnr=psnr(sr, hr, border=border, y_channel=y_channel),
@@ -163,16 +164,16 @@ def _score(
 
 
 def _sizes_fit(pair: Pair, scale: int) -> bool:
-    """Whether the headers allow the sizes of a pair; True if unknown, as reading reports why."""
+    """Whether the sizes in the file headers match; True if unknown, as reading reports why."""
     if pair.lr is None:
         return True
     try:
         with warnings.catch_warnings():  # of large images
             warnings.simplefilter("ignore")
             with PIL.Image.open(pair.hr) as hr, PIL.Image.open(pair.lr) as lr:
-                # Sorted, because an EXIF orientation may turn them.
+                # Sorted, because an EXIF orientation may swap the sides.
                 return sorted(lr.size) == sorted(side // scale for side in hr.size)
-    except Exception:  # Pillow's parsers raise many kinds on bad data.
+    except Exception:  # Pillow's parsers raise exceptions of many types on bad data.
         return True
 
 

@@ -1,8 +1,8 @@
 """PSNR and SSIM as the super-resolution literature reports them.
 
-In NumPy and float64.  torchmetrics 1.9 gives other values: its SSIM also averages over the pixels
-whose window leaves the image, filled by reflection (1e-5 off at 510 x 339), its PSNR takes
-a logarithm in float32 (1e-6 dB off); and its float64 SSIM takes 0.9 s for a 510 x 339 RGB image,
+In NumPy and float64.  torchmetrics 1.9 gives other values: its SSIM includes pixels whose window
+extends beyond the image, which it pads by reflection (1e-5 off at 510 x 339), and its PSNR takes
+a logarithm in float32 (1e-6 dB off).  Its float64 SSIM takes 0.9 s for a 510 x 339 RGB image,
 against 0.04 s here.
 """
 
@@ -12,9 +12,9 @@ from espan.errors import EspanError
 
 SSIM_WINDOW = 11  # pixels; the Gaussian of SSIM, cut off where Wang et al. (2004) do
 _SIGMA = 1.5
-_ROWS = (
-    16  # computed at once: they stay in the cache, 5 times as quick as a whole 2040 x 1356 image
-)
+# Rows computed at once, so that they stay in the cache: 5 times as fast as the whole image at
+# 2040 x 1356.
+_ROWS = 16
 _C1 = (0.01 * 255) ** 2
 _C2 = (0.03 * 255) ** 2
 
@@ -22,7 +22,7 @@ _C2 = (0.03 * 255) ** 2
 def luma(image: np.ndarray) -> np.ndarray:
     """Studio-range luma of BT.601, 16 to 235, as MATLAB's rgb2ycbcr gives it before rounding.
 
-    image   (H, W, 3) or (H, W, 1) uint8; one channel counts as three equal ones.
+    image   (H, W, 3) or (H, W, 1) uint8; one channel is gray.
     Returns (H, W, 1) float64.
     """
     rgb = np.broadcast_to(image, (*image.shape[:2], 3))
@@ -32,12 +32,12 @@ def luma(image: np.ndarray) -> np.ndarray:
 def psnr(sr: np.ndarray, hr: np.ndarray, *, border: int, y_channel: bool = False) -> float:
     """Peak signal-to-noise ratio in dB, of 255, over all channels together.
 
-    sr, hr     (H, W, 3) or (H, W, 1) uint8, of one shape.
-    border     pixels left out at each side; the scale, by custom.
-    y_channel  compare the luma alone, unrounded (see `luma`).
+    sr, hr     (H, W, 3) or (H, W, 1) uint8, of the same shape.
+    border     pixels left out on each side; by convention, the scale.
+    y_channel  compare only the luma, unrounded (see `luma`).
 
-    Returns inf for identical images.  Raises EspanError if the arrays are anything else, or if
-    the border leaves nothing.
+    Returns inf for identical images.  Raises EspanError for other arrays, or if the border leaves
+    no pixels.
     """
     a, b = _inner(sr, hr, border, 1)
     difference = luma(a) - luma(b) if y_channel else a.astype(np.int32) - b
@@ -66,20 +66,20 @@ def ssim(sr: np.ndarray, hr: np.ndarray, *, border: int, y_channel: bool = False
 def _inner(
     sr: np.ndarray, hr: np.ndarray, border: int, smallest: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Check two images and cut their borders; `smallest` is the least side that may be left."""
+    """Check two images and cut off their borders; each side must keep `smallest` pixels."""
     if sr.shape != hr.shape:
-        raise EspanError(f"images of one shape are compared, not {sr.shape} and {hr.shape}")
+        raise EspanError(f"images must have the same shape, got {sr.shape} and {hr.shape}")
     if sr.ndim != 3 or sr.shape[2] not in (1, 3):
-        raise EspanError(f"images of shape (H, W, 3) or (H, W, 1) are compared, not {sr.shape}")
+        raise EspanError(f"images must have shape (H, W, 3) or (H, W, 1), got {sr.shape}")
     if sr.dtype != np.uint8 or hr.dtype != np.uint8:
-        raise EspanError(f"uint8 images are compared, not {sr.dtype} and {hr.dtype}")
+        raise EspanError(f"images must be uint8, got {sr.dtype} and {hr.dtype}")
     if border < 0:
-        raise EspanError(f"a border is 0 or more pixels, not {border}")
+        raise EspanError(f"border must be 0 or more pixels, got {border}")
     height, width = sr.shape[0] - 2 * border, sr.shape[1] - 2 * border
     if min(height, width) < smallest:
         raise EspanError(
-            f"{sr.shape[1]} x {sr.shape[0]} pixels are too few: without a border of {border}, "
-            f"each side must keep {smallest} or more"
+            f"{sr.shape[1]} x {sr.shape[0]} pixels are too few: after cutting off a border of "
+            f"{border}, each side must have {smallest} or more"
         )
     inner = np.s_[border : border + height, border : border + width]
     return sr[inner], hr[inner]

@@ -12,7 +12,7 @@ from espan.imaging.image_read import is_image_path
 
 
 class Found(NamedTuple):
-    """The images of a folder (path -> name), and the errors of subfolders that were not searched.
+    """The images of a folder (path -> name), and the errors of subfolders that cannot be read.
 
     A name is the path below the folder, with "/" as separator.
     """
@@ -24,15 +24,16 @@ class Found(NamedTuple):
 def find_images(folder: Path, *, subfolders: bool = True, leave_out: Path | None = None) -> Found:
     """Find the image files in a folder, by their suffixes, sorted by path.
 
-    Hidden files and folders (".name") are left out, as macOS's "._name.jpg" is no image.  Symbolic
-    links are followed; a folder that is reached by several paths is searched once.
+    Hidden files and folders (".name") are left out; macOS's "._name.jpg", for instance, is not an
+    image.  Symbolic links are followed; a folder that is reached by several paths is searched once.
 
     Args:
         folder: the folder to search.
         subfolders: search these too.
-        leave_out: a folder that is not searched when it is found; `folder` itself is.
+        leave_out: a folder that is not searched, unless it is `folder` itself.
 
-    Raises EspanError if `folder` is not a folder, or if nothing was found and every folder read.
+    Raises EspanError if `folder` is not a folder, or if there are no images although all folders
+    could be read.
     """
     if not folder.is_dir():
         raise EspanError(f"{folder} is not a folder; a folder of images is expected")
@@ -41,7 +42,7 @@ def find_images(folder: Path, *, subfolders: bool = True, leave_out: Path | None
     searched: set[tuple[int, int]] = set()
     if leave_out is not None and leave_out.is_dir():
         searched = {_identity(leave_out)} - {_identity(folder)}
-    # Links come last, so that a folder is found by its own path if it has one below `folder`.
+    # Links come last, so that a folder below `folder` is found by its path rather than by a link.
     folders = [folder]
     links: list[Path] = []
     while folders or links:
@@ -67,7 +68,7 @@ def find_images(folder: Path, *, subfolders: bool = True, leave_out: Path | None
     if not images and not unreadable:
         raise EspanError(
             f"no images in {folder}{' or its subfolders' if subfolders else ''}: no file name ends "
-            "in .png, .jpg or another suffix that espan reads"
+            "in .png, .jpg or another suffix that espan knows"
         )
     unreadable.sort(key=lambda error: str(error.filename))
     return Found({p: p.relative_to(folder).as_posix() for p in sorted(images)}, unreadable)
@@ -117,7 +118,7 @@ def pair_lr(hr: Iterable[str], lr: Mapping[Path, str], scales: Iterable[int]) ->
 def _is_dir(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to nowhere: a file, whose reading reports why
+    except OSError:  # taken for a file, so that reading it reports why
         return False
 
 

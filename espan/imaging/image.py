@@ -1,4 +1,4 @@
-"""An image in memory."""
+"""An image in memory, as it is read from and written to files."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ def profile_fits(profile: bytes, channels: int) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """Pixels and what a viewer needs to show them in the right colours and size.
+    """Pixels, and what a viewer needs to show them in the right colours and size.
 
     pixels       (H, W, C) uint8 (0 to 255) or uint16 (0 to 65535), C-contiguous, upright.
                  C = 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha; alpha is not premultiplied.
@@ -38,16 +38,16 @@ class Image:
         """Check the array and the profile."""
         pixels = self.pixels
         if pixels.dtype not in (np.uint8, np.uint16):
-            raise ImageError(f"an image holds uint8 or uint16 pixels, not {pixels.dtype}")
+            raise ImageError(f"pixels must be uint8 or uint16, got {pixels.dtype}")
         if pixels.ndim != 3 or not 1 <= pixels.shape[2] <= 4 or 0 in pixels.shape:
             raise ImageError(
-                f"an image is an array (height, width, 1 to 4 channels), not {pixels.shape}"
+                f"pixels must have shape (height, width, 1 to 4 channels), got {pixels.shape}"
             )
         if not pixels.flags.c_contiguous:
             raise ImageError("the pixels of an image must be C-contiguous")
         if self.icc_profile is not None and not profile_fits(self.icc_profile, pixels.shape[2]):
             found = self.icc_profile[16:20].decode("ascii", "replace").strip()
             raise ImageError(
-                f"the colour profile is for {found!r} pixels, the image has {pixels.shape[2]} "
-                f"channels"
+                f"the colour profile is for {found!r} pixels, but the image has "
+                f"{pixels.shape[2]} channels"
             )

@@ -16,23 +16,24 @@ from espan.imaging.image import Image, profile_fits
 from espan.imaging.png_colour import colour_chunks, hdr_transfer, png_chunks
 from espan.imaging.tiff_samples import colour_and_alpha, tiff_tags
 
-# The suffixes in use for the formats that `_sniff` knows; read_image goes by the content alone.
+# The suffixes in use for the formats that `_sniff` knows; read_image looks only at the content.
 IMAGE_SUFFIXES = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".webp"}
     | {".tif", ".tiff", ".btf", ".tf8", ".gif", ".bmp", ".dib"}
 )
 
-# 16384 x 16384 pixels: 0.8 GB as 8-bit RGB, and 12.9 GB after x4.  Larger claims are more often a
-# damaged or hostile header than an image that somebody wants to upscale.
+# 16384 x 16384 pixels: 0.8 GB as 8-bit RGB, and 12.9 GB after x4.  A larger size is more often that
+# of a damaged or malicious header than of an image that somebody wants to upscale.
 MAX_PIXELS = 2**28
 
 # libvips' resolution where a file states none: 72 dpi (PNG, JPEG) or 1 pixel per mm (the others).
 _UNSTATED_DPI = (72.0, 25.4)
 
-# More is damage: libvips takes at most 2.5e7, and microscopes state some 1e5.
+# Higher values are damage: libvips takes at most 2.5e7, and microscopes state about 1e5.
 _MAX_DPI = 1e6
 
-# TransferFunction, WhitePoint and PrimaryChromaticities: a TIFF's colour space without a profile.
+# TransferFunction, WhitePoint and PrimaryChromaticities: the colour space of a TIFF file without a
+# profile.
 _TIFF_COLOUR_TAGS = (301, 318, 319)
 
 
@@ -44,18 +45,17 @@ def is_image_path(path: str | os.PathLike[str]) -> bool:
 def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image:
     """Read one image file.
 
-    The format is recognised by the content, whatever the name.  8 and 16-bit samples keep their
-    depth; 1-bit, palette and other small depths become 8-bit gray or RGB; CMYK becomes sRGB by the
-    file's profile or, without one, by libvips' default.  A transparent colour becomes an alpha
-    channel; premultiplied alpha is divided out.  The EXIF orientation is applied.  Metadata that
-    `Image` does not hold is not read.
+    The format is recognised by the content, not by the name.  8 and 16-bit samples keep their
+    depth; 1-bit, palette and other small depths become 8-bit gray or RGB; CMYK is converted to sRGB
+    by the file's profile or, without one, by libvips' default.  A transparent colour becomes an
+    alpha channel; premultiplied alpha is divided out.  The EXIF orientation is applied.  Other
+    metadata is not read.
 
     Raises ImageError, which names the file, if it cannot be read, is damaged or truncated, holds
     samples of another kind (float, LAB, 32-bit, ...), or claims more than max_pixels pixels, which
     is checked in the header, before memory is allocated for the pixels.
-    Warns with ImageWarning where only the first of several frames or pages is read, extra TIFF
-    samples other than alpha or a colour space that `Image` cannot state are dropped, and where the
-    image is HDR.
+    Warns with ImageWarning if only the first of several frames or pages is read, if extra TIFF
+    samples other than alpha or an unsupported colour space are dropped, and if the image is HDR.
     """
     name = os.fspath(path)
     data, kind = _read_file(name)
@@ -65,8 +65,7 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
         return _decode_vips(name, data, kind, max_pixels)
     except pyvips.Error as error:
         raise ImageError(
-            f"{name}: damaged, truncated or unusual {kind.upper()} file ({_cause(error)}); "
-            f"a complete file is needed"
+            f"{name}: damaged, truncated or unsupported {kind.upper()} file ({_cause(error)})"
         ) from None
 
 
@@ -75,20 +74,20 @@ def _read_file(name: str) -> tuple[bytes, str]:
     try:
         mode = os.stat(name).st_mode
         if stat.S_ISDIR(mode):
-            raise ImageError(f"{name}: is a folder; the path of an image file is needed")
+            raise ImageError(f"{name}: is a folder; expected an image file")
         if not stat.S_ISREG(mode):
-            raise ImageError(f"{name}: is not a regular file; an image file is needed")
+            raise ImageError(f"{name}: is not a regular file; expected an image file")
         with open(name, "rb") as file:
             head = file.read(16)
             kind = _sniff(head)
             if kind is None:
                 found = f"begins with {head[:8]!r}" if head else "is empty"
                 raise ImageError(
-                    f"{name}: {found}; a PNG, JPEG, WebP, TIFF, GIF or BMP image is needed"
+                    f"{name}: {found}; expected a PNG, JPEG, WebP, TIFF, GIF or BMP image"
                 )
             return head + file.read(), kind
     except FileNotFoundError:
-        raise ImageError(f"{name}: there is no such file") from None
+        raise ImageError(f"{name}: no such file") from None
     except PermissionError:
         raise ImageError(f"{name}: no permission to read this file") from None
     except OSError as error:
@@ -113,7 +112,7 @@ def _sniff(head: bytes) -> str | None:
 
 
 def _cause(error: pyvips.Error) -> str:
-    """The first line of libvips' message that says what happened."""
+    """The first line of libvips' message that names a cause."""
     lines = [line.strip() for line in str(error).splitlines()]
     causes = [line for line in lines if line and not line.startswith("unable to ")]
     return causes[0] if causes else "libvips gives no reason"
@@ -127,7 +126,7 @@ def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
 
 
 def _decode_vips(name: str, data: bytes, kind: str, max_pixels: int) -> Image:
-    # Loading from memory, since libvips reads options from a file name that ends in "[...]".
+    # Loaded from memory, because libvips takes "[...]" at the end of a file name for options.
     load = getattr(pyvips.Image, f"{kind}load_buffer")
     image = load(data, access="sequential", fail_on="error")
     _check_size(name, image.width, image.height, max_pixels)
@@ -139,8 +138,8 @@ def _decode_vips(name: str, data: bytes, kind: str, max_pixels: int) -> Image:
         image, dropped = colour_and_alpha(name, image, tags)
         if dropped:
             warn(
-                f"{name}: {dropped} extra sample(s) of each pixel are not alpha by their "
-                f"ExtraSamples tag and are dropped"
+                f"{name}: {dropped} extra sample(s) of each pixel are dropped, because the "
+                f"ExtraSamples tag does not say that they are alpha"
             )
     else:
         tags = {}
@@ -158,7 +157,7 @@ def _decode_vips(name: str, data: bytes, kind: str, max_pixels: int) -> Image:
     ):
         raise ImageError(
             f"{name}: holds {image.bands} x {image.format} samples ({image.interpretation}); "
-            f"8 or 16-bit gray, RGB or CMYK is needed"
+            f"expected 8 or 16-bit gray, RGB or CMYK"
         )
 
     pixels = image.numpy().reshape(image.height, image.width, image.bands)
@@ -167,11 +166,11 @@ def _decode_vips(name: str, data: bytes, kind: str, max_pixels: int) -> Image:
         profile = None
     png_colour = colour_chunks(data) if kind == "png" else b""
     if transfer := hdr_transfer(png_colour):
-        warn(f"{name}: is HDR ({transfer}, by its cICP chunk); the networks are made for SDR")
+        warn(f"{name}: is HDR ({transfer} in its cICP chunk); the networks are trained on SDR")
     if profile is None and _exif_says_adobe_rgb(image):
-        warn(f"{name}: is Adobe RGB by its EXIF data but has no profile; it is taken for sRGB")
+        warn(f"{name}: is Adobe RGB by its EXIF data but has no profile; treated as sRGB")
     if profile is None and not is_cmyk and any(tag in tags for tag in _TIFF_COLOUR_TAGS):
-        warn(f"{name}: its TIFF colour tags (301, 318, 319) are dropped; it is taken for sRGB")
+        warn(f"{name}: its TIFF colour tags (301, 318, 319) are dropped; treated as sRGB")
     orientation = image.get("orientation") if image.get_typeof("orientation") else 1
     dpi = _dpi(image.xres * 25.4, image.yres * 25.4)
     if orientation >= 5 and dpi is not None:
@@ -221,9 +220,9 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _decode_bmp(name: str, data: bytes, max_pixels: int) -> Image:
-    """Decode a BMP file with Pillow, which libvips cannot."""
+    """Decode a BMP file with Pillow; libvips has no decoder for it."""
     try:
-        # The class itself, not PIL.Image.open, whose size check warns first and cannot be set here.
+        # The class itself, not PIL.Image.open, which has a size check of its own.
         image: PIL.Image.Image = PIL.BmpImagePlugin.BmpImageFile(io.BytesIO(data))
         _check_size(name, *image.size, max_pixels)
         if image.mode not in ("L", "RGB", "RGBA"):
@@ -231,10 +230,8 @@ def _decode_bmp(name: str, data: bytes, max_pixels: int) -> Image:
         pixels = np.array(image)
     except ImageError:
         raise
-    except Exception as error:  # Pillow's parsers raise many kinds on bad data.
-        raise ImageError(
-            f"{name}: damaged, truncated or unusual BMP file ({error}); a complete file is needed"
-        ) from None
+    except Exception as error:  # Pillow's parsers raise exceptions of many types on bad data.
+        raise ImageError(f"{name}: damaged, truncated or unsupported BMP file ({error})") from None
     dpi = image.info.get("dpi")
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     profile = _bmp_profile(data)

@@ -27,7 +27,7 @@ _FORMATS = {
     "bmp": "bmp",
 }
 
-# The longest side that the encoders take: libjpeg's JPEG_MAX_DIMENSION, WebP's 14 bits.
+# The longest side that the encoders support: libjpeg's JPEG_MAX_DIMENSION, WebP's 14 bits.
 _MAX_SIDE = {"jpeg": 65500, "webp": 16383}
 
 # A BMP file states its size in 32 bits; its headers take less than 1 kB.
@@ -37,8 +37,8 @@ _MAX_BMP_BYTES = 2**32 - 1024
 # PNG: mean of four 2040 x 1356 photographs, two cores, time and size with the filter "avg":
 #   level 1: 44 ms, 3.88 MB; level 3: 76 ms, 2.51 MB; level 6: 209 ms, 2.40 MB.
 #   At level 3, "none": 81 ms, 3.56 MB; "up": 72 ms, 2.57 MB; "all" (adaptive): 133 ms, 2.44 MB.
-# JPEG: 4:4:4, since halved chroma resolution loses part of what was restored.
-# TIFF: LZW takes a half to a third of deflate's time for 7 to 17 % more bytes.
+# JPEG: 4:4:4, because half the chroma resolution would lose part of what was restored.
+# TIFF: LZW takes a half to a third of deflate's time, for files that are 7 to 17 % larger.
 _SAVE_OPTIONS: dict[str, dict[str, object]] = {
     "png": {"compression": 3, "filter": "avg"},
     "jpeg": {"Q": 95, "subsample_mode": "off", "optimize_coding": True},

@@ -8,15 +8,15 @@ from typing import Any
 # Name and length of the chunks that are kept.
 _LENGTHS = {b"cICP": 4, b"mDCV": 24, b"cLLI": 8, b"gAMA": 4, b"cHRM": 32}
 
-# What sRGB is in these terms.  45455 is 1 / 2.2, which the PNG specification has writers of sRGB
-# state as an approximation.
+# The contents that mean sRGB.  45455 is 1 / 2.2, the approximation that the PNG specification tells
+# writers of sRGB to state.
 _SRGB = {
     b"cICP": bytes([1, 13, 0, 1]),
     b"gAMA": struct.pack(">I", 45455),
     b"cHRM": struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000),
 }
 
-# The transfer functions of ITU-T H.273 that make an image HDR.
+# The transfer functions of ITU-T H.273 for HDR.
 _HDR = {16: "PQ", 18: "HLG"}
 
 _HEADER_END = 8 + 12 + 13  # signature and IHDR; the colour space is stated before PLTE and IDAT
@@ -79,7 +79,7 @@ def pillow_chunk_names(info: Mapping[Any, Any]) -> str:
 
 
 def with_colour_chunks(data: bytes, chunks: bytes) -> bytes:
-    """A PNG file with these chunks put in."""
+    """A PNG file with these chunks inserted."""
     return data[:_HEADER_END] + chunks + data[_HEADER_END:]
 
 

@@ -1,4 +1,4 @@
-"""Bicubic resizing, the same as MATLAB's imresize to the last bit."""
+"""Bicubic resizing, equal to MATLAB's imresize bit for bit."""
 
 import math
 from fractions import Fraction
@@ -7,7 +7,7 @@ import numpy as np
 
 from espan.errors import EspanError
 
-# Output rows computed at once: with the 6120 values of a 2040-pixel RGB row and float64 the
+# Output rows computed at once: in float64, with the 6120 values of a 2040-pixel RGB row, the
 # accumulator and the product are 1.5 MB each and stay in the cache.
 _ROWS = 32
 
@@ -19,7 +19,9 @@ def modcrop(image: np.ndarray, multiple: int) -> np.ndarray:
     """
     height, width = (n - n % multiple for n in image.shape[:2])
     if height == 0 or width == 0:
-        raise EspanError(f"an image of {image.shape[:2]} is smaller than {multiple} pixels")
+        raise EspanError(
+            f"an image of {image.shape[:2]} has fewer than {multiple} pixels on a side"
+        )
     return image[:height, :width]
 
 
@@ -27,8 +29,8 @@ def imresize(image: np.ndarray, scale: Fraction | float) -> np.ndarray:
     """Resize by MATLAB's bicubic method.
 
     image   (H, W) or (H, W, C), uint8, uint16 or floating-point.
-    scale   positive, below or above 1.  Give a Fraction for a ratio such as 2/3, whose float
-            might make the size one too large.
+    scale   positive, below or above 1.  Pass ratios such as 2/3 as a Fraction, because rounding a
+            float might make the size one too large.
 
     Returns (ceil(scale * H), ceil(scale * W)[, C]).  uint8 and uint16 keep their type and are
     rounded, halves up, after each of the two passes, as MATLAB does.  Floats become float64 and
@@ -39,11 +41,11 @@ def imresize(image: np.ndarray, scale: Fraction | float) -> np.ndarray:
     Raises EspanError for other arrays and scales.
     """
     if image.ndim not in (2, 3) or 0 in image.shape:
-        raise EspanError(f"an image is an array (H, W) or (H, W, C), not {image.shape}")
+        raise EspanError(f"an image must have shape (H, W) or (H, W, C), got {image.shape}")
     if image.dtype not in (np.uint8, np.uint16) and image.dtype.kind != "f":
-        raise EspanError(f"imresize takes uint8, uint16 or floats, not {image.dtype}")
+        raise EspanError(f"imresize takes uint8, uint16 or floats, got {image.dtype}")
     if not (math.isfinite(scale) and scale > 0):
-        raise EspanError(f"a scale is a positive number, not {scale}")
+        raise EspanError(f"a scale must be a positive number, got {scale}")
     for axis in (0, 1):
         rows = np.ascontiguousarray(image.swapaxes(0, axis))
         image = _resize_rows(rows, scale).swapaxes(0, axis)
@@ -71,10 +73,10 @@ def _resize_rows(image: np.ndarray, scale: Fraction | float) -> np.ndarray:
 
 
 def taps(outputs: range, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Which input rows make each of these output rows, and their weights.
+    """The input rows that each of these output rows is computed from, and their weights.
 
     Returns two (len(outputs), taps) arrays: positions, which may lie beyond the image (see
-    `mirrored`), and float64 weights.  In floating point and in the order of MATLAB's function
+    `mirrored`), and float64 weights.  The operations and their order are those of MATLAB's function
     `contributions`, so that the weights, and with them the rounding, are the same.
     """
     stretch = min(scale, 1.0)

@@ -30,21 +30,21 @@ def tiff_tags(data: bytes) -> Mapping[int, Any]:
         file.seek(tags.next)
         tags.load(file)
         return dict(tags)
-    except Exception:  # Pillow's parsers raise many kinds on bad data; libvips reports those.
+    except Exception:  # Pillow raises exceptions of many types on bad data, which libvips reports.
         return {}
 
 
 def colour_and_alpha(
     name: str, image: pyvips.Image, tags: Mapping[int, Any]
 ) -> tuple[pyvips.Image, int]:
-    """Colour and alpha of an image as libvips loads it, and how many other samples were dropped.
+    """Colour and alpha of an image loaded by libvips, and the number of other samples, now dropped.
 
-    libvips takes whatever follows the colours for alpha.  By the TIFF specification only samples
-    that ExtraSamples calls associated (1) or unassociated (2) alpha are.  Associated alpha is
-    divided out by libvips.
+    libvips takes any sample after the colours for alpha.  By the TIFF specification, only samples
+    that ExtraSamples declares as associated (1) or unassociated (2) alpha are.  libvips divides out
+    associated alpha.
 
-    Raises ImageError for associated alpha where libvips misreads it: after another sample, or with
-    CMYK.
+    Raises ImageError for associated alpha that libvips misreads: after another extra sample, or
+    with CMYK.
     """
     colours: int = _COLOURS.get(tags.get(_PHOTOMETRIC, -1), image.bands)
     count = image.bands - colours
@@ -53,8 +53,8 @@ def colour_and_alpha(
     kinds = tuple(tags.get(_EXTRA_SAMPLES, ()))[:count]
     if _ASSOCIATED_ALPHA in kinds and (kinds[0] != _ASSOCIATED_ALPHA or colours == 4):
         raise ImageError(
-            f"{name}: holds premultiplied alpha after CMYK or another extra sample; "
-            f"unassociated alpha, or alpha as the first extra sample of gray or RGB, is needed"
+            f"{name}: holds premultiplied alpha after CMYK or another extra sample; expected "
+            f"unassociated alpha, or alpha as the first extra sample of gray or RGB"
         )
     alpha = [i for i, kind in enumerate(kinds) if kind in _ALPHA]
     kept = image.extract_band(0, n=colours)
