@@ -501,7 +501,8 @@ def test_info_and_convert_show_what_was_taken(run, tmp_path, make_network):
     state = official(make_network(ESPAN.replace(channels=4)), espan_layout=True)
     torch.save({"critic": critic, "model": state, "model_ema": state}, tmp_path / "w.pth")
     taken = "model_ema (not model)"
-    assert f"record: taken from             │ {taken}" in run("info", tmp_path / "w.pth").stdout
+    shown = " ".join(run("info", tmp_path / "w.pth").stdout.split())
+    assert f"record: taken from │ {taken}" in shown
     run("convert", tmp_path / "w.pth", tmp_path / "w.safetensors")
     record = {"converted from": "w.pth", "taken from": taken}
     assert checkpoints.load(tmp_path / "w.safetensors").record == record

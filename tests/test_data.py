@@ -103,7 +103,7 @@ def test_more_than_fits_into_memory(folder: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(images, "free_memory", lambda: 2 * 19266)
     assert len(open_images([folder], scale=4, smallest=8)[0]) == 2
     monkeypatch.setattr(images, "free_memory", lambda: 2 * 19265)
-    with pytest.raises(EspanError, match=r"file 3 of 6\); `espan prepare DIR -o PACK`"):
+    with pytest.raises(EspanError, match=r"file 3 of 6\); .*`espan prepare DIR -o PACK`"):
         open_images([folder], scale=4, smallest=8)
 
 
@@ -154,7 +154,7 @@ def test_lr_images_that_do_not_fit(pairs: tuple[Path, Path], tmp_path: Path) -> 
     with pytest.raises(EspanError, match=r"0001.png has none$"):
         open_images([hr], scale=4, smallest=8, lr=lr)
     write_image(lr / "0001.png", Image(made_up(16, 21)))
-    with pytest.raises(EspanError, match=r"not so: 0001.png 80x64 and .*lr/0001.png 21x16$"):
+    with pytest.raises(EspanError, match=r"but is not: 0001.png 80x64 and .*lr/0001.png 21x16$"):
         open_images([hr], scale=4, smallest=8, lr=lr)
     (lr / "0001.png").write_bytes(b"no image")
     found, skipped = open_images([hr], scale=4, smallest=8, lr=lr)
@@ -172,7 +172,7 @@ def test_one_lr_image_for_two_hr_images(pairs: tuple[Path, Path]) -> None:
 def test_hr_that_is_not_an_exact_multiple_of_its_lr(pairs: tuple[Path, Path]) -> None:
     hr, lr = pairs
     write_image(hr / "0001.png", Image(made_up(66, 80)))
-    with pytest.raises(EspanError, match=r"exactly 4 times its LR image; not so: 0001.png 80x66"):
+    with pytest.raises(EspanError, match=r"4 times the size of LR, but is not: 0001.png 80x66"):
         open_images([hr], scale=4, smallest=8, lr=lr)
 
 

@@ -130,7 +130,7 @@ def test_an_odd_edge_is_reflected() -> None:
         ({"dct": math.nan}, "dct must be finite and at least 0, got nan"),
         ({"fft": math.inf}, "fft must be"),
         ({"dwt": -0.1}, "dwt must be"),
-        ({"pixel": "none"}, "nothing to minimise"),
+        ({"pixel": "none"}, "at least one is needed"),
     ],
 )
 def test_invalid_weights(weights: dict, message: str) -> None:

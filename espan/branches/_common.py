@@ -18,7 +18,7 @@ def check_sizes(in_channels: int, out_channels: int, kernel: int) -> None:
 
 
 def check_kernel(kernel: Kernel, weight: Tensor) -> None:
-    """Raise EspanError unless `kernel` fits a convolution whose weight is like `weight`."""
+    """Raise EspanError unless `kernel` fits a convolution with weights like `weight`."""
     if kernel.weight.shape != weight.shape or kernel.bias.shape != weight.shape[:1]:
         raise EspanError(
             f"expected a kernel of shape {tuple(weight.shape)} and a bias of ({weight.shape[0]},), "
@@ -27,7 +27,7 @@ def check_kernel(kernel: Kernel, weight: Tensor) -> None:
 
 
 def kernel_of(conv: nn.Conv2d, dtype: torch.dtype | None) -> Kernel:
-    """A convolution's own kernel in `dtype` (default: its own)."""
+    """The kernel of a convolution, in `dtype` (default: that of the convolution)."""
     assert conv.bias is not None
     return Kernel(conv.weight.to(dtype=dtype), conv.bias.to(dtype=dtype))
 

@@ -1,13 +1,13 @@
-"""LR crops from HR crops with their context, as MATLAB's imresize scales the whole image.
+"""LR crops, computed from HR crops and their surroundings as MATLAB's imresize would.
 
-Every LR crop equals the crop of the LR image, bit for bit, because both passes round to uint8 in
-the same way as for the whole image.
+Every LR crop equals the same crop of the whole LR image, bit for bit, because both passes round to
+uint8 exactly as they do for the whole image.
 
 - x2 and x4: the weights are multiples of 2**-8 and 2**-12.  22 bits hold every product with uint8
   and every sum, so that fp32 is exact in any order.
-- x3: the weights are multiples of 1/81, so that no sum is closer than 1/162 to a half; the error of
-  fp32 is at most 0.0004, in any order.
-- others: fp64, with the weights of `imresize` at this position and its order of operations.
+- x3: the weights are multiples of 1/81, so that no sum is within 1/162 of a half; the error of fp32
+  is at most 0.0004, in any order.
+- others: fp64, with the weights of `imresize` at this position, in its order of operations.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from espan.imaging.resize import mirrored, taps
 
 
 def reach(scale: int) -> int:
-    """HR pixels that the kernel, 4 * scale wide, needs on each side of those of an LR pixel."""
+    """HR pixels that the kernel, 4 * scale wide, needs on each side of an LR pixel's own."""
     return (3 * scale + 1) // 2
 
 

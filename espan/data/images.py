@@ -1,4 +1,4 @@
-"""What a network is trained on: images of folders, in memory, and of packs, on disk."""
+"""Training images: from folders, in memory, and from packs, on disk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from espan.imaging import imresize, pair_lr
 
 @dataclass(frozen=True)
 class Packed:
-    """The pixels of an image in a pack, which are read when they are used."""
+    """The pixels of an image in a pack, read from disk when they are used."""
 
     pack: Pack
     index: int
@@ -162,7 +162,7 @@ def open_images(
     for source in sources:
         if not source.exists():
             raise EspanError(f"{source} does not exist; a folder or a pack is expected")
-    # Checked at once, before the minutes that decoding takes.
+    # Checked first, because decoding takes minutes.
     packs = {source: Pack(source) for source in sources if not source.is_dir()}
     found = {source: find_photographs([source]) for source in sources if source not in packs}
     names = [e.name for p in packs.values() for e in p.entries]
@@ -192,7 +192,7 @@ def open_images(
 
 
 def fingerprint(images: Sequence[TrainingImage]) -> str:
-    """A hash of all names and pixels in order, which tells whether data have changed."""
+    """A hash of all names and pixels in order, by which changed data are detected."""
     listed = "".join(f"{image.name}\n{image.sha256}\n" for image in images)
     return hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()
 
@@ -221,8 +221,8 @@ class _Memory:
         if self.used > self.limit:
             raise EspanError(
                 f"the decoded images need more than {self.limit / 1e9:.1f} GB, half of the free "
-                f"memory (reached at file {done} of {total}); `espan prepare DIR -o PACK` writes "
-                f"them to a pack, which is read from disk as needed"
+                f"memory (reached at file {done} of {total}); write them to a pack, which is read "
+                f"from disk as needed: `espan prepare DIR -o PACK`"
             )
 
 
@@ -278,7 +278,7 @@ def _with_lr(
         result.append(dataclasses.replace(image, sha256=sha256, lr_pixels=lr.pixels))
     if wrong:
         raise EspanError(
-            f"HR must be exactly {images[0].scale} times its LR image; not so: {_some(wrong)}"
+            f"HR must be exactly {images[0].scale} times the size of LR, but is not: {_some(wrong)}"
         )
     return result
 

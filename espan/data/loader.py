@@ -31,8 +31,8 @@ def batches(
     """LR (n, 3, p, p) and HR (n, 3, s*p, s*p) of each step, in order.
 
     fp32 in 0-1, channels last in memory, on the device.  Step t has the samples t * batch ...
-    (t + 1) * batch - 1 of the run, divided equally among `world` processes, whatever the number of
-    processes and workers.
+    (t + 1) * batch - 1 of the run, for any number of processes and workers.  They are divided
+    equally among the `world` processes.
 
     Workers are threads, each of which prepares whole steps, up to 2 * workers steps ahead.  NumPy
     and hashing release the interpreter lock, and threads share the images, the mapped packs and

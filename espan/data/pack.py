@@ -27,7 +27,7 @@ from espan.data.photographs import Decoded, sha256_of
 from espan.errors import EspanError
 from espan.files import atomic_write
 
-MAGIC = b"\x89ESPAN\r\n"  # unlike any text file; a transfer as text damages it
+MAGIC = b"\x89ESPAN\r\n"  # not text; damaged by transfers in text mode, and so detects them
 VERSION = 1
 _HEADER = struct.Struct("<8sIIQQ32s")
 
@@ -65,7 +65,7 @@ class Pack:
         self._verified = bytearray(len(self.entries))
 
     def __reduce__(self) -> tuple[type[Pack], tuple[Path]]:
-        """Pickled as its path; another process opens the file itself."""
+        """Pickle the path only: another process opens the file itself."""
         return Pack, (self.path,)
 
     def __del__(self) -> None:
@@ -123,7 +123,7 @@ class Pack:
 
 
 def write_pack(path: Path, images: Iterable[Decoded]) -> int:
-    """Write a pack, whole or not at all, one image at a time; returns its size in bytes.
+    """Write a pack, one image at a time, whole or not at all; returns its size in bytes.
 
     Raises OSError, naming `path`, if the disk is full, for example.
     """

@@ -66,7 +66,7 @@ def decode_photographs(
 
     Yields each photograph, or `Skipped` if it is damaged, has an alpha channel or is unusable.
     """
-    # A core decodes 120 MB (PNG) to 160 MB (JPEG) of pixels a second; 16 keep a disk busy.
+    # A core decodes 120 MB (PNG) to 160 MB (JPEG) of pixels per second; 16 keep a disk busy.
     ahead = min(16, os.cpu_count() or 1)
 
     def read(path: Path) -> Decoded | Skipped:

@@ -1,4 +1,4 @@
-"""Self-distillation: the student learns from the teacher where that is better (Sec. 3.1)."""
+"""Self-distillation: the student learns from the teacher where the teacher is better (Sec. 3.1)."""
 
 from __future__ import annotations
 

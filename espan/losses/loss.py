@@ -16,9 +16,9 @@ from espan_kernels import frequency_loss
 class Loss:
     """``loss(sr, hr)``: a weighted sum of means over all elements, with ``d = hr - sr``.
 
-    The loss of the paper's Eq. 9 is ``Loss("l2", hf=1, dct=0.001)``.  Pixel, HF and DCT are one
-    call of the kernel `espan_kernels.frequency_loss`; FFT and DWT are composed of PyTorch's
-    operations, in float32.
+    The loss of the paper's Eq. 9 is ``Loss("l2", hf=1, dct=0.001)``.  Pixel, HF and DCT terms are
+    computed by one call of the kernel `espan_kernels.frequency_loss`, FFT and DWT terms by
+    PyTorch's operations, in float32.
 
     Args:
         pixel: ``"l1"``: ``|d|``; ``"l2"``: ``d ** 2``; ``"none"``.
@@ -32,7 +32,7 @@ class Loss:
         sr: (N, 3, H, W), float32, float16 or bfloat16, in 0-1.
         hr: of the shape and device of `sr`.  If the dtypes differ, the wider one is used.
 
-    Returns a float32 tensor of shape (), with a gradient for both.
+    Returns a float32 tensor of shape (), differentiable with respect to both.
 
     Raises:
         EspanError: another pixel term, a weight that is negative or not finite, no term at all; in
@@ -56,7 +56,7 @@ class Loss:
             if not 0 <= weight < math.inf:
                 raise EspanError(f"loss: {name} must be finite and at least 0, got {weight}")
         if pixel == "none" and not any(weights.values()):
-            raise EspanError("loss: no pixel term and all weights are 0: nothing to minimise")
+            raise EspanError("loss: pixel is 'none' and all weights are 0; at least one is needed")
         self.pixel, self.hf, self.dct, self.fft, self.dwt = pixel, hf, dct, fft, dwt
 
     def __call__(self, sr: Tensor, hr: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Orthonormal transforms of whole images, compared with the DCT of blocks in Tab. 8."""
+"""Orthonormal transforms of whole images, which Tab. 8 compares with the DCT of blocks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from espan_kernels.frequency_loss_reference import reflected
 def spectrum(d: Tensor) -> Tensor:
     """(N, C, H, W) -> (N, C, H, W // 2 + 1, 2): real and imaginary parts of the Fourier transform.
 
-    Only the half that determines the other, since images are real.
+    Only one half of the spectrum: as images are real, it determines the other.
     """
     return torch.view_as_real(torch.fft.rfft2(d, norm="ortho"))
 
@@ -20,8 +20,8 @@ def haar(d: Tensor) -> Tensor:
     """(N, C, H, W) -> (4, N, C, ceil(H / 2), ceil(W / 2)): one level of the Haar wavelet.
 
     The approximation comes first, then the details along y, along x and both.  Wavelet losses in
-    the literature use all bands or only the details; here all four are used, since DCT and FFT also
-    include the low frequencies.  An odd edge is reflected, as for the DCT.
+    the literature use all bands or only the details; here all four are used, because DCT and FFT
+    also include the low frequencies.  An odd edge is reflected, as for the DCT.
     """
     for dim in (2, 3):
         if d.shape[dim] % 2:

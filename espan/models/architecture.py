@@ -1,4 +1,4 @@
-"""The SPAN family as data: a description of every network in it."""
+"""The SPAN family as data: `Architecture` describes every network in it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Architecture:
         head_kernel: odd width of the first convolution (SPAN: 3, ESPAN: 9).
         concat_last: the last operand of the concat, from the last block: its ``"output"`` (ESPAN)
             or its first ``"activation"`` (SPAN).
-        normalization: applied to the 0-1 input; None: none.
+        normalization: applied to the input in 0-1; None: no normalisation.
 
     The concat is always ``[head, conv3(last block), first block, concat_last]``.
     """
@@ -76,7 +76,7 @@ class Architecture:
 
     @property
     def receptive_radius(self) -> int:
-        """LR pixels on each side of a pixel that its output depends on (ESPAN: 23)."""
+        """The output of a pixel depends on this many LR pixels on each side of it (ESPAN: 23)."""
         return self.head_kernel // 2 + sum(self.convs) + 2  # + the tail's two 3x3 convolutions
 
     def replace(self, **changes: Any) -> Architecture:

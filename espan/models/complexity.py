@@ -1,4 +1,4 @@
-"""The cost of a network, counted as in the challenge and the paper."""
+"""The cost of a network, counted as in the NTIRE challenge and the paper."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from espan.models.network import Network
 class Complexity:
     """Counts for one image of `height` x `width` LR pixels.
 
-    `macs` are multiply-adds and `activations` output values, both of convolutions only.
+    `macs` are the multiply-adds and `activations` the output values of all convolutions.
     `receptive_radius` is in LR pixels.
     """
 

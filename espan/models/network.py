@@ -1,4 +1,4 @@
-"""The networks of the family as plain PyTorch modules, the reference for all other code."""
+"""The networks of the SPAN family as plain PyTorch modules, the reference for all other code."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ class Network(nn.Module):
 
     Args:
         architecture: its description.
-        conv: makes each convolution wider than 1x1; training passes re-parameterised ones.
+        conv: creates each convolution wider than 1x1; training passes re-parameterised ones.
         gate: the attention gate; training passes the kernel, `espan_kernels.gate`.
 
     Attributes:
-        record: how the weights were made (JSON data), from the checkpoint; or empty.
+        record: how the weights were made, as JSON data from the checkpoint; {} if unknown.
     """
 
     mean: Tensor

@@ -171,7 +171,7 @@ def _read(
             f"{setup.data_lr}: LR images have one scale, but the stages have "
             f"{', '.join(f'x{s}' for s in sorted(scales))}; without --data-lr, LR is made from HR"
         )
-    # Small mistakes are found before the minutes that decoding takes.
+    # Checked before the training images are decoded, which takes minutes.
     validation: list[ValidationImage] = []
     if setup.validate is not None:
         pairs = find_pairs(setup.validate, setup.validate_lr, sorted(scales))
@@ -208,7 +208,7 @@ def _read(
     if not training:
         raise EspanError(
             f"all {len(images)} images are held out for validation and none is left to train on; "
-            "give more images, or a folder of validation images (--validate)"
+            "add images, or pass a folder of validation images (--validate)"
         )
     return Data(training, sorted(held_out), validation)
 

@@ -1,13 +1,14 @@
 """Initial weights with which every block passes its input on and the output is bilinear upsampling.
 
-An experiment chooses them by ``init = "bilinear"``; the paper does not describe its own.
+An experiment enables them with ``init = "bilinear"``; the paper does not describe its own.
 
-With random kernels the last blocks die: their output is noise, so the tail learns from the head and
-the first block and shrinks the others; and the gate, whose slope near zero is proportional to the
-signal, shrinks small signals further until no gradient comes back.  From such a start (unit
-variance, no bias) the output of block 6 had a deviation of 1e-6 after 1,500 steps on Set5's
-butterfly, and making it constant cost nothing.  From this start it is 0.34, and making it constant
-costs 0.80 dB of the 26.46 dB on eight held-out photographs; the other start reached 26.19 dB.
+With random kernels the last blocks die.  Their output is noise, so the tail learns from the head
+and the first block and shrinks the others.  The gate, whose slope near zero is proportional to the
+signal, shrinks small signals further, until no gradient comes back.  From such a start (unit
+variance, no bias) the output of block 6 had a standard deviation of 1e-6 after 1,500 steps on
+Set5's butterfly, and replacing it by a constant cost nothing.  From this start it is 0.34, and
+replacing it by a constant costs 0.80 dB of the 26.46 dB on eight held-out photographs; the other
+start reached 26.19 dB.
 (AdamW at 8e-4, cosine, batch 8, patch 48, GRep [2, 0], bf16, one seed.)  After 400 steps, a mean of
 2 before the gates had reached 25.98 dB, a mean of 1 26.07 dB; a mean of 2 without the zeros for the
 head and the first block, 25.83 dB.

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def accelerator_for(setup: Setup) -> Accelerator:
-    """Device, mixed precision and processes; what the setup leaves open, the launcher decides."""
+    """Device, mixed precision and processes, by the setup or, where it is silent, the launcher."""
     mixed = {"fp32": "no", "fp64": "no"}.get(setup.precision or "", setup.precision)
     try:
         return Accelerator(
@@ -66,8 +66,8 @@ class StopRequest:
         self.requested = False
 
     def handle(self, number: int, _: object) -> None:
-        # A launcher that is interrupted by Ctrl-C signals its processes again, all of which the
-        # terminal has signalled already.
+        # On Ctrl-C the terminal signals the launcher and all processes.  The launcher then signals
+        # the processes again, which must not count as a second Ctrl-C.
         launched = "LOCAL_RANK" in os.environ
         if not self.deferred or (self.requested and not launched):
             raise KeyboardInterrupt

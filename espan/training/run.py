@@ -1,4 +1,4 @@
-"""The folder of a training run: what was asked for, and its saves."""
+"""The folder of a training run: its settings and its saves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _KEPT = 2  # if the last save is damaged, the one before it is used
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run needs beside its experiment: data, weights, machine.
+    """The settings of a run that are not part of its experiment: data, weights, machine.
 
     Attributes:
         data: folders of images, searched with their subfolders, and packs.
@@ -37,7 +37,7 @@ class Setup:
             these and without `validate`: one image in twenty, 1 to 8, chosen by the seed.
         weights: a file or a bundled name to start from; default: new weights.
         precision: of the convolutions; weights, loss and averages are fp32 (with ``"fp64"``: fp64).
-            Default: what the launcher says, else fp32.
+            Default: set by the launcher, else fp32.
         cpu: train on the CPU even if there is a GPU.
         accumulate: number of parts that the crops of a step are processed in, to save memory.
         workers: threads that prepare crops ahead of the steps; 0: none, 6% slower on a CPU.
@@ -71,7 +71,7 @@ class Setup:
         if self.validate_lr is not None and self.validate is None:
             raise EspanError("train: validate_lr needs validate, the folder of HR images")
         if self.validate is not None and self.hold_out:
-            raise EspanError("train: give either validation images or names to hold out, not both")
+            raise EspanError("train: validate and hold_out cannot be combined; choose one")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON data, with absolute paths; the inverse of `from_dict`."""
@@ -100,7 +100,7 @@ class Run:
 
     The folder holds::
 
-        experiment.json, setup.json   what was asked for; read again by `resume`
+        experiment.json, setup.json   the settings, which `resume` reads
         states/                       the last two saves
         best.safetensors              the best weights so far of the current network
         last.safetensors              the newest weights
@@ -111,7 +111,7 @@ class Run:
     Attributes:
         folder: of the run.
         experiment: the stages.
-        setup: the rest.
+        setup: the other settings.
         start: the architecture of the weights that the run started from, if any.
     """
 

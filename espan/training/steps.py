@@ -36,9 +36,9 @@ class Trainer:
         run: its folder, experiment and setup.
         stage: the stage.
         network: in training form, before its first step.
-        data: what to train and to validate on.
+        data: the images to train and to validate on.
         accelerator: device and processes.
-        log: where to report.
+        log: where to report progress.
         stop: whether the run was asked to stop.
 
     Attributes:
@@ -115,7 +115,7 @@ class Trainer:
         except OSError as error:  # a full disk, for example
             raise EspanError(
                 f"{self._where}: {error.filename or self.run.folder}: {error.strerror}.  Once this "
-                f"is mended, --resume {self.run.folder} continues from the last save"
+                f"is fixed, --resume {self.run.folder} continues from the last save"
             ) from error
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):

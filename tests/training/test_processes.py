@@ -168,7 +168,7 @@ def test_all_processes_stop_after_the_same_step(two, number: int) -> None:
         if "signal" in what:
             assert error == "KeyboardInterrupt "
         elif what == "full disk":
-            assert "No space left on device.  Once this is mended, --resume" in error
+            assert "No space left on device.  Once this is fixed, --resume" in error
         elif process == rank:
             assert error == f"EspanError stage one, step {step}: a damaged pack"
         else:

@@ -533,7 +533,7 @@ def test_a_full_disk_is_named_with_stage_step_and_remedy(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert str(error.value).startswith(f"stage one, step 4: {run}/")
-    assert f"File too large.  Once this is mended, --resume {run} continues" in str(error.value)
+    assert f"File too large.  Once this is fixed, --resume {run} continues" in str(error.value)
     resume(run, console=quiet())
     assert state_of(run)["step"] == 8
 
@@ -572,7 +572,7 @@ def test_other_errors_are_not_taken_for_it(tiny, setup, tmp_path, monkeypatch) -
         ({"accumulate": 0}, "accumulate must be 1 or more"),
         ({"workers": -1}, "workers 0 or more"),
         ({"validate_lr": Path("lr")}, "validate_lr needs validate"),
-        ({"validate": Path("hr")}, "either validation images or names"),
+        ({"validate": Path("hr")}, "validate and hold_out cannot be combined"),
     ],
 )
 def test_invalid_setups(setup: Setup, change: dict, message: str) -> None:
