@@ -87,8 +87,8 @@ def run(*command: str, limit: float | None = None, **environment: str) -> tuple[
         return 124 if late else process.returncode, output.read().decode(errors="replace")
 
 
-def told(*command: str) -> str:
-    """What a command answers, where it is installed and succeeds."""
+def printed_by(*command: str) -> str:
+    """What a command prints; "unknown" if it is not installed or fails."""
     if not shutil.which(command[0]):
         return "unknown"
     status, output = run(*command)
@@ -258,10 +258,10 @@ def main() -> None:
     card = torch.cuda.get_device_properties(0)
     report: dict[str, Any] = {
         "card": card.name,
-        "driver": told("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "driver": printed_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "commit": told("git", "describe", "--always", "--dirty"),
+        "commit": printed_by("git", "describe", "--always", "--dirty"),
     }
     name = card.name.lower().replace(" ", "-")
     target = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / f"benchmarks/results/{name}.json")

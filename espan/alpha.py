@@ -12,7 +12,7 @@ def extend_colour(pixels: Tensor) -> Tensor:
              or floating point.
 
     Returns a tensor of the same shape and dtype.  Pixels with alpha above 0, and alpha itself, are
-    unchanged; an image without transparent pixels, or without visible ones, is returned as it is.
+    unchanged; an image without transparent pixels, or without visible ones, is returned unchanged.
 
     A cut-out is often stored with black under alpha 0.  A convolution at its edge sees that black
     and darkens the visible pixels.  Here the colours continue smoothly beyond the edge instead,

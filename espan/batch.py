@@ -69,8 +69,8 @@ def plan(
         overwrite: existing targets will be replaced.
 
     Raises:
-        EspanError: an input that does not exist, a folder without images, two images of one name
-            from two folders, a target that is an input, or a bad suffix or format.
+        EspanError: an input that does not exist, a folder without images, two images with one
+            name from two folders, a target that is an input, or a bad suffix or format.
     """
     inputs = list(inputs)
     if missing := [path for path in inputs if not _exists(path)]:

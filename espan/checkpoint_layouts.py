@@ -38,7 +38,7 @@ class _Copy:
     path: tuple[str, ...]
     state: dict[str, Tensor]
     averages: int  # how many signs there are that it is an average
-    beside: tuple[str, ...]  # other modules in the same dict, e.g. "loss."
+    others: tuple[str, ...]  # other modules in the same dict, e.g. "loss."
 
     @property
     def name(self) -> str:
@@ -48,8 +48,8 @@ class _Copy:
 def unwrap(data: object) -> tuple[dict[str, Tensor], str]:
     """Find the one state dict of a known layout, under any keys and prefixes.
 
-    Of raw weights and their average, the average is taken.  Other modules under prefixes of their
-    own, such as a loss, are left out.
+    Of raw weights and their average, the average is taken.  Other modules, under other prefixes,
+    such as a loss, are left out.
 
     Returns:
         The state dict without prefixes, and where it was found and what was left out ("" for
@@ -83,7 +83,7 @@ def unwrap(data: object) -> tuple[dict[str, Tensor], str]:
         )
     (taken,) = best
     left_out = [copy.name or "no key" for copy in copies if copy is not taken]
-    left_out += taken.beside
+    left_out += taken.others
     return taken.state, taken.name + (f" (not {', '.join(left_out)})" if left_out else "")
 
 
@@ -101,7 +101,7 @@ def _copies(data: Mapping[Any, object], path: tuple[str, ...]) -> Iterator[_Copy
     if not prefixes:
         return
     states: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in prefixes}
-    counted, strays, beside = [], [], set()
+    counted, strays, others = [], [], set()
     for key in map(str, data):
         around = [p for p in prefixes if key.startswith(p)]
         name = key.rpartition(".")[2]
@@ -117,7 +117,7 @@ def _copies(data: Mapping[Any, object], path: tuple[str, ...]) -> Iterator[_Copy
             strays.append(key)
         else:
             module, dot, _ = key.partition(".")
-            beside.add(module + dot)
+            others.add(module + dot)
     if strays:
         raise CheckpointError(
             f"has keys that belong to no part of the network: {_some(sorted(strays))}; expected "
@@ -127,7 +127,7 @@ def _copies(data: Mapping[Any, object], path: tuple[str, ...]) -> Iterator[_Copy
         names = (*path, prefix) if prefix else path
         averages = sum(bool(_AVERAGE.search(name)) for name in names)
         averages += sum(prefix.startswith(start) for start in counted)
-        yield _Copy(names, state, averages, tuple(sorted(beside)))
+        yield _Copy(names, state, averages, tuple(sorted(others)))
 
 
 def _tensor_keys(data: Mapping[Any, object]) -> list[str]:

@@ -41,7 +41,7 @@ def load(
             halves, which keep 17 bits of each value: within 0.001 dB on photographs.
         backend: "auto", "cuda", "triton", "cpu" or "reference"; `espan doctor` lists those that
             are available, and why the others are not.
-        graph: run under a CUDA graph, captured anew for each size (the last 8 are kept).
+        graph: run under CUDA graphs, one for each image size; the last 8 are kept.
         normalization: as for `espan.load`.
 
     Raises:

@@ -114,7 +114,7 @@ def test_bytes_and_the_range(make_network):
     assert fused.check()
     fused(torch.full((1, 3, 4, 4), 1e4))
     assert not fused.check()
-    assert fused.check()  # it is told once
+    assert fused.check()  # reported once
 
 
 def test_threads(make_network):
@@ -189,7 +189,7 @@ def test_float32_by_name_is_not_for_the_matrix_unit(make_network):
 
 @pytest.mark.parametrize("allowed", [False, True])
 def test_no_tf32_whatever_is_set(allowed, make_network, monkeypatch):
-    """Told to each convolution: the global setting is the user's, and other threads read it."""
+    """Passed to each convolution: the global setting is the user's, and other threads read it."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
     fused = on_cpu(make_network(SPAN), dtype=torch.float32, backend="reference")
     seen = []
@@ -198,8 +198,8 @@ def test_no_tf32_whatever_is_set(allowed, make_network, monkeypatch):
         def __torch_dispatch__(self, op, types, args=(), kwargs=None):
             if "convolution" in op.name():
                 names = [argument.name for argument in op._schema.arguments]
-                told = dict(zip(names, args, strict=False), **(kwargs or {}))["allow_tf32"]
-                seen.append((told, torch.backends.cudnn.allow_tf32))
+                allowed_here = dict(zip(names, args, strict=False), **(kwargs or {}))["allow_tf32"]
+                seen.append((allowed_here, torch.backends.cudnn.allow_tf32))
             return op(*args, **(kwargs or {}))
 
     with Watched():

@@ -221,7 +221,7 @@ def test_any_file_name(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("missing.png", "no such file"),
         ("folder", "is a folder"),
@@ -232,7 +232,7 @@ def test_any_file_name(tmp_path: Path, name: str) -> None:
         ("text.png/below.png", "cannot be read"),
     ],
 )
-def test_what_is_no_image(tmp_path: Path, name: str, told: str) -> None:
+def test_what_is_no_image(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("not an image at all")
@@ -240,7 +240,7 @@ def test_what_is_no_image(tmp_path: Path, name: str, told: str) -> None:
     with pytest.raises(ImageError) as caught:
         read_image(tmp_path / name)
     assert str(tmp_path / name) in str(caught.value)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,7 +339,7 @@ def test_max_pixels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: tiff(np.zeros((4, 5, 3), np.float32), {339: [3, 3, 3]}), "3 x float samples"),
         (lambda: tiff(np.zeros((4, 5, 1), np.float64), {339: [3]}), "unsupported TIFF file"),
@@ -348,8 +348,8 @@ def test_max_pixels(tmp_path: Path) -> None:
         (lambda: tiff(np.zeros((4, 5, 3), np.uint8), {262: [8]}), "LAB|labq"),
     ],
 )
-def test_other_samples_are_refused(tmp_path: Path, make, told: str) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(ImageError, match=told):
+def test_other_samples_are_refused(tmp_path: Path, make, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ImageError, match=message):
         read_bytes(tmp_path, make())
 
 

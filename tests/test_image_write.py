@@ -83,14 +83,14 @@ def test_16_bits_are_rounded_to_8(tmp_path: Path, suffix: str) -> None:
 
 
 def test_an_image_is_checked() -> None:
-    for pixels, told in [
+    for pixels, message in [
         (np.zeros((4, 5, 3)), "float64"),
         (np.zeros((4, 5), np.uint8), r"\(4, 5\)"),
         (np.zeros((4, 5, 5), np.uint8), r"\(4, 5, 5\)"),
         (np.zeros((0, 5, 3), np.uint8), r"\(0, 5, 3\)"),
         (np.zeros((4, 5, 3), np.uint8)[:, ::2], "C-contiguous"),
     ]:
-        with pytest.raises(ImageError, match=told):
+        with pytest.raises(ImageError, match=message):
             Image(pixels)
     with pytest.raises(ImageError, match="profile is for 'GRAY' pixels, but the image has 3"):
         Image(photo(4, 5), GRAY_PROFILE)
@@ -113,7 +113,7 @@ def test_the_format_is_chosen(tmp_path: Path, name: str, format: str | None, kin
 
 
 @pytest.mark.parametrize(
-    ("name", "format", "shape", "told"),
+    ("name", "format", "shape", "message"),
     [
         ("a.gif", None, (4, 5, 3), r"suffix '\.gif'.*known: png, jpg, jpeg, .*, bmp"),
         ("a", None, (4, 5, 3), "without a suffix.*known: png"),
@@ -128,12 +128,12 @@ def test_the_format_is_chosen(tmp_path: Path, name: str, format: str | None, kin
     ],
 )
 def test_what_cannot_be_written(
-    tmp_path: Path, name: str, format: str | None, shape: tuple[int, int, int], told: str
+    tmp_path: Path, name: str, format: str | None, shape: tuple[int, int, int], message: str
 ) -> None:
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
     before = sorted(os.listdir(tmp_path))
-    with pytest.raises(ImageError, match=told) as caught:
+    with pytest.raises(ImageError, match=message) as caught:
         write_image(tmp_path / name, Image(np.zeros(shape, np.uint8)), format=format)
     assert str(tmp_path / name) in str(caught.value)
     assert sorted(os.listdir(tmp_path)) == before

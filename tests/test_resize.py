@@ -122,7 +122,7 @@ def test_bad_scales(scale: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "told"),
+    ("image", "message"),
     [
         (np.zeros((4, 4), np.int32), "int32"),
         (np.zeros((4, 4), bool), "bool"),
@@ -130,8 +130,8 @@ def test_bad_scales(scale: float) -> None:
         (np.zeros((0, 4), np.uint8), r"\(0, 4\)"),
     ],
 )
-def test_bad_arrays(image: np.ndarray, told: str) -> None:
-    with pytest.raises(EspanError, match=told):
+def test_bad_arrays(image: np.ndarray, message: str) -> None:
+    with pytest.raises(EspanError, match=message):
         imresize(image, 2)
 
 

@@ -34,8 +34,8 @@ def train(
     """Run an experiment.
 
     Everything is checked before the first step and before the folder is created.  Weights are fp32
-    (fp64 if asked for).  The result of a stage, from which the next one starts, is the moving
-    average of its weights, or the weights themselves if the experiment has no average.
+    or, with that precision, fp64.  The result of a stage, from which the next one starts, is the
+    moving average of its weights, or the weights themselves if the experiment has no average.
 
     Under ``torchrun`` or ``accelerate launch`` every process calls this function; they divide the
     crops of each step among them.
