@@ -87,10 +87,11 @@ class EggInfo(egg_info):
     not_compiled = ""
 
     def run(self) -> None:
-        """Write not_compiled.txt, or remove what an earlier build wrote."""
-        super().run()
+        """Write not_compiled.txt, or remove what an earlier build wrote, before it is listed."""
+        self.mkpath(self.egg_info)
         path = os.path.join(self.egg_info, "not_compiled.txt")
         self.write_or_delete_file("not_compiled.txt", path, self.not_compiled)
+        super().run()
 
 
 class BuildWithoutExtension(build_py):

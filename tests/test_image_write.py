@@ -1,5 +1,6 @@
 """Image files: what is written, and what a failed write leaves behind."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -204,6 +205,15 @@ def test_a_failed_write_leaves_no_trace(
     assert os.listdir(tmp_path) == (["a.png"] if old else [])
     if old:
         assert path.read_bytes() == old
+
+
+def test_the_file_is_flushed_through_a_handle_for_writing(tmp_path: Path, monkeypatch) -> None:
+    """Windows refuses to flush any other."""
+    access = []
+    flags = lambda file: access.append(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE)  # noqa: E731
+    monkeypatch.setattr(os, "fsync", flags)
+    write_image(tmp_path / "a.png", Image(photo(4, 5)))
+    assert access == [os.O_RDWR]
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp"])

@@ -1,6 +1,7 @@
-"""The wheel that is built, installed into an empty environment, and the direction of imports."""
+"""The wheels that are built, installed into empty environments, and the direction of imports."""
 
 import ast
+import json
 import os
 import shutil
 import subprocess
@@ -10,16 +11,23 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
+import torch
+
+import espan
 
 ROOT = Path(__file__).parents[1]
 
 
-def run(*command: str | Path, **options: object) -> str:
-    """What a command prints; it must succeed."""
-    result = subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload]
+def run(*command: str | Path, cwd: Path | None = None, **variables: str | Path) -> str:
+    """What a command prints, with these environment variables; it must succeed."""
+    inherited = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}  # a checkout, perhaps
+    environment = inherited | {k: str(v) for k, v in variables.items()}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout + result.stderr
+    return result.stdout
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +44,37 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+def build(source: Path, target: Path, message: str, **variables: str | Path) -> Path:
+    """The wheel that pip builds of a copy of the sources, which prints `message`."""
+    log = target.with_name(f"{target.name}.log")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps"]
+    run(*command, "--log", log, "--wheel-dir", target, source, **variables)
+    assert message in log.read_text()
+    (path,) = target.iterdir()
+    return path
+
+
+def install(wheel: Path, target: Path) -> Path:
+    """The Python of an environment with this wheel; everything else comes from the present one.
+
+    A .pth file puts the present site-packages behind its own.  The .pth files there, an editable
+    espan's among them, are not followed.
+    """
+    run(sys.executable, "-m", "venv", "--without-pip", target)
+    python = target / "bin" / "python"
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    (site / "present.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    command = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps"]
+    run(*command, "--ignore-installed", "--no-index", wheel)
+    return python
+
+
 @pytest.fixture(scope="module")
 def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built without nvcc, as on a machine that has none: CUDA_HOME is an empty directory."""
     target, no_cuda = (tmp_path_factory.mktemp(name) for name in ("wheel", "no_cuda"))
-    environment = os.environ | {"CUDA_HOME": str(no_cuda), "ESPAN_BUILD": "auto"}
-    command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-build-isolation", "--no-deps"]
-    log = run(*command, "--wheel-dir", target, source, env=environment)
-    assert "espan: building CPU kernels only: nvcc not found" in log
-    (path,) = target.iterdir()
-    return path
+    message = "espan: building CPU kernels only: nvcc not found"
+    return build(source, target, message, CUDA_HOME=no_cuda, ESPAN_BUILD="auto")
 
 
 def test_one_wheel_serves_all_pythons(wheel: Path) -> None:
@@ -61,19 +90,7 @@ def test_one_wheel_serves_all_pythons(wheel: Path) -> None:
 
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with this wheel; everything else comes from the present one.
-
-    A .pth file puts the present site-packages behind its own.  The .pth files there, an editable
-    espan's among them, are not followed.
-    """
-    target = tmp_path_factory.mktemp("environment")
-    run(sys.executable, "-m", "venv", "--without-pip", target)
-    python = target / "bin" / "python"
-    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    (site / "present.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    command = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps"]
-    run(*command, "--ignore-installed", "--no-index", wheel)
-    return python
+    return install(wheel, tmp_path_factory.mktemp("environment"))
 
 
 def test_installed_wheel_works_outside_the_source_tree(python: Path, tmp_path: Path) -> None:
@@ -92,17 +109,88 @@ print(backends.available()["cpu"].available, backends.available()["cuda"].reason
 
 
 def test_installed_command_works_outside_the_source_tree(python: Path, tmp_path: Path) -> None:
-    wide = os.environ | {"COLUMNS": "300"}  # or its table would break the line
-    output = run(python.parent / "espan", "doctor", cwd=tmp_path, env=wide)
+    # Wide, or its table would break the line.
+    output = run(python.parent / "espan", "doctor", cwd=tmp_path, COLUMNS="300")
     assert "nvcc was not found when it was built" in output
+
+
+@pytest.fixture(scope="module")
+def uncompiled(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment with the wheel that ESPAN_BUILD=none builds."""
+    message = "espan: building no compiled kernels: it was built with ESPAN_BUILD=none"
+    wheel = build(source, tmp_path_factory.mktemp("pure"), message, ESPAN_BUILD="none")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    return install(wheel, tmp_path_factory.mktemp("uncompiled"))
+
+
+def test_the_doctor_says_why_nothing_is_compiled(uncompiled: Path, tmp_path: Path) -> None:
+    report = json.loads(run(uncompiled.parent / "espan", "doctor", "--json", cwd=tmp_path))
+    reasons = {backend["name"]: backend["reason"] for backend in report["backends"]}
+    why = "this build has no compiled kernels: it was built with ESPAN_BUILD=none"
+    assert reasons["cpu"] == reasons["cuda"] == why
+    assert reasons["reference"] == ""
+
+
+def test_upscaling_without_compiled_kernels(uncompiled: Path, tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (20, 31, 3), np.uint8)
+    PIL.Image.fromarray(image).save(tmp_path / "small.png")
+    options = ["small.png", "-o", "large.png", "--device", "cpu"]
+    run(uncompiled.parent / "espan", "upscale", *options, cwd=tmp_path)
+    result = np.array(PIL.Image.open(tmp_path / "large.png"))
+    with torch.no_grad():
+        expected = espan.load()(torch.tensor(image).permute(2, 0, 1)[None] / 255)[0]
+    expected = expected.clamp(0, 1).mul(255).permute(1, 2, 0).numpy()
+    assert result.shape == expected.shape == (80, 124, 3)
+    assert np.abs(result - expected).max() < 0.501
+
+
+def test_training_without_compiled_kernels(uncompiled: Path, tmp_path: Path) -> None:
+    code = """
+import torch, espan
+from espan_kernels import frequency_loss
+torch.manual_seed(0)
+network = espan.load().train().requires_grad_(True)
+optimizer = torch.optim.SGD(network.parameters(), lr=1e-4)
+lr, hr = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 32, 32)
+losses = []
+for _ in range(2):
+    loss, terms = frequency_loss(network(lr), hr)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    losses.append(loss.item())
+assert losses[1] < losses[0], losses
+"""
+    run(uncompiled, "-c", code, cwd=tmp_path)
+
+
+def test_a_machine_without_a_compiler(source: Path, tmp_path: Path) -> None:
+    """PATH is an empty directory."""
+    target, empty = tmp_path / "wheel", tmp_path / "empty"
+    empty.mkdir()
+    message = "espan: building no compiled kernels: no C++ compiler was found when it was built"
+    wheel = build(source, target, message, PATH=empty, CXX="", ESPAN_BUILD="auto")
+    assert wheel.name.endswith("-py3-none-any.whl")
+
+
+def test_an_editable_install_drops_the_library_of_an_earlier_one(
+    source: Path, tmp_path: Path
+) -> None:
+    library = source / "espan_kernels" / "_C.abi3.so"
+    library.touch()
+    code = "from setuptools import build_meta; import sys; build_meta.build_{}(sys.argv[1])"
+    run(sys.executable, "-c", code.format("wheel"), tmp_path, cwd=source, ESPAN_BUILD="none")
+    assert library.exists()
+    run(sys.executable, "-c", code.format("editable"), tmp_path, cwd=source, ESPAN_BUILD="none")
+    assert not library.exists()
 
 
 def test_source_distribution_has_the_sources(source: Path, tmp_path: Path) -> None:
     code = (
         "from setuptools import build_meta; import sys; print(build_meta.build_sdist(sys.argv[1]))"
     )
-    environment = os.environ | {"ESPAN_BUILD": "cpu"}
-    name = run(sys.executable, "-c", code, tmp_path, cwd=source, env=environment).splitlines()[-1]
+    output = run(sys.executable, "-c", code, tmp_path, cwd=source, ESPAN_BUILD="cpu")
+    name = output.splitlines()[-1]
     shutil.unpack_archive(tmp_path / name, tmp_path)
     unpacked = tmp_path / name.removesuffix(".tar.gz")
     for path in (ROOT / "csrc").rglob("*.*"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -199,10 +198,9 @@ def fingerprint(images: Sequence[TrainingImage]) -> str:
 
 def free_memory() -> int:
     """Bytes of available memory, or the limit of the container if that is less."""
-    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    with contextlib.suppress(OSError):
-        about = Path("/proc/meminfo").read_text()
-        sizes += [int(line.split()[1]) * 1024 for line in about.splitlines() if "Available" in line]
+    import psutil  # comes with what training needs; the rest of this package does without
+
+    sizes = [psutil.virtual_memory().available]
     with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
         sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return min(sizes)
