@@ -3,7 +3,6 @@
     pytest benchmarks/bench_layers.py
 
 Verified, then timed warm and cold (`cold_ms`: after a buffer larger than every cache was written).
-The parts on a CPU are in bench_ops.py.
 """
 
 from collections.abc import Callable

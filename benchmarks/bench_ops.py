@@ -18,9 +18,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-import espan_kernels
 from espan_kernels import backends, gate, reference
-from espan_kernels._features import to_nchw
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 # ESPAN's 32 channels at 256x256 and at 510x339, the typical DIV2K low-resolution image.
@@ -135,68 +133,3 @@ def test_gate_backward(
     if name != "eager":
         torch.testing.assert_close(backward(), tuple(t.to(dtype) for t in exact))
     measure(benchmark, backward, device, 5 * o.nbytes)
-
-
-# ESPAN's: 32 channels, a 9x9 head, x4.
-CHANNELS, KERNEL, SCALE = 32, 9, 4
-SIZES = [(128, 128), (256, 256)]
-# On random data one layer by Winograd has 11 times the error of a direct one.
-WINOGRAD = 16
-
-
-def layers(
-    op: str, size: tuple[int, int], dtype: torch.dtype, device: str
-) -> tuple[Callable[[], Tensor], Callable[[torch.dtype], Tensor]]:
-    """The op, and its reference in a dtype, on the same random weights and input."""
-    torch.manual_seed(0)
-    c, rows = CHANNELS, 3 * SCALE * SCALE
-
-    def random(*shape: int, scale: float = 1.0) -> Tensor:
-        return (scale * torch.randn(shape)).to(device, dtype)
-
-    def weight(outputs: int, inputs: int, kernel: int) -> Tensor:
-        return random(outputs, inputs, kernel, kernel, scale=(inputs * kernel * kernel) ** -0.5)
-
-    maps = [random(1, *size, c) for _ in range(3)]
-    views = [to_nchw(t, c) for t in maps]
-    if op == "head":
-        parameters = weight(c, 3, KERNEL), random(c)
-        image = torch.rand(1, 3, *size).to(device, dtype)
-        packed = espan_kernels.pack_head(*parameters, dtype, device)
-        return (
-            lambda: to_nchw(espan_kernels.head(image, packed, None, c, KERNEL), c),
-            lambda d: reference.head(image.to(d), *(t.to(d) for t in parameters), None),
-        )
-    if op == "spab":
-        weights, biases = [weight(c, c, 3) for _ in range(3)], [random(c) for _ in range(3)]
-        packed = espan_kernels.pack_spab(weights, biases, dtype, device)
-        return (
-            lambda: to_nchw(espan_kernels.spab(maps[0], packed, c, 3)[0], c),
-            lambda d: reference.spab(
-                views[0].to(d), [t.to(d) for t in weights], [t.to(d) for t in biases]
-            )[0],
-        )
-    tail_weights = weight(c, c, 3), weight(c, 2 * c, 1), random(c), weight(rows, c, 3), random(rows)
-    packed = espan_kernels.pack_tail(*tail_weights, dtype, device)
-    return (
-        lambda: espan_kernels.tail(*maps, None, packed, c, SCALE, dtype),
-        lambda d: reference.tail(
-            views[2].to(d), [v.to(d) for v in views[:2]], *(t.to(d) for t in tail_weights), SCALE
-        ),
-    )
-
-
-@pytest.mark.parametrize("name", ["espan", "eager"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[1]}x{s[0]}")
-@pytest.mark.parametrize("op", ["head", "spab", "tail"])
-def test_layers_on_the_cpu(
-    benchmark: BenchmarkFixture, op: str, size: tuple[int, int], dtype: torch.dtype, name: str
-) -> None:
-    run, eager = layers(op, size, dtype, "cpu")
-    benchmark.group = f"{op} cpu {size[1]}x{size[0]} {dtype}"
-    exact, plain = eager(torch.float64), eager(dtype)
-    allowed = WINOGRAD * (plain - exact).abs().max() + torch.finfo(dtype).eps * exact.abs().max()
-    assert (run() - exact).abs().max() <= allowed
-    moved = 2 * exact.numel() * dtype.itemsize
-    measure(benchmark, run if name == "espan" else lambda: eager(dtype), "cpu", moved, rounds=15)

@@ -57,18 +57,18 @@ inline Axis cut(int64_t size, int most_blocks) {
 
 // What the derivative of each term, d for L2 and signs for the others, is multiplied by.
 struct LossWeights {
-  float pixel, high, dct;
+  float pixel, hf, dct;
   bool squared;
 };
 
 struct LossOptions {
-  double pixel_weight, alpha, beta;
+  double pixel, hf, dct;
   bool squared;
 
   LossWeights weights(double elements, double coefficients, double scale) const {
-    return {static_cast<float>(scale * pixel_weight * (squared ? 2 : 1) / elements),
-            static_cast<float>(scale * alpha / elements),
-            static_cast<float>(scale * beta / coefficients), squared};
+    return {static_cast<float>(scale * pixel * (squared ? 2 : 1) / elements),
+            static_cast<float>(scale * hf / elements),
+            static_cast<float>(scale * dct / coefficients), squared};
   }
 };
 

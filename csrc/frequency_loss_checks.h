@@ -19,9 +19,7 @@ inline void check_frequency_loss(const char* op, const Tensor& sr, const Tensor&
 }
 
 inline void check_scale(const char* op, const Tensor& scale, const Tensor& sr) {
-  if (device_name(scale) != device_name(sr))
-    fail(op, "scale is on ", device_name(scale), "; it must be on the device of sr, ",
-         device_name(sr));
+  check_device(op, "scale", scale, "sr", sr);
   if (scale.scalar_type() != ScalarType::Float || scale.numel() != 1)
     fail(op, "scale has dtype ", dtype_name(scale), " and shape ", shape_name(scale),
          "; it must be one float32 number");

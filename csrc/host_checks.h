@@ -1,5 +1,5 @@
-// Input checks shared by every op.  A kernel sees pointers and sizes only; whatever can be wrong
-// with a tensor is found here and told with the op, what was found and what would be right.
+// Input checks shared by every op.  Kernels take pointers and sizes; whatever can be wrong with a
+// tensor is found here, and the error names the op, what was found and what would be right.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -65,12 +65,17 @@ inline void check_floating(const char* op, const char* name, const Tensor& t) {
          "; it must be float32, float16, bfloat16 or float64");
 }
 
-// `t` must agree with `like` in shape, dtype and device: nothing is broadcast or converted.
-inline void check_same(const char* op, const char* name, const Tensor& t, const char* like_name,
-                       const Tensor& like) {
+inline void check_device(const char* op, const char* name, const Tensor& t, const char* like_name,
+                         const Tensor& like) {
   if (device_name(t) != device_name(like))
     fail(op, name, " is on ", device_name(t), "; it must be on the device of ", like_name, ", ",
          device_name(like));
+}
+
+// `t` must agree with `like` in shape, dtype and device: nothing is broadcast or converted.
+inline void check_same(const char* op, const char* name, const Tensor& t, const char* like_name,
+                       const Tensor& like) {
+  check_device(op, name, t, like_name, like);
   if (t.scalar_type() != like.scalar_type())
     fail(op, name, " has dtype ", dtype_name(t), "; it must have the dtype of ", like_name, ", ",
          dtype_name(like));
@@ -79,6 +84,17 @@ inline void check_same(const char* op, const char* name, const Tensor& t, const 
   if (!same_shape)
     fail(op, name, " has shape ", shape_name(t), "; it must have the shape of ", like_name, ", ",
          shape_name(like));
+}
+
+inline void check_gate(const char* op, const Tensor& o, const Tensor& x) {
+  check_floating(op, "o", o);
+  check_same(op, "x", x, "o", o);
+}
+
+inline void check_gate_backward(const char* op, const Tensor& grad, const Tensor& o,
+                                const Tensor& x) {
+  check_gate(op, o, x);
+  check_same(op, "grad", grad, "o", o);
 }
 
 // Calls f with a zero of the dtype of `t`, which check_floating has passed.

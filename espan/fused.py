@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import espan_kernels
 from espan import checkpoints
 from espan.engines import Blocks, Composed, Streamed
-from espan.engines.blocks import OURS, Kernels
+from espan.engines.blocks import COMPILED, Kernels
 from espan.engines.graphs import Graphed
 from espan.errors import EspanError
 from espan.folding import Folded, fold
@@ -199,5 +199,5 @@ def _kernels(backend: str) -> Kernels:
     if backend == "triton":
         from espan_kernels.triton import head, spab, tail
 
-        return Kernels(head.head, spab.spab, tail.tail, form="cuda")
-    return OURS
+        return Kernels(head.head, spab.spab, tail.tail)
+    return COMPILED

@@ -3,9 +3,9 @@
 :func:`gate` is SPAB's gate; :func:`frequency_loss` and :func:`frequency_loss_gradient` are the
 frequency-aware training loss; :func:`head`, :func:`spab` and :func:`tail`
 are a network's first convolution, a whole block and its end, on packed weights (:func:`pack_head`,
-:func:`pack_spab`, :func:`pack_tail`); :func:`network` is a whole network on the CPU
-(:func:`pack_network`); :mod:`~espan_kernels.reference` is what each op means;
-:mod:`~espan_kernels.backends` tells which implementations can run here, and why others cannot.
+:func:`pack_spab`, :func:`pack_tail`), for GPUs; :func:`network` is a whole network on the CPU
+(:func:`pack_network`).  :mod:`~espan_kernels.reference` defines each op in plain PyTorch;
+:mod:`~espan_kernels.backends` reports which implementations can run here, and why others cannot.
 """
 
 from espan_kernels import _on_gpus, backends, reference  # noqa: F401  (_on_gpus: to be registered)

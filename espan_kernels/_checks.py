@@ -1,24 +1,33 @@
-"""The input checks of csrc/host_checks.h, in the same words, for what does not pass through C++."""
+"""Input checks for the reference, for Triton and for tracing, and of weights before packing.
+
+Compiled kernels have their own, in csrc, with the same messages.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from espan_kernels.packing.feature_maps import DTYPES, MAX_CHANNELS
+
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+IMAGE_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 
 
-def _dtype(t: Tensor) -> str:
-    return str(t.dtype).removeprefix("torch.")
-
-
-def _check_same(op: str, name: str, t: Tensor, like_name: str, like: Tensor) -> None:
+def check_device(op: str, name: str, t: Tensor, like_name: str, like: Tensor) -> None:
     if t.device != like.device:
         raise RuntimeError(
             f"{op}: {name} is on {t.device}; it must be on the device of {like_name}, {like.device}"
         )
+
+
+def check_same(op: str, name: str, t: Tensor, like_name: str, like: Tensor) -> None:
+    """``t`` has the shape, dtype and device of ``like``."""
+    check_device(op, name, t, like_name, like)
     if t.dtype != like.dtype:
         raise RuntimeError(
-            f"{op}: {name} has dtype {_dtype(t)}; "
-            f"it must have the dtype of {like_name}, {_dtype(like)}"
+            f"{op}: {name} has dtype {_name(t.dtype)}; "
+            f"it must have the dtype of {like_name}, {_name(like.dtype)}"
         )
     if t.shape != like.shape:
         raise RuntimeError(
@@ -31,31 +40,90 @@ def check_gate(op: str, o: Tensor, **others: Tensor) -> None:
     """``o`` is floating-point and every other tensor has its shape, dtype and device."""
     if o.dtype not in FLOATING:
         raise RuntimeError(
-            f"{op}: o has dtype {_dtype(o)}; it must be float32, float16, bfloat16 or float64"
+            f"{op}: o has dtype {_name(o.dtype)}; it must be float32, float16, bfloat16 or float64"
         )
     for name, t in others.items():
-        _check_same(op, name, t, "o", o)
+        check_same(op, name, t, "o", o)
 
 
 def check_frequency_loss(op: str, sr: Tensor, hr: Tensor, scale: Tensor | None = None) -> None:
-    """As check_frequency_loss of csrc/frequency_loss.h."""
-    if sr.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    """The images, and the scale of the gradient if there is one."""
+    if sr.dtype not in DTYPES:
         raise RuntimeError(
-            f"{op}: sr has dtype {_dtype(sr)}; it must be float32, float16 or bfloat16"
+            f"{op}: sr has dtype {_name(sr.dtype)}; it must be float32, float16 or bfloat16"
         )
     if sr.ndim != 4:
         raise RuntimeError(f"{op}: sr has shape {list(sr.shape)}; it must be (N, C, H, W)")
     if sr.numel() == 0:
         raise RuntimeError(f"{op}: sr has shape {list(sr.shape)}; a mean needs an element")
-    _check_same(op, "hr", hr, "sr", sr)
+    check_same(op, "hr", hr, "sr", sr)
     if scale is None:
         return
-    if scale.device != sr.device:
-        raise RuntimeError(
-            f"{op}: scale is on {scale.device}; it must be on the device of sr, {sr.device}"
-        )
+    check_device(op, "scale", scale, "sr", sr)
     if scale.dtype != torch.float32 or scale.numel() != 1:
         raise RuntimeError(
-            f"{op}: scale has dtype {_dtype(scale)} and shape {list(scale.shape)}; "
+            f"{op}: scale has dtype {_name(scale.dtype)} and shape {list(scale.shape)}; "
             f"it must be one float32 number"
         )
+
+
+def check_channels(op: str, channels: int) -> None:
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise RuntimeError(f"{op}: channels is {channels}; it must be 1 to {MAX_CHANNELS}")
+
+
+def check_features(op: str, name: str, t: Tensor, p: int) -> None:
+    """``t`` is a feature map of P channels with at least one pixel."""
+    if t.dtype not in DTYPES:
+        raise RuntimeError(
+            f"{op}: {name} has dtype {_name(t.dtype)}; it must be float16, bfloat16 or float32"
+        )
+    if t.ndim != 4 or t.shape[3] != p:
+        raise RuntimeError(
+            f"{op}: {name} has shape {list(t.shape)}; it must be (N, H, W, {p}): "
+            "channels last, rounded up to a multiple of 16"
+        )
+    if 0 in t.shape:
+        raise RuntimeError(f"{op}: {name} has shape {list(t.shape)}; it must not be empty")
+    _check_contiguous(op, name, t)
+
+
+def check_features_like(op: str, name: str, t: Tensor, like_name: str, like: Tensor) -> None:
+    """``t`` is a feature map with the shape, dtype and device of ``like``."""
+    check_same(op, name, t, like_name, like)
+    _check_contiguous(op, name, t)
+
+
+def _check_contiguous(op: str, name: str, t: Tensor) -> None:
+    if not t.is_contiguous():
+        raise RuntimeError(f"{op}: {name} must be contiguous")
+
+
+def check_packed(op: str, packed: Tensor, dtype: torch.dtype, size: int) -> None:
+    """``packed`` is one row of ``size`` values of ``dtype``."""
+    if packed.dtype != dtype:
+        raise RuntimeError(
+            f"{op}: packed has dtype {_name(packed.dtype)}; it must be {_name(dtype)}"
+        )
+    if packed.shape != (size,):
+        raise RuntimeError(
+            f"{op}: packed has shape {list(packed.shape)}; for these channels and this kernel it "
+            f"must have the shape [{size}]"
+        )
+
+
+def check_dtype(op: str, dtype: torch.dtype) -> None:
+    """``dtype`` is one that feature maps may have."""
+    if dtype not in DTYPES:
+        raise RuntimeError(f"{op}: dtype is {dtype}; it must be float16, bfloat16 or float32")
+
+
+def check_weight(op: str, name: str, weight: Tensor, shape: Sequence[int]) -> None:
+    if list(weight.shape) != list(shape):
+        raise RuntimeError(
+            f"{op}: {name} has shape {list(weight.shape)}; it must have the shape {list(shape)}"
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,8 +1,8 @@
-"""Loads the compiled kernels and sees to it that every op has an implementation everywhere.
+"""Loads the compiled library and registers what it lacks.
 
-The reference is the implementation for every device; compiled kernels take precedence.  On a GPU
-that they are not for, `_on_gpus.py` takes what is.  Nothing is chosen silently:
-:mod:`espan_kernels.backends` says what was found and why the rest was not.
+Each op's module registers its reference here; compiled kernels take precedence.  On GPUs that they
+were not built for, `_on_gpus.py` decides.  :mod:`espan_kernels.backends` reports what was found,
+and why the rest was not.
 """
 
 import importlib.metadata
@@ -15,9 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from espan_kernels import reference
-from espan_kernels._checks import check_frequency_loss, check_gate
 
 # As in csrc/bindings.cpp; used where that library cannot be loaded.
 SCHEMAS = (
@@ -72,9 +69,7 @@ if compiled is None:
         _fragment.define(_schema)
 
 
-# By op.  The latter are imported when they are called.
-references: dict[str, Callable[..., Any]] = {}
-triton: dict[str, Callable[..., Any]] = {}
+references: dict[str, Callable[..., Any]] = {}  # by op
 
 
 def implement(op: str, function: Callable[..., Any]) -> None:
@@ -91,7 +86,7 @@ def implement_on_gpus(op: str, function: Callable[..., Any]) -> None:
 
 
 def refuse_gradients(op: str) -> None:
-    """Have ``espan::op``, which is for inference, say so when it is asked for a gradient."""
+    """Make ``espan::op``, which is for inference, raise where an input requires a gradient."""
     overload = getattr(torch.ops.espan, op).default
 
     def forward(*arguments: Any) -> Any:
@@ -108,116 +103,22 @@ def refuse_gradients(op: str) -> None:
     _fragment.impl(op, forward, "Autograd")
 
 
-def _like(o: Tensor, result: Tensor) -> Tensor:
-    """``result`` with the strides that every implementation promises: those of empty_like(o)."""
-    if result.stride() == torch.empty_like(o, device="meta").stride():
+def promote_under_autocast(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the wider dtype if autocast is on, as PyTorch's own pointwise ops do."""
+    # Where autocast is not available, asking whether it is enabled would raise.
+    device = a.device.type
+    if (
+        a.dtype != b.dtype
+        and torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+    ):
+        wider = torch.promote_types(a.dtype, b.dtype)
+        return a.to(wider), b.to(wider)
+    return a, b
+
+
+def strides_like(t: Tensor, result: Tensor) -> Tensor:
+    """``result`` with the strides that every implementation promises: those of empty_like(t)."""
+    if result.stride() == torch.empty_like(t, device="meta").stride():
         return result
-    return torch.empty_like(o).copy_(result)
-
-
-def _reference_gate(o: Tensor, x: Tensor) -> Tensor:
-    check_gate("espan::gate", o, x=x)
-    return _like(o, reference.gate(o, x))
-
-
-def _reference_gate_backward(grad: Tensor, o: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    check_gate("espan::gate_backward", o, x=x, grad=grad)
-    grad_o, grad_x = reference.gate_backward(grad, o, x)
-    return _like(o, grad_o), _like(o, grad_x)
-
-
-def _triton_gate(o: Tensor, x: Tensor) -> Tensor:
-    if o.dtype == torch.float64:  # only for gradient checks: not worth a Triton kernel
-        return _reference_gate(o, x)
-    from espan_kernels.triton import gate as kernels
-
-    return kernels.gate(o, x)
-
-
-def _triton_gate_backward(grad: Tensor, o: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    if o.dtype == torch.float64:
-        return _reference_gate_backward(grad, o, x)
-    from espan_kernels.triton import gate as kernels
-
-    return kernels.gate_backward(grad, o, x)
-
-
-def _reference_frequency_loss(sr: Tensor, hr: Tensor, *options: float) -> tuple[Tensor, Tensor]:
-    check_frequency_loss("espan::frequency_loss", sr, hr)
-    return reference.frequency_loss(sr, hr, *options)  # type: ignore[arg-type]
-
-
-def _reference_frequency_loss_gradient(
-    sr: Tensor, hr: Tensor, scale: Tensor, *options: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    check_frequency_loss("espan::frequency_loss_gradient", sr, hr, scale)
-    loss, terms, gradient = reference.frequency_loss_gradient(
-        sr,
-        hr,
-        scale.reshape(()),
-        *options,  # type: ignore[arg-type]
-    )
-    return loss, terms, _like(sr, gradient)
-
-
-def _triton_frequency_loss(sr: Tensor, hr: Tensor, *options: float) -> tuple[Tensor, Tensor]:
-    from espan_kernels.triton import frequency_loss as kernels
-
-    return kernels.frequency_loss(sr, hr, *options)
-
-
-def _triton_frequency_loss_gradient(
-    sr: Tensor, hr: Tensor, scale: Tensor, *options: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    from espan_kernels.triton import frequency_loss as kernels
-
-    return kernels.frequency_loss_gradient(sr, hr, scale, *options)
-
-
-def _triton_spab(
-    x: Tensor, packed: Tensor, channels: int, convs: int, with_activation: bool
-) -> tuple[Tensor, Tensor]:
-    if x.dtype == torch.float32:  # which tensor cores would round to 10 bits
-        from espan_kernels.spab import _reference
-
-        return _reference(x, packed, channels, convs, with_activation)
-    from espan_kernels.triton import spab as kernels
-
-    return kernels.spab(x, packed, channels, convs, with_activation)
-
-
-def _triton_head(
-    image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kernel: int
-) -> Tensor:
-    if packed.dtype == torch.float32:
-        from espan_kernels.head import _reference
-
-        return _reference(image, packed, mean, channels, kernel)
-    from espan_kernels.triton import head as kernels
-
-    return kernels.head(image, packed, mean, channels, kernel)
-
-
-def _triton_tail(head: Tensor, *others: Any) -> Tensor:
-    if head.dtype == torch.float32:
-        from espan_kernels.tail import _reference
-
-        return _reference(head, *others)
-    from espan_kernels.triton import tail as kernels
-
-    return kernels.tail(head, *others)
-
-
-implement("gate", _reference_gate)
-implement("gate_backward", _reference_gate_backward)
-implement("frequency_loss", _reference_frequency_loss)
-implement("frequency_loss_gradient", _reference_frequency_loss_gradient)
-triton.update(
-    gate=_triton_gate,
-    gate_backward=_triton_gate_backward,
-    frequency_loss=_triton_frequency_loss,
-    frequency_loss_gradient=_triton_frequency_loss_gradient,
-    spab=_triton_spab,
-    head=_triton_head,
-    tail=_triton_tail,
-)
+    return torch.empty_like(t).copy_(result)

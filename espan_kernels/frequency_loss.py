@@ -1,21 +1,13 @@
-"""The frequency-aware loss as an op: its wrappers, its shapes for the compiler, its gradient."""
+"""The frequency-aware loss as an op: wrappers, gradient, shapes for tracing, reference."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from espan_kernels import _library  # noqa: F401  (defines torch.ops.espan)
+from espan_kernels import _library, reference
 from espan_kernels._checks import check_frequency_loss
 from espan_kernels.frequency_loss_reference import DCT_WEIGHT, HF_WEIGHT
-from espan_kernels.gate import _in_autocast
-
-
-def _matched(sr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
-    if sr.dtype != hr.dtype and _in_autocast(sr.device.type):
-        wider = torch.promote_types(sr.dtype, hr.dtype)
-        return sr.to(wider), hr.to(wider)
-    return sr, hr
 
 
 def frequency_loss(
@@ -60,7 +52,8 @@ def frequency_loss(
         RuntimeError: an unsupported dtype or shape, ``hr`` that does not match ``sr``, or a second
             derivative.
     """
-    return torch.ops.espan.frequency_loss(*_matched(sr, hr), pixel, hf, dct, squared)
+    sr, hr = _library.promote_under_autocast(sr, hr)
+    return torch.ops.espan.frequency_loss(sr, hr, pixel, hf, dct, squared)
 
 
 def frequency_loss_gradient(
@@ -96,8 +89,27 @@ def frequency_loss_gradient(
     Raises:
         RuntimeError: as there.
     """
-    sr, hr = _matched(sr.detach(), hr.detach())
+    sr, hr = _library.promote_under_autocast(sr.detach(), hr.detach())
     return torch.ops.espan.frequency_loss_gradient(sr, hr, scale.detach(), pixel, hf, dct, squared)
+
+
+def frequency_loss_by_reference(
+    sr: Tensor, hr: Tensor, pixel: float, hf: float, dct: float, squared: bool
+) -> tuple[Tensor, Tensor]:
+    """torch.ops.espan.frequency_loss in plain PyTorch."""
+    check_frequency_loss("espan::frequency_loss", sr, hr)
+    return reference.frequency_loss(sr, hr, pixel, hf, dct, squared)
+
+
+def frequency_loss_gradient_by_reference(
+    sr: Tensor, hr: Tensor, scale: Tensor, pixel: float, hf: float, dct: float, squared: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """torch.ops.espan.frequency_loss_gradient in plain PyTorch."""
+    check_frequency_loss("espan::frequency_loss_gradient", sr, hr, scale)
+    loss, terms, gradient = reference.frequency_loss_gradient(
+        sr, hr, scale.reshape(()), pixel, hf, dct, squared
+    )
+    return loss, terms, _library.strides_like(sr, gradient)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -151,3 +163,5 @@ def _(
 
 
 register_gradient("espan")
+_library.implement("frequency_loss", frequency_loss_by_reference)
+_library.implement("frequency_loss_gradient", frequency_loss_gradient_by_reference)

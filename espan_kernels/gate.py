@@ -1,11 +1,11 @@
-"""SPAB's gate as an op: its wrapper, its shape for the compiler, its gradient."""
+"""SPAB's gate as an op: wrapper, gradient, shapes for tracing, reference."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from espan_kernels import _library  # noqa: F401  (defines torch.ops.espan)
+from espan_kernels import _library, reference
 from espan_kernels._checks import check_gate
 
 
@@ -30,15 +30,20 @@ def gate(o: Tensor, x: Tensor) -> Tensor:
         RuntimeError: a dtype that is not floating-point, or ``x`` that does not match ``o``; and in
             the backward pass, if a second derivative is asked for.
     """
-    if o.dtype != x.dtype and _in_autocast(o.device.type):
-        wider = torch.promote_types(o.dtype, x.dtype)
-        o, x = o.to(wider), x.to(wider)
-    return torch.ops.espan.gate(o, x)
+    return torch.ops.espan.gate(*_library.promote_under_autocast(o, x))
 
 
-def _in_autocast(device_type: str) -> bool:
-    available = torch.amp.is_autocast_available(device_type)  # else the next line would raise
-    return available and torch.is_autocast_enabled(device_type)
+def gate_by_reference(o: Tensor, x: Tensor) -> Tensor:
+    """torch.ops.espan.gate in plain PyTorch."""
+    check_gate("espan::gate", o, x=x)
+    return _library.strides_like(o, reference.gate(o, x))
+
+
+def gate_backward_by_reference(grad: Tensor, o: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """torch.ops.espan.gate_backward in plain PyTorch."""
+    check_gate("espan::gate_backward", o, x=x, grad=grad)
+    grad_o, grad_x = reference.gate_backward(grad, o, x)
+    return _library.strides_like(o, grad_o), _library.strides_like(o, grad_x)
 
 
 def _save_inputs(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -75,3 +80,5 @@ def _(grad: Tensor, o: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 register_gradient("espan")
+_library.implement("gate", gate_by_reference)
+_library.implement("gate_backward", gate_backward_by_reference)

@@ -1,14 +1,14 @@
-"""The first convolution as an op: packing, wrapper, meaning on packed weights."""
+"""The first convolution as one op: wrapper, packing, reference on packed weights."""
 
 import torch
 from torch import Tensor
 
-from espan_kernels import _features, _library, _packing, _streamed, reference
-from espan_kernels._packing import padded
+from espan_kernels import _checks, _library, reference
+from espan_kernels.packing import cuda_fragments
+from espan_kernels.packing.feature_maps import from_nchw, padded
 
 OP = "espan::head"
 MAX_KERNEL = 11
-IMAGE_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 
 
 def head(image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kernel: int) -> Tensor:
@@ -19,17 +19,17 @@ def head(image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kern
     Args:
         image: (N, 3, H, W) of any strides; uint8, which stands for 0-1, float16, bfloat16 or
             float32.
-        packed: from :func:`pack_head`, for the device of ``image``; its dtype is that of the
+        packed: from :func:`pack_head`, on the device of ``image``; its dtype is that of the
             result.
         mean: (3,) float32, subtracted from the image before the zero padding; or None.
         channels: C, up to 64.
         kernel: odd, up to 11.
 
     Returns:
-        (N, H, W, P), P = ``padded(channels)``, zero beyond C.
+        (N, H, W, P), P = C rounded up to a multiple of 16, zero beyond C.
 
     Raises:
-        RuntimeError: inputs that do not fit together; a gradient, which there is none of.
+        RuntimeError: inputs that do not fit together; an input that requires a gradient.
     """
     return torch.ops.espan.head(image, packed, mean, channels, kernel)
 
@@ -39,8 +39,6 @@ def pack_head(
     bias: Tensor,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
-    *,
-    form: str | None = None,
 ) -> Tensor:
     """Pack a (C, 3, k, k) weight and a (C,) bias for :func:`head`.
 
@@ -48,14 +46,14 @@ def pack_head(
     """
     channels, kernel = weight.shape[0], weight.shape[-1]
     _check(channels, kernel)
-    _packing.check_dtype("pack_head", dtype)
-    _packing.check_weight("pack_head", "weight", weight, (channels, 3, kernel, kernel))
-    _packing.check_weight("pack_head", "bias", bias, (channels,))
-    if _packing.choose_form("pack_head", form, device) == "cpu":
-        return _streamed.join([], [(_streamed.head(weight), bias)]).view(dtype).to(device)
+    _checks.check_dtype("pack_head", dtype)
+    _checks.check_weight("pack_head", "weight", weight, (channels, 3, kernel, kernel))
+    _checks.check_weight("pack_head", "bias", bias, (channels,))
     p = padded(channels)
-    padded_bias = _packing.pad(bias.detach().double().cpu(), p)[_packing.output_order(p)]
-    return _packing.join([_pack(weight.detach().double().cpu())], [padded_bias], dtype).to(device)
+    padded_bias = cuda_fragments.pad(bias.detach().double().cpu(), p)
+    padded_bias = padded_bias[cuda_fragments.output_order(p)]
+    weights = [_pack(weight.detach().double().cpu())]
+    return cuda_fragments.join(weights, [padded_bias], dtype).to(device)
 
 
 def _steps(kernel: int) -> tuple[int, int]:
@@ -68,9 +66,9 @@ def _pack(weight: Tensor) -> Tensor:
     channels, _, kernel, _ = weight.shape
     p, (groups, runs) = padded(channels), _steps(kernel)
     rows = weight.permute(2, 3, 1, 0).reshape(kernel, 3 * kernel, channels)  # dy, (dx, rgb), C
-    rows = _packing.pad(rows, 3 * groups, 16 * runs, p)[..., _packing.output_order(p)]
+    rows = cuda_fragments.pad(rows, 3 * groups, 16 * runs, p)[..., cuda_fragments.output_order(p)]
     steps = rows.view(groups, 3, runs, 16, p).transpose(1, 2)
-    return _packing.fragments(steps).flatten()
+    return cuda_fragments.fragments(steps).flatten()
 
 
 def _pack_numbers(channels: int, kernel: int) -> Tensor:
@@ -78,39 +76,32 @@ def _pack_numbers(channels: int, kernel: int) -> Tensor:
     return _pack(torch.arange(1, count + 1).view(channels, 3, kernel, kernel))
 
 
-def _weight_count(channels: int, kernel: int) -> int:
-    groups, runs = _steps(kernel)
-    return groups * runs * 3 * 16 * padded(channels)
-
-
 def unpack(packed: Tensor, channels: int, kernel: int) -> tuple[Tensor, Tensor]:
-    """The weight (C, 3, k, k) and bias (C,) that are in ``packed``."""
-    if _form(packed, packed.dtype, channels, kernel) == "cpu":
-        ((rows, bias),) = _streamed.split(packed, [(3 * kernel * kernel, channels)])
-        return _streamed.from_head(rows, kernel).to(packed.dtype), bias.to(packed.dtype)
-    p = padded(channels)
-    flat, bias = _packing.split(packed, _weight_count(channels, kernel), p)
-    order = _packing.inverse(_pack_numbers, channels, kernel).to(packed.device)
+    """The weight (C, 3, k, k) and bias (C,) in ``packed``."""
+    flat, bias = sizes(channels, kernel).split(packed)
+    order = cuda_fragments.inverse(_pack_numbers, channels, kernel).to(packed.device)
     weight = flat[order].view(channels, 3, kernel, kernel)
-    return weight, _packing.natural(bias, p)[:channels].to(packed.dtype)
+    return weight, cuda_fragments.natural(bias, padded(channels))[:channels].to(packed.dtype)
 
 
-def _form(packed: Tensor, dtype: torch.dtype, channels: int, kernel: int) -> str:
-    cuda = _weight_count(channels, kernel), padded(channels), 0
-    return _packing.form_of(OP, packed, dtype, cuda, [(3 * kernel * kernel, channels)])
+def sizes(channels: int, kernel: int) -> cuda_fragments.Sizes:
+    """Of a packed tensor."""
+    groups, runs = _steps(kernel)
+    return cuda_fragments.Sizes(groups * runs * 3 * 16 * padded(channels), padded(channels))
 
 
 def _check(channels: int, kernel: int) -> None:
-    _packing.check_channels(OP, channels)
+    _checks.check_channels(OP, channels)
     if kernel % 2 == 0 or not 1 <= kernel <= MAX_KERNEL:
         raise RuntimeError(f"{OP}: kernel is {kernel}; it must be odd, 1 to {MAX_KERNEL}")
 
 
-def _check_inputs(
+def check_inputs(
     image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kernel: int
 ) -> None:
+    """The checks of :func:`head`."""
     _check(channels, kernel)
-    if image.dtype not in IMAGE_DTYPES:
+    if image.dtype not in _checks.IMAGE_DTYPES:
         raise RuntimeError(
             f"{OP}: image has dtype {str(image.dtype).removeprefix('torch.')}; "
             "it must be uint8, float16, bfloat16 or float32"
@@ -119,29 +110,30 @@ def _check_inputs(
         raise RuntimeError(
             f"{OP}: image has shape {list(image.shape)}; it must be (N, 3, H, W) and not empty"
         )
-    _features.check_device(OP, "packed", packed, "image", image)
-    _packing.check_dtype(OP, packed.dtype)
-    _form(packed, packed.dtype, channels, kernel)
+    _checks.check_device(OP, "packed", packed, "image", image)
+    _checks.check_dtype(OP, packed.dtype)
+    _checks.check_packed(OP, packed, packed.dtype, sizes(channels, kernel).total(packed.dtype))
     if mean is not None:
-        _features.check_device(OP, "mean", mean, "image", image)
+        _checks.check_device(OP, "mean", mean, "image", image)
         if mean.dtype != torch.float32 or mean.shape != (3,) or not mean.is_contiguous():
             raise RuntimeError(f"{OP}: mean must be three contiguous values in float32")
 
 
-def _reference(
+def head_by_reference(
     image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kernel: int
 ) -> Tensor:
-    _check_inputs(image, packed, mean, channels, kernel)
+    """:func:`head` in plain PyTorch."""
+    check_inputs(image, packed, mean, channels, kernel)
     weight, bias = unpack(packed, channels, kernel)
-    return _features.from_nchw(reference.head(image, weight, bias, mean))
+    return from_nchw(reference.head(image, weight, bias, mean))
 
 
 @torch.library.register_fake(OP)
 def _(image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kernel: int) -> Tensor:
-    _check_inputs(image, packed, mean, channels, kernel)
+    check_inputs(image, packed, mean, channels, kernel)
     n, _, height, width = image.shape
     return packed.new_empty(n, height, width, padded(channels))
 
 
-_library.implement("head", _reference)
+_library.implement("head", head_by_reference)
 _library.refuse_gradients("head")

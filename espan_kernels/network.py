@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from espan_kernels import _library, _streamed, _tiles
+from espan_kernels import _library
+from espan_kernels.packing import cpu_amx_tiles, cpu_winograd
 
 Kernel = tuple[Tensor, Tensor]
 
@@ -111,7 +112,7 @@ def pack_network(
         )
     tiles = amx and dtype != torch.float32
     layers: list[tuple[Tensor, Tensor | None]] = []
-    form = _tiles if tiles else _streamed
+    form = cpu_amx_tiles if tiles else cpu_winograd
     # By tiles the sums of concat_last begin with the side's: its bias is put there.
     bias = concat_last[1]
 
@@ -134,11 +135,11 @@ def pack_network(
     if len(concat_side) == 3:
         side(2)
     layers.append((form.conv(concat_last[0]), None if tiles else bias))
-    order = _streamed.upsample_order(scale)
+    order = cpu_winograd.upsample_order(scale)
     layers.append((form.conv(upsample[0][order]), upsample[1][order]))
     if tiles:
-        return _tiles.join(mean, layers, halves=dtype is None)
-    return _streamed.join(mean, layers)
+        return cpu_amx_tiles.join(mean, layers, halves=dtype is None)
+    return cpu_winograd.join(mean, layers)
 
 
 def _check(name: str, kernel: Kernel, shape: tuple[int, ...]) -> None:

@@ -1,13 +1,15 @@
-"""From the features to the image as one op: packing, wrapper, meaning on packed weights."""
+"""From the features to the image as one op: wrapper, packing, reference on packed weights."""
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from espan_kernels import _features, _library, _packing, _streamed, reference
-from espan_kernels._packing import padded
+from espan_kernels import _checks, _library, reference
+from espan_kernels.packing import cuda_fragments
+from espan_kernels.packing.feature_maps import padded, to_nchw
 
 OP = "espan::tail"
-IMAGE_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 
 
 def tail(
@@ -27,20 +29,20 @@ def tail(
 
     Args:
         head, first, last, activation: feature maps (N, H, W, P) contiguous, of one dtype and shape.
-        packed: from :func:`pack_tail`, of their dtype and for their device.
+        packed: from :func:`pack_tail`, of their dtype and on their device.
         channels: C, up to 64.
         scale: s, 1 to 4.
         dtype: of the image: uint8 (clamped to 0-1, rounded), float16, bfloat16 or float32 (not
             clamped).
         flag: int32, one element: set to 1 if any value before clamping is outside [-1, 2] or not
-            finite, which no photograph gives; otherwise left as it is.
+            finite, which no photograph causes; otherwise left unchanged.
 
     Returns:
         (N, 3, s H, s W): uint8 with the strides of NHWC, so that its ``permute(0, 2, 3, 1)`` is an
         ordinary image; the others contiguous.
 
     Raises:
-        RuntimeError: inputs that do not fit together; a gradient, which there is none of.
+        RuntimeError: inputs that do not fit together; an input that requires a gradient.
     """
     return torch.ops.espan.tail(head, first, last, activation, packed, channels, scale, dtype, flag)
 
@@ -53,8 +55,6 @@ def pack_tail(
     up_bias: Tensor,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
-    *,
-    form: str | None = None,
 ) -> Tensor:
     """Pack the weights of :func:`espan_kernels.reference.tail` for :func:`tail`.
 
@@ -63,7 +63,7 @@ def pack_tail(
     channels, sides = bias.shape[0], side_weight.shape[1] // bias.shape[0]
     scale = round((up_bias.shape[0] / 3) ** 0.5)
     _check(channels, scale, sides)
-    _packing.check_dtype("pack_tail", dtype)
+    _checks.check_dtype("pack_tail", dtype)
     shapes = {
         "last_weight": (last_weight, (channels, channels, 3, 3)),
         "side_weight": (side_weight, (channels, sides * channels, 1, 1)),
@@ -71,23 +71,15 @@ def pack_tail(
         "up_bias": (up_bias, (3 * scale * scale,)),
     }
     for name, (weight, shape) in shapes.items():
-        _packing.check_weight("pack_tail", name, weight, shape)
-    if _packing.choose_form("pack_tail", form, device) == "cpu":
-        order = _streamed.upsample_order(scale)
-        layers: list[tuple[Tensor, Tensor | None]] = [
-            (_streamed.head(side), None) for side in side_weight.split(channels, dim=1)
-        ]
-        layers.append((_streamed.winograd(last_weight), bias))
-        layers.append((_streamed.winograd(up_weight[order]), up_bias[order]))
-        return _streamed.join([], layers).view(dtype).to(device)
+        _checks.check_weight("pack_tail", name, weight, shape)
     wide = [t.detach().double().cpu() for t in (last_weight, side_weight, up_weight)]
     p = padded(channels)
     biases = [
-        _packing.pad(bias.detach().double().cpu(), p)[_packing.output_order(p)],
+        cuda_fragments.pad(bias.detach().double().cpu(), p)[cuda_fragments.output_order(p)],
         _up_rows(up_bias.detach().double().cpu(), scale),
     ]
-    streamed = _pack(*wide, streamed=True) if p <= _packing.MAX_STREAMED else []
-    return _packing.join(_pack(*wide), biases, dtype, streamed).to(device)
+    streamed = _pack(*wide, streamed=True) if cuda_fragments.is_streamed(p) else []
+    return cuda_fragments.join(_pack(*wide), biases, dtype, streamed).to(device)
 
 
 def _up_rows(rows: Tensor, scale: int) -> Tensor:
@@ -99,7 +91,7 @@ def _up_rows(rows: Tensor, scale: int) -> Tensor:
     run = scale if scale > 2 else 1
     tiles = 6 if scale > 2 else 2
     lanes = rows.view(3, scale * scale // run, run, -1).permute(1, 2, 0, 3)  # q, pixel, rgb
-    lanes = _packing.pad(lanes.reshape(scale * scale // run, 3 * run, -1), 4, 2 * tiles)
+    lanes = cuda_fragments.pad(lanes.reshape(scale * scale // run, 3 * run, -1), 4, 2 * tiles)
     # tile j, column (q, e) is value 2 j + e of lane q
     order = lanes.view(4, tiles, 2, -1).transpose(0, 1)
     return order.reshape(8 * tiles, *rows.shape[1:])
@@ -108,14 +100,14 @@ def _up_rows(rows: Tensor, scale: int) -> Tensor:
 def _pack(last: Tensor, side: Tensor, up: Tensor, *, streamed: bool = False) -> list[Tensor]:
     channels = last.shape[0]
     p = padded(channels)
-    order = _packing.output_order(p)
-    conv3x3 = _packing.streamed_conv3x3 if streamed else _packing.conv3x3
-    conv1x1 = _packing.streamed_conv1x1 if streamed else _packing.conv1x1
-    sides = [_packing.pad(s.flatten(1), p, p)[order] for s in side.split(channels, 1)]
+    order = cuda_fragments.output_order(p)
+    conv3x3 = cuda_fragments.streamed_conv3x3 if streamed else cuda_fragments.conv3x3
+    conv1x1 = cuda_fragments.streamed_conv1x1 if streamed else cuda_fragments.conv1x1
+    sides = [cuda_fragments.pad(s.flatten(1), p, p)[order] for s in side.split(channels, 1)]
     scale = round((up.shape[0] / 3) ** 0.5)
     rows = _up_rows(up.flatten(1), scale).view(-1, channels, 9)
-    rows = _packing.pad(rows.transpose(0, 1), p).transpose(0, 1).reshape(-1, p, 3, 3)
-    last = _packing.pad(last, p, p)[order]
+    rows = cuda_fragments.pad(rows.transpose(0, 1), p).transpose(0, 1).reshape(-1, p, 3, 3)
+    last = cuda_fragments.pad(last, p, p)[order]
     return [conv3x3(last), *(conv1x1(s) for s in sides), conv3x3(rows)]
 
 
@@ -139,138 +131,105 @@ def _bias_numbers(scale: int) -> Tensor:
     return _up_rows(torch.arange(1, 3 * scale * scale + 1), scale)
 
 
-def _counts(channels: int, scale: int, sides: int) -> tuple[int, int, int]:
-    """Weights, biases and streamed weights in a packed tensor."""
+def sizes(channels: int, scale: int, sides: int) -> cuda_fragments.Sizes:
+    """Of a packed tensor."""
     p, up = padded(channels), 48 if scale > 2 else 16
-    wide = _packing.streamed_size(p, p) + _packing.streamed_size(p, up)
-    streamed = wide + sides * p * p if p <= _packing.MAX_STREAMED else 0
-    return p * (9 * p + sides * p + 9 * up), p + up, streamed
+    wide = cuda_fragments.streamed_size(p, p) + cuda_fragments.streamed_size(p, up)
+    streamed = wide + sides * p * p if cuda_fragments.is_streamed(p) else 0
+    return cuda_fragments.Sizes(p * (9 * p + sides * p + 9 * up), p + up, streamed)
 
 
 def unpack(
     packed: Tensor, channels: int, scale: int, sides: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """last_weight, side_weight, bias, up_weight and up_bias as they are in ``packed``."""
-    if _form(packed, packed.dtype, channels, scale, sides) == "cpu":
-        return _unpack_streamed(packed, channels, scale, sides)
+    """last_weight, side_weight, bias, up_weight and up_bias in ``packed``."""
     p = padded(channels)
-    flat, biases = _packing.split(packed, *_counts(channels, scale, sides)[:2])
-    order = _packing.inverse(_pack_numbers, channels, scale, sides).to(packed.device)
+    flat, biases = sizes(channels, scale, sides).split(packed)
+    order = cuda_fragments.inverse(_pack_numbers, channels, scale, sides).to(packed.device)
     shapes = _shapes(channels, scale, sides)
     parts = flat[order].split([torch.Size(shape).numel() for shape in shapes])
     last, side, up = (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
-    bias = _packing.natural(biases[:p], p)[:channels]
-    up_bias = biases[p:][_packing.inverse(_bias_numbers, scale).to(packed.device)]
+    bias = cuda_fragments.natural(biases[:p], p)[:channels]
+    up_bias = biases[p:][cuda_fragments.inverse(_bias_numbers, scale).to(packed.device)]
     return last, side, bias.to(packed.dtype), up, up_bias.to(packed.dtype)
 
 
-def _unpack_streamed(
-    packed: Tensor, channels: int, scale: int, sides: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    *side_layers, (last, bias), (up, up_bias) = _streamed.split(
-        packed, _layers(channels, scale, sides)
-    )
-    side = torch.cat([_streamed.from_head(rows, 1) for rows, _ in side_layers], dim=1)
-    back = _streamed.upsample_order(scale)[: 3 * scale * scale].argsort().to(packed.device)
-    parts = (
-        _streamed.from_winograd(last),
-        side,
-        bias,
-        _streamed.from_winograd(up)[back],
-        up_bias[back],
-    )
-    return tuple(part.to(packed.dtype) for part in parts)  # type: ignore[return-value]
-
-
-def _layers(channels: int, scale: int, sides: int) -> list[tuple[int, int]]:
-    wide = [(36 * channels, channels), (36 * channels, 3 * scale * scale)]
-    return [(channels, channels)] * sides + wide
-
-
-def _form(packed: Tensor, dtype: torch.dtype, channels: int, scale: int, sides: int) -> str:
-    cuda = _counts(channels, scale, sides)
-    return _packing.form_of(OP, packed, dtype, cuda, _layers(channels, scale, sides))
-
-
 def _check(channels: int, scale: int, sides: int) -> None:
-    _packing.check_channels(OP, channels)
+    _checks.check_channels(OP, channels)
     if not 1 <= scale <= 4:
         raise RuntimeError(f"{OP}: scale is {scale}; it must be 1 to 4")
     if sides not in (2, 3):
         raise RuntimeError(f"{OP}: the concat has {sides} sides; it must have 2 or 3")
 
 
-def _check_inputs(
-    head: Tensor,
-    first: Tensor,
-    last: Tensor,
-    activation: Tensor | None,
-    packed: Tensor,
-    channels: int,
-    scale: int,
-    dtype: torch.dtype,
-    flag: Tensor | None,
-) -> None:
-    sides = 2 if activation is None else 3
-    _check(channels, scale, sides)
-    _features.check(OP, "last", last, padded(channels))
-    others = {"head": head, "first": first, "activation": activation}
-    for name, t in others.items():
-        if t is not None:
-            _features.check_like(OP, name, t, "last", last)
-    _features.check_device(OP, "packed", packed, "last", last)
-    _form(packed, last.dtype, channels, scale, sides)
-    if dtype not in IMAGE_DTYPES:
-        raise RuntimeError(f"{OP}: dtype is {dtype}; it must be uint8, float16, bfloat16, float32")
-    if flag is not None:
-        _features.check_device(OP, "flag", flag, "last", last)
-        if flag.dtype != torch.int32 or flag.numel() != 1:
-            raise RuntimeError(f"{OP}: flag must be one element in int32")
+class TailInputs(NamedTuple):
+    """The arguments of :func:`tail`, in their order."""
+
+    head: Tensor
+    first: Tensor
+    last: Tensor
+    activation: Tensor | None
+    packed: Tensor
+    channels: int
+    scale: int
+    dtype: torch.dtype
+    flag: Tensor | None
+
+    @property
+    def sides(self) -> dict[str, Tensor]:
+        """What the concat takes beside the last block's output."""
+        sides = {"head": self.head, "first": self.first}
+        return sides if self.activation is None else sides | {"activation": self.activation}
+
+    def check(self) -> None:
+        """The checks of :func:`tail`."""
+        last, count = self.last, len(self.sides)
+        _check(self.channels, self.scale, count)
+        _checks.check_features(OP, "last", last, padded(self.channels))
+        for name, t in self.sides.items():
+            _checks.check_features_like(OP, name, t, "last", last)
+        _checks.check_device(OP, "packed", self.packed, "last", last)
+        size = sizes(self.channels, self.scale, count).total(last.dtype)
+        _checks.check_packed(OP, self.packed, last.dtype, size)
+        if self.dtype not in _checks.IMAGE_DTYPES:
+            raise RuntimeError(
+                f"{OP}: dtype is {self.dtype}; it must be uint8, float16, bfloat16, float32"
+            )
+        if self.flag is not None:
+            _checks.check_device(OP, "flag", self.flag, "last", last)
+            if self.flag.dtype != torch.int32 or self.flag.numel() != 1:
+                raise RuntimeError(f"{OP}: flag must be one element in int32")
+
+    def empty_image(self) -> Tensor:
+        """The result before it is written."""
+        n, height, width, _ = self.last.shape
+        height, width = self.scale * height, self.scale * width
+        if self.dtype == torch.uint8:
+            return self.last.new_empty(n, height, width, 3, dtype=self.dtype).permute(0, 3, 1, 2)
+        return self.last.new_empty(n, 3, height, width, dtype=self.dtype)
 
 
-def _reference(
-    head: Tensor,
-    first: Tensor,
-    last: Tensor,
-    activation: Tensor | None,
-    packed: Tensor,
-    channels: int,
-    scale: int,
-    dtype: torch.dtype,
-    flag: Tensor | None,
-) -> Tensor:
-    _check_inputs(head, first, last, activation, packed, channels, scale, dtype, flag)
-    sides = [head, first] if activation is None else [head, first, activation]
-    maps = [_features.to_nchw(t, channels) for t in (last, *sides)]
-    weights = unpack(packed, channels, scale, len(sides))
-    image = reference.tail(maps[0], maps[1:], *weights, scale)
-    if flag is not None:
-        flag |= ~((image >= -1) & (image <= 2)).all()
-    if dtype != torch.uint8:
-        return image.to(dtype).contiguous()
+def tail_by_reference(*inputs: Any) -> Tensor:
+    """:func:`tail` in plain PyTorch."""
+    t = TailInputs(*inputs)
+    t.check()
+    sides = [to_nchw(side, t.channels) for side in t.sides.values()]
+    weights = unpack(t.packed, t.channels, t.scale, len(sides))
+    image = reference.tail(to_nchw(t.last, t.channels), sides, *weights, t.scale)
+    if t.flag is not None:
+        t.flag.bitwise_or_(~((image >= -1) & (image <= 2)).all())
+    if t.dtype != torch.uint8:
+        return image.to(t.dtype).contiguous()
     levels = (image.float().nan_to_num(0).clamp(0, 1) * 255).round()
     return levels.to(torch.uint8).contiguous(memory_format=torch.channels_last)
 
 
 @torch.library.register_fake(OP)
-def _(
-    head: Tensor,
-    first: Tensor,
-    last: Tensor,
-    activation: Tensor | None,
-    packed: Tensor,
-    channels: int,
-    scale: int,
-    dtype: torch.dtype,
-    flag: Tensor | None,
-) -> Tensor:
-    _check_inputs(head, first, last, activation, packed, channels, scale, dtype, flag)
-    n, height, width, _ = last.shape
-    shape = (n, scale * height, scale * width, 3)
-    if dtype == torch.uint8:
-        return last.new_empty(shape, dtype=dtype).permute(0, 3, 1, 2)
-    return last.new_empty(n, 3, *shape[1:3], dtype=dtype)
+def _(*inputs: Any) -> Tensor:
+    t = TailInputs(*inputs)
+    t.check()
+    return t.empty_image()
 
 
-_library.implement("tail", _reference)
+_library.implement("tail", tail_by_reference)
 _library.refuse_gradients("tail")

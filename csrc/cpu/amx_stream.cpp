@@ -31,9 +31,8 @@ struct HeadRows {
 // Everything that the tasks of one strip of one image share.
 class AmxStrip {
  public:
-  AmxStrip(const Plan& plan, bool both, int64_t strip, const std::vector<Pixels>& outside,
-           const float* mean, float* memory)
-      : plan_(plan), both_(both), outside_(outside), mean_(mean) {
+  AmxStrip(const Plan& plan, bool both, int64_t strip, const Images& images, float* memory)
+      : plan_(plan), both_(both), images_(images) {
     zeros_ = reinterpret_cast<char*>(memory);
     memory += plan.longest_row(strip);
     std::memset(zeros_, 0, plan.longest_row(strip) * sizeof(float));
@@ -135,7 +134,7 @@ class AmxStrip {
     float* row = scratch + head.count * head.half() / 2;
     char* high = reinterpret_cast<char*>(scratch);
     for (int64_t i = 0; i < head.count; ++i, high += 2 * head.half()) {
-      read_image_rows(outside_[layer.outside], mean_, plan_.height(), plan_.width(),
+      read_image_rows(images_.input, images_.mean, plan_.height(), plan_.width(),
                       first - radius + i, 1, rows.columns.first - radius, head.pixels, row);
       std::memset(high, 0, 2 * head.half());
       split(row, 3 * head.pixels, high, high + head.half());
@@ -192,7 +191,7 @@ class AmxStrip {
   }
 
   ImageRow image_row(const Layer& layer, const Products& p, int64_t y, Range* range) const {
-    ImageRow r{p, outside_[layer.outside], 1, range};
+    ImageRow r{p, images_.output, 1, range};
     while (3 * r.scale * r.scale < layer.outputs) ++r.scale;
     r.image.data = r.image.at(r.scale * y, r.scale * rows_of(layer).columns.first);
     return r;
@@ -233,8 +232,7 @@ class AmxStrip {
 
   const Plan& plan_;
   bool both_;
-  const std::vector<Pixels>& outside_;
-  const float* mean_;
+  const Images& images_;
   char* zeros_;
   std::vector<Rows> rings_;
 };
@@ -253,11 +251,11 @@ AmxStream::AmxStream(const Layers& layers, int64_t height, int64_t width)
 
 AmxStream::~AmxStream() { return_workspace(std::move(workspace_)); }
 
-Range AmxStream::run(const std::vector<Pixels>& outside, const float* mean) const {
+Range AmxStream::run(const Images& images) const {
   return run_strips(plan_, threads_, [&](int64_t i) {
     const int64_t scratch_size = AmxStrip::scratch_size(plan_, i);
     float* scratch = workspace_.memory.get();
-    const AmxStrip strip(plan_, both_, i, outside, mean, scratch + threads_ * scratch_size);
+    const AmxStrip strip(plan_, both_, i, images, scratch + threads_ * scratch_size);
     return [=](int64_t thread, const Task& task, Range* range) {
       strip.run(task, scratch + thread * scratch_size, range);
     };

@@ -1,8 +1,6 @@
 // Runs layers on images as stream.h does, by direct convolution on the matrix unit (AMX).
 #pragma once
 
-#include <vector>
-
 #include "network_plan.h"
 #include "network_tasks.h"
 #include "workspace.h"
@@ -11,14 +9,13 @@ namespace espan::cpu {
 
 class AmxStream {
  public:
-  // `layers`, in one of the forms of tiles, must outlive it.  They are to be heads, pointwise,
-  // convolutions and upsamples.
+  // `layers`, in one of the forms of tiles, must outlive it.
   AmxStream(const Layers& layers, int64_t height, int64_t width);
   AmxStream(const AmxStream&) = delete;
   ~AmxStream();
 
   // As Stream::run.
-  Range run(const std::vector<Pixels>& outside, const float* mean) const;
+  Range run(const Images& images) const;
 
  private:
   Plan plan_;

@@ -62,26 +62,24 @@ void run(const Tensor& sr, const Tensor& hr, T* grad, double scale, const LossOp
   terms[2] /= coefficients;
   float* out = result.terms.mutable_data_ptr<float>();
   for (int i = 0; i < 3; ++i) out[i] = static_cast<float>(terms[i]);
-  *result.loss.mutable_data_ptr<float>() = static_cast<float>(
-      options.pixel_weight * terms[0] + options.alpha * terms[1] + options.beta * terms[2]);
+  *result.loss.mutable_data_ptr<float>() =
+      static_cast<float>(options.pixel * terms[0] + options.hf * terms[1] + options.dct * terms[2]);
 }
 
-std::tuple<Tensor, Tensor> frequency_loss(const Tensor& sr, const Tensor& hr, double pixel_weight,
-                                          double alpha, double beta, bool squared) {
+std::tuple<Tensor, Tensor> frequency_loss(const Tensor& sr, const Tensor& hr, double pixel,
+                                          double hf, double dct, bool squared) {
   check_frequency_loss("espan::frequency_loss", sr, hr);
   const LossResult result = empty_loss(sr);
   const Tensor dense_sr = rows_of(sr), dense_hr = rows_of(hr);
   for_loss_dtype(sr, [&](auto zero) {
-    run<decltype(zero)>(dense_sr, dense_hr, nullptr, 1.0, {pixel_weight, alpha, beta, squared},
-                        result);
+    run<decltype(zero)>(dense_sr, dense_hr, nullptr, 1.0, {pixel, hf, dct, squared}, result);
   });
   return {result.loss, result.terms};
 }
 
 std::tuple<Tensor, Tensor, Tensor> frequency_loss_gradient(const Tensor& sr, const Tensor& hr,
-                                                           const Tensor& scale, double pixel_weight,
-                                                           double alpha, double beta,
-                                                           bool squared) {
+                                                           const Tensor& scale, double pixel,
+                                                           double hf, double dct, bool squared) {
   check_frequency_loss("espan::frequency_loss_gradient", sr, hr);
   check_scale("espan::frequency_loss_gradient", scale, sr);
   const LossResult result = empty_loss(sr);
@@ -91,7 +89,7 @@ std::tuple<Tensor, Tensor, Tensor> frequency_loss_gradient(const Tensor& sr, con
   for_loss_dtype(sr, [&](auto zero) {
     using T = decltype(zero);
     run<T>(dense_sr, dense_hr, rows.mutable_data_ptr<T>(), *scale.const_data_ptr<float>(),
-           {pixel_weight, alpha, beta, squared}, result);
+           {pixel, hf, dct, squared}, result);
   });
   if (!grad.is_contiguous()) torch::stable::copy_(grad, rows);
   return {result.loss, result.terms, grad};

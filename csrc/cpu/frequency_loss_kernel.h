@@ -229,7 +229,7 @@ void store_gradient(const LossTile& t, const LossWeights& w, T* grad, LossScratc
       const VecF d = load(s.d(row) + c);
       const VecF high = load(s.signs(row) + c) - blurred_column(s.rows(row) + c);
       // Of 1 and 2, 1.5 - 0.5 e is the inverse.
-      const VecF weight = w.high * edge * (1.5f - 0.5f * load(s.edge_x() + c));
+      const VecF weight = w.hf * edge * (1.5f - 0.5f * load(s.edge_x() + c));
       const VecF v =
           -w.pixel * (w.squared ? d : sign(d)) - weight * high - w.dct * load(s.dct(row) + c);
       if (c + kLanes <= t.inside_columns())

@@ -59,8 +59,7 @@ void run_backward(const Tensor& g, const Tensor& o, const Tensor& x, const Tenso
 }
 
 Tensor gate(const Tensor& o, const Tensor& x) {
-  check_floating("espan::gate", "o", o);
-  check_same("espan::gate", "x", x, "o", o);
+  check_gate("espan::gate", o, x);
   const Tensor y = torch::stable::empty_like(o);
   const Tensor dense_o = laid_out_like(y, o), dense_x = laid_out_like(y, x);
   for_dtype(o, [&](auto zero) { run_forward<decltype(zero)>(dense_o, dense_x, y); });
@@ -68,9 +67,7 @@ Tensor gate(const Tensor& o, const Tensor& x) {
 }
 
 std::tuple<Tensor, Tensor> gate_backward(const Tensor& grad, const Tensor& o, const Tensor& x) {
-  check_floating("espan::gate_backward", "o", o);
-  check_same("espan::gate_backward", "x", x, "o", o);
-  check_same("espan::gate_backward", "grad", grad, "o", o);
+  check_gate_backward("espan::gate_backward", grad, o, x);
   const Tensor grad_o = torch::stable::empty_like(o), grad_x = torch::stable::empty_like(o);
   const Tensor dense_grad = laid_out_like(grad_o, grad), dense_o = laid_out_like(grad_o, o);
   const Tensor dense_x = laid_out_like(grad_o, x);

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 
-#include "../host_checks.h"
 #include "network_tasks.h"
 
 namespace espan::cpu {
@@ -22,10 +21,7 @@ struct FromBytes {
 struct FromFloats {
   float mean[3];
   explicit FromFloats(const float* m) : mean{m[0], m[1], m[2]} {}
-  template <class T>
-  float operator()(T v, int c) const {
-    return static_cast<float>(v) - mean[c];
-  }
+  float operator()(float v, int c) const { return v - mean[c]; }
 };
 
 template <class T, class Convert>
@@ -56,16 +52,10 @@ inline void read_image_rows(const Pixels& image, const float* mean, int64_t heig
   const auto read = [&](auto zero, const auto& convert) {
     read_rows<decltype(zero)>(image, convert, height, width, first, count, left, pixels, out);
   };
-  switch (image.type) {
-    case Element::uint8:
-      return read(uint8_t{}, FromBytes(mean));
-    case Element::float16:
-      return read(Half{}, FromFloats(mean));
-    case Element::bfloat16:
-      return read(BFloat16{}, FromFloats(mean));
-    case Element::float32:
-      return read(float{}, FromFloats(mean));
-  }
+  if (image.type == Element::uint8)
+    read(uint8_t{}, FromBytes(mean));
+  else
+    read(float{}, FromFloats(mean));
 }
 
 }  // namespace espan::cpu

@@ -26,10 +26,9 @@ struct Description {
 
 // As espan_kernels/network.py packs them.
 Layers network_layers(const Description& d, Form form, const float* weights) {
-  enum Outside { image, upscaled };
   const int64_t c = d.channels;
   Layers layers(weights, form);
-  int last = layers.head(c, d.head_kernel, image);
+  int last = layers.head(c, d.head_kernel);
   int side = layers.pointwise(c, last, -1);
   for (size_t block = 0; block < d.convs.size(); ++block) {
     const int first_activation = layers.conv(c, last, Activation::silu);
@@ -41,7 +40,7 @@ Layers network_layers(const Description& d, Form form, const float* weights) {
       side = layers.pointwise(c, first_activation, side);
   }
   const int fused = layers.conv(c, last, Activation::add, side);
-  layers.upsample(c, d.scale, fused, upscaled);
+  layers.upsample(c, d.scale, fused);
   return layers;
 }
 
@@ -101,7 +100,7 @@ std::tuple<Tensor, Tensor> network(const Tensor& image, const Tensor& packed, in
   Tensor out = torch::stable::empty({n, 3, scale * height, scale * width}, image.scalar_type(),
                                     std::nullopt, std::nullopt, std::nullopt, layout);
   // Page faults of a large result took 15% of the time.
-  prefer_huge_pages(out.data_ptr(), out.numel() * size_of(element(out.scalar_type())));
+  prefer_huge_pages(out.data_ptr(), out.numel() * size_of(element_of(out)));
   Tensor ranges = torch::stable::empty({n, 3}, ScalarType::Float);
   if (image.numel() == 0) return {out, torch::stable::fill_(ranges, 0.0)};
 
@@ -110,7 +109,7 @@ std::tuple<Tensor, Tensor> network(const Tensor& image, const Tensor& packed, in
   float* range = ranges.mutable_data_ptr<float>();
   const auto run_batch = [&](const auto& stream) {
     for (int64_t i = 0; i < n; ++i, range += 3) {
-      const Range r = stream.run({image_at(image, i), image_at(out, i)}, mean);
+      const Range r = stream.run({image_at(image, i), image_at(out, i), mean});
       range[0] = r.low;
       range[1] = r.high;
       range[2] = r.finite == 0 ? 0 : 1;

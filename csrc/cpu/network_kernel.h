@@ -1,6 +1,5 @@
 // The layers of the network on rows; compiled once per instruction set by for_each_isa.h.
 #include "activation.h"
-#include "map_row.h"
 #include "product.h"
 #include "to_image.h"
 #include "winograd.h"
@@ -42,6 +41,5 @@ inline int64_t network_scratch(int64_t inputs, int64_t outputs) {
 }
 
 inline void network_kernels(NetworkKernels* k) {
-  *k = {kLanes,        network_scratch, conv_row, head_row,
-        pointwise_row, upsample_row,    load_row, store_row};
+  *k = {kLanes, network_scratch, conv_row, head_row, pointwise_row, upsample_row};
 }

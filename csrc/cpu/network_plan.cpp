@@ -24,26 +24,23 @@ int64_t chunks_of(int64_t values) { return (values + 31) / 32; }
 
 // `rows` of weights for Winograd's form, `chunks` of 32 inputs for those of tiles.
 int Layers::add(Layer layer, int64_t rows, int64_t chunks) {
-  if (rows > 0) {
-    layer.weight_stride = padded(layer.outputs);
-    int64_t size = rows * layer.weight_stride;
-    if (form_ != Form::winograd) {
-      const bool halves = form_ == Form::bfloat16x3 || layer.kind == Layer::head;
-      size = chunks * (32 / 2) * layer.weight_stride * (halves ? 2 : 1);
-    }
-    if (weights_ != nullptr) {
-      layer.weights = weights_ + size_;
-      layer.bias = layer.weights + size;
-    }
-    size_ += size + layer.weight_stride;
+  layer.weight_stride = padded(layer.outputs);
+  int64_t size = rows * layer.weight_stride;
+  if (form_ != Form::winograd) {
+    const bool halves = form_ == Form::bfloat16x3 || layer.kind == Layer::head;
+    size = chunks * (32 / 2) * layer.weight_stride * (halves ? 2 : 1);
   }
+  if (weights_ != nullptr) {
+    layer.weights = weights_ + size_;
+    layer.bias = layer.weights + size;
+  }
+  size_ += size + layer.weight_stride;
   layers_.push_back(layer);
   return static_cast<int>(layers_.size()) - 1;
 }
 
-int Layers::head(int64_t c, int64_t kernel, int image) {
+int Layers::head(int64_t c, int64_t kernel) {
   Layer layer{Layer::head, -1, -1, Activation::none, 3, c};
-  layer.outside = image;
   layer.kernel = kernel;
   return add(layer, 3 * kernel * kernel, kernel * chunks_of(3 * kernel));
 }
@@ -56,22 +53,9 @@ int Layers::pointwise(int64_t c, int input, int other) {
   return add({Layer::pointwise, input, other, Activation::none, c, c}, c, chunks_of(c));
 }
 
-int Layers::upsample(int64_t c, int64_t scale, int input, int image) {
-  Layer layer{Layer::upsample, input, -1, Activation::none, c, 3 * scale * scale};
-  layer.outside = image;
-  return add(layer, 36 * c, 3 * chunks_of(3 * padded(c)));
-}
-
-int Layers::load(int64_t c, int map) {
-  Layer layer{Layer::load, -1, -1, Activation::none, c, c};
-  layer.outside = map;
-  return add(layer, 0, 0);
-}
-
-int Layers::store(int64_t c, int input, int map) {
-  Layer layer{Layer::store, input, -1, Activation::none, c, c};
-  layer.outside = map;
-  return add(layer, 0, 0);
+int Layers::upsample(int64_t c, int64_t scale, int input) {
+  return add({Layer::upsample, input, -1, Activation::none, c, 3 * scale * scale}, 36 * c,
+             3 * chunks_of(3 * padded(c)));
 }
 
 Plan::Plan(const Layers& layers, int64_t height, int64_t width, int64_t lanes)

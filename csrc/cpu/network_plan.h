@@ -1,4 +1,4 @@
-// A network, or a part of one, as a list of layers, and how much of each layer's output is kept.
+// A network as a list of layers, and how much of each layer's output is kept.
 //
 // Layers stream: a layer computes a group of rows as soon as the rows that it reads are there, and
 // keeps a ring of its latest rows until all that read them have done so.  A layer's groups begin
@@ -14,16 +14,14 @@
 namespace espan::cpu {
 
 struct Layer {
-  // `head` and `upsample` convolve from and to an image outside; `load` and `store` copy feature
-  // maps from and to outside.
-  enum Kind { head, conv, pointwise, upsample, load, store } kind;
-  int input;  // the layer whose output it reads, or -1: `head` and `load`
+  // `head` reads the input image, `upsample` writes the output image.
+  enum Kind { head, conv, pointwise, upsample } kind;
+  int input;  // the layer whose output it reads, or -1 for a head
   int other;  // the layer that is added or gated with, or -1
   Activation activation;
   int64_t inputs, outputs;
   const float *weights, *bias;
   int64_t weight_stride;
-  int outside = -1;    // which of the images and feature maps outside it reads or writes
   int64_t kernel = 0;  // the width of a head
 
   // Derived: how many rows it runs behind the head, how many pixels more than the strip it computes
@@ -52,12 +50,10 @@ class Layers {
   explicit Layers(const float* weights, Form form = Form::winograd)
       : weights_(weights), form_(form) {}
 
-  int head(int64_t channels, int64_t kernel, int image);
+  int head(int64_t channels, int64_t kernel);
   int conv(int64_t channels, int input, Activation activation, int other = -1);
   int pointwise(int64_t channels, int input, int other);
-  int upsample(int64_t channels, int64_t scale, int input, int image);
-  int load(int64_t channels, int map);
-  int store(int64_t channels, int input, int map);
+  int upsample(int64_t channels, int64_t scale, int input);
 
   int64_t size() const { return size_; }  // floats of weights
   Form form() const { return form_; }

@@ -10,12 +10,10 @@ namespace espan::cpu {
 
 enum class Activation { none, silu, gate, add };
 
-// What an image or a feature map outside the rings consists of.
-enum class Element { uint8, float16, bfloat16, float32 };
+// The type of an image's values.
+enum class Element { uint8, float32 };
 
-inline int64_t size_of(Element e) {
-  return e == Element::uint8 ? 1 : e == Element::float32 ? 4 : 2;
-}
+inline int64_t size_of(Element e) { return e == Element::uint8 ? 1 : 4; }
 
 // One row of 4x4 tiles of a 3x3 convolution, by Winograd's F(4x4, 3x3).
 struct ConvRow {
@@ -55,8 +53,7 @@ struct Range {
   float finite;  // 0, or NaN once a value was infinite or not a number
 };
 
-// An image or a feature map outside: element (y, x, c) lies y * row + x * column + c * channel
-// elements from the first.
+// An image: element (y, x, c) lies y * row + x * column + c * channel elements from the first.
 struct Pixels {
   void* data;
   int64_t row, column, channel;
@@ -69,15 +66,11 @@ struct Pixels {
   }
 };
 
-// One row of pixels of a feature map [pixel][channel], outside, and as it is kept here.
-struct MapRow {
-  void* map;
-  Element type;      // not uint8
-  int64_t pitch;     // elements from pixel to pixel: the channels rounded up to a multiple of 16
-  int64_t channels;  // what pads them does not count, and is written as zeros
-  float* row;
-  int64_t plane;
-  int64_t pixels;
+// One image of a batch: what a head reads, what an upsample writes, and the RGB mean that the head
+// subtracts.
+struct Images {
+  Pixels input, output;
+  const float* mean;
 };
 
 // A row of tiles of the last convolution, put into the image.  Its outputs are in the order
@@ -98,8 +91,6 @@ struct NetworkKernels {
   void (*head)(const ProductRow&);       // in: pixels of three floats
   void (*pointwise)(const ProductRow&);  // in: a feature map
   void (*upsample)(const UpsampleRow&);
-  void (*load)(const MapRow&);   // from outside
-  void (*store)(const MapRow&);  // to outside, rounded to its type
 };
 
 }  // namespace espan::cpu

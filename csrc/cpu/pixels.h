@@ -6,31 +6,15 @@
 
 namespace espan::cpu {
 
-// Of a dtype that the checks have passed.
-inline Element element(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Byte:
-      return Element::uint8;
-    case ScalarType::Half:
-      return Element::float16;
-    case ScalarType::BFloat16:
-      return Element::bfloat16;
-    default:
-      return Element::float32;
-  }
+// The checks have passed uint8 and float32 only.
+inline Element element_of(const Tensor& image) {
+  return image.scalar_type() == ScalarType::Byte ? Element::uint8 : Element::float32;
 }
 
 // (N, 3, H, W) of any strides.
 inline Pixels image_at(const Tensor& t, int64_t i) {
-  const Pixels first{t.data_ptr(), t.stride(2), t.stride(3), t.stride(1), element(t.scalar_type())};
+  const Pixels first{t.data_ptr(), t.stride(2), t.stride(3), t.stride(1), element_of(t)};
   return first.moved(i * t.stride(0));
-}
-
-// (N, H, W, P) contiguous.
-inline Pixels map_at(const Tensor& t, int64_t i) {
-  const int64_t p = t.size(3), row = t.size(2) * p;
-  const Pixels first{t.data_ptr(), row, p, 1, element(t.scalar_type())};
-  return first.moved(i * t.size(1) * row);
 }
 
 }  // namespace espan::cpu

@@ -22,9 +22,9 @@ NetworkKernels kernels_in_use() {
 // Everything that the tasks of one strip of one image share.
 class Strip {
  public:
-  Strip(const Plan& plan, const NetworkKernels& kernels, int64_t strip,
-        const std::vector<Pixels>& outside, const float* mean, float* memory)
-      : plan_(plan), kernels_(kernels), outside_(outside), mean_(mean) {
+  Strip(const Plan& plan, const NetworkKernels& kernels, int64_t strip, const Images& images,
+        float* memory)
+      : plan_(plan), kernels_(kernels), images_(images) {
     zeros_ = memory;
     memory += plan.longest_row(strip);
     std::memset(zeros_, 0, plan.longest_row(strip) * sizeof(float));
@@ -101,11 +101,6 @@ class Strip {
       case Layer::conv:
         kernels_.conv(conv_row(layer, rows, y, scratch));
         break;
-      case Layer::load:
-        run_load(layer, rows, y);
-        break;
-      case Layer::store:
-        return run_store(layer, rows, y);
       case Layer::upsample:
         return run_upsample(layer, rows, y, scratch, range);
     }
@@ -154,15 +149,14 @@ class Strip {
   }
 
   void run_head(const Layer& layer, const Rows& rows, int64_t y, float* scratch) const {
-    const Pixels& image = outside_[layer.outside];
     const int64_t kernel = layer.kernel, radius = kernel / 2;
     const int64_t left = rows.columns.first - radius, pixels = rows.columns.count + 2 * radius;
     ProductRow r = product_row(layer, rows);
     r.in_pitch = 3 * pixels;
     r.parts = kernel;
     r.depth = 3 * kernel * kernel;
-    read_image_rows(image, mean_, plan_.height(), plan_.width(), y - radius, 3 + kernel, left,
-                    pixels, scratch);
+    read_image_rows(images_.input, images_.mean, plan_.height(), plan_.width(), y - radius,
+                    3 + kernel, left, pixels, scratch);
     for (int64_t i = 0; i < 4; ++i) {
       r.in = scratch + i * r.in_pitch;
       r.out = rows.at(y + i, 0, kernels_.lanes);
@@ -190,55 +184,22 @@ class Strip {
     }
   }
 
-  // The pixels of row y of the layer's columns that lie in the image, outside.
-  MapRow map_row(const Layer& layer, const Plan::Columns& columns, int64_t y) const {
-    const Pixels& map = outside_[layer.outside];
-    MapRow m{};
-    m.map = map.at(y, columns.first);
-    m.type = map.type;
-    m.pitch = map.column;
-    m.channels = layer.outputs;
-    m.pixels = std::min(plan_.width() - columns.first, columns.count);
-    return m;
-  }
-
-  void run_load(const Layer& layer, const Rows& rows, int64_t y) const {
-    for (int64_t end = std::min(y + 4, plan_.height()); y < end; ++y) {
-      MapRow m = map_row(layer, rows.columns, y);
-      m.row = rows.at(y, 0, kernels_.lanes);
-      m.plane = rows.plane;
-      kernels_.load(m);
-    }
-  }
-
-  void run_store(const Layer& layer, const Rows& rows, int64_t y) const {
-    const Rows& in = rings_[layer.input];
-    for (int64_t end = std::min(y + 4, plan_.height()); y < end; ++y) {
-      MapRow m = map_row(layer, rows.columns, y);
-      m.row = in.at(y, rows.columns.first - in.columns.first, kernels_.lanes);
-      m.plane = in.plane;
-      kernels_.store(m);
-    }
-  }
-
   void run_upsample(const Layer& layer, const Rows& rows, int64_t y, float* scratch,
                     Range* range) const {
     UpsampleRow u{conv_row(layer, rows, y, scratch)};
-    const Pixels& image = outside_[layer.outside];
-    u.image = image;
+    u.image = images_.output;
     u.rows = std::min<int64_t>(plan_.height() - y, 4);
     const int64_t x = rows.columns.first;
     u.columns = std::min(plan_.width() - x, rows.columns.count);
     for (u.scale = 1; 3 * u.scale * u.scale < layer.outputs;) ++u.scale;
-    u.image.data = image.at(u.scale * y, u.scale * x);
+    u.image.data = images_.output.at(u.scale * y, u.scale * x);
     u.range = range;
     kernels_.upsample(u);
   }
 
   const Plan& plan_;
   const NetworkKernels& kernels_;
-  const std::vector<Pixels>& outside_;
-  const float* mean_;
+  const Images& images_;
   float* zeros_;
   std::vector<Rows> rings_;
 };
@@ -258,11 +219,11 @@ Stream::Stream(const Layers& layers, int64_t height, int64_t width)
 
 Stream::~Stream() { return_workspace(std::move(workspace_)); }
 
-Range Stream::run(const std::vector<Pixels>& outside, const float* mean) const {
+Range Stream::run(const Images& images) const {
   return run_strips(plan_, threads_, [&](int64_t i) {
     const int64_t scratch_size = Strip::scratch_size(plan_, kernels_, i);
     float* scratch = workspace_.memory.get();
-    const Strip strip(plan_, kernels_, i, outside, mean, scratch + threads_ * scratch_size);
+    const Strip strip(plan_, kernels_, i, images, scratch + threads_ * scratch_size);
     return [=](int64_t thread, const Task& task, Range* range) {
       strip.run(task, scratch + thread * scratch_size, range);
     };

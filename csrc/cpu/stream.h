@@ -1,7 +1,5 @@
-// Runs layers on one image after another of one size: strips, rings, threads.
+// Runs the layers on images of one size, one after the other: strips, rings, threads.
 #pragma once
-
-#include <vector>
 
 #include "network_plan.h"
 #include "network_tasks.h"
@@ -16,9 +14,8 @@ class Stream {
   Stream(const Stream&) = delete;
   ~Stream();
 
-  // `outside`: the images and feature maps that the layers name.  `mean`: RGB, what a head
-  // subtracts from its image.  Returns what the last layer's values were, if it is an upsample.
-  Range run(const std::vector<Pixels>& outside, const float* mean = nullptr) const;
+  // Returns the range of the output before it is clamped.
+  Range run(const Images& images) const;
 
  private:
   NetworkKernels kernels_;

@@ -10,7 +10,7 @@
 // next to its 120 mma the loop has 64 other instructions.
 //
 // Weights are not in shared memory: they lie in device memory in the order of the registers
-// (espan_kernels/_packing.py), each warp reads them through L1, and a step's weights are loaded
+// (espan_kernels/packing/cuda_fragments.py), each warp reads them through L1, and a step's weights are loaded
 // while the step before it is computed, which takes longer (120 cycles of all tensor cores for each
 // of the SM's warps) than L2 answers (250 to 300).
 #pragma once

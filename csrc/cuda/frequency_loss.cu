@@ -10,19 +10,6 @@
 namespace espan::cuda {
 namespace {
 
-template <class T>
-struct Device {
-  using type = T;
-};
-template <>
-struct Device<Half> {
-  using type = __half;
-};
-template <>
-struct Device<BFloat16> {
-  using type = __nv_bfloat16;
-};
-
 template <class T, bool kGradient>
 void launch_tiles(const char* op, unsigned tiles, cudaStream_t stream, const LossArguments<T>& p) {
   const auto kernel = frequency_loss_kernel<T, kGradient>;
@@ -66,33 +53,32 @@ void run(const char* op, const Launch& launch, const Tensor& sr, const Tensor& h
                               tiles,
                               elements,
                               coefficients,
-                              options.pixel_weight,
-                              options.alpha,
-                              options.beta,
+                              options.pixel,
+                              options.hf,
+                              options.dct,
                               result.loss.mutable_data_ptr<float>(),
                               result.terms.mutable_data_ptr<float>()};
   frequency_loss_sum_kernel<<<1, kLossSumThreads, kLossSumBytes, launch.stream()>>>(q);
   launch.finish();
 }
 
-std::tuple<Tensor, Tensor> frequency_loss(const Tensor& sr, const Tensor& hr, double pixel_weight,
-                                          double alpha, double beta, bool squared) {
+std::tuple<Tensor, Tensor> frequency_loss(const Tensor& sr, const Tensor& hr, double pixel,
+                                          double hf, double dct, bool squared) {
   const char* op = "espan::frequency_loss";
   check_frequency_loss(op, sr, hr);
   const Launch launch(op, sr);
   const LossResult result = empty_loss(sr);
   const Tensor dense_sr = rows_of(sr), dense_hr = rows_of(hr);
   for_loss_dtype(sr, [&](auto zero) {
-    run<typename Device<decltype(zero)>::type>(op, launch, dense_sr, dense_hr, nullptr, nullptr,
-                                               {pixel_weight, alpha, beta, squared}, result);
+    run<DeviceType<decltype(zero)>>(op, launch, dense_sr, dense_hr, nullptr, nullptr,
+                                    {pixel, hf, dct, squared}, result);
   });
   return {result.loss, result.terms};
 }
 
 std::tuple<Tensor, Tensor, Tensor> frequency_loss_gradient(const Tensor& sr, const Tensor& hr,
-                                                           const Tensor& scale, double pixel_weight,
-                                                           double alpha, double beta,
-                                                           bool squared) {
+                                                           const Tensor& scale, double pixel,
+                                                           double hf, double dct, bool squared) {
   const char* op = "espan::frequency_loss_gradient";
   check_frequency_loss(op, sr, hr);
   check_scale(op, scale, sr);
@@ -102,8 +88,8 @@ std::tuple<Tensor, Tensor, Tensor> frequency_loss_gradient(const Tensor& sr, con
   Tensor grad = torch::stable::empty_like(sr);
   const Tensor rows = grad.is_contiguous() ? grad : torch::stable::new_empty(sr, sr.sizes());
   for_loss_dtype(sr, [&](auto zero) {
-    run<typename Device<decltype(zero)>::type>(op, launch, dense_sr, dense_hr, &rows, &scale,
-                                               {pixel_weight, alpha, beta, squared}, result);
+    run<DeviceType<decltype(zero)>>(op, launch, dense_sr, dense_hr, &rows, &scale,
+                                    {pixel, hf, dct, squared}, result);
   });
   if (!grad.is_contiguous()) torch::stable::copy_(grad, rows);
   return {result.loss, result.terms, grad};

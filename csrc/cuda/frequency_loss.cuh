@@ -721,7 +721,7 @@ __global__ void __launch_bounds__(kLossThreads, kLossResident)
   if (kGradient) {
     __syncthreads();
     if (t.y + t.rows > t.height || t.x + t.columns > t.width) fold_padding(t, s);
-    const float high_weight = -*p.scale * p.weights.high * (1 / kSignOne);
+    const float high_weight = -*p.scale * p.weights.hf * (1 / kSignOne);
     const bool straight = p.aligned && t.x + t.columns <= t.width && !exact;
     if (exact) {
       gradient_exact(t, s, high_weight);
@@ -764,7 +764,7 @@ struct LossSumArguments {
   const float* sums;
   int64_t tiles;
   double elements, coefficients;
-  double pixel_weight, alpha, beta;
+  double pixel_weight, hf_weight, dct_weight;
   float *loss, *terms;
 };
 
@@ -798,7 +798,7 @@ __global__ void __launch_bounds__(kLossSumThreads) frequency_loss_sum_kernel(Los
   p.terms[0] = static_cast<float>(pixel);
   p.terms[1] = static_cast<float>(high);
   p.terms[2] = static_cast<float>(dct);
-  *p.loss = static_cast<float>(p.pixel_weight * pixel + p.alpha * high + p.beta * dct);
+  *p.loss = static_cast<float>(p.pixel_weight * pixel + p.hf_weight * high + p.dct_weight * dct);
 }
 
 }  // namespace espan::cuda

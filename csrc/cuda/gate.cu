@@ -12,19 +12,6 @@ namespace {
 constexpr int kThreads = 256;
 
 template <class T>
-struct Device {
-  using type = T;
-};
-template <>
-struct Device<Half> {
-  using type = __half;
-};
-template <>
-struct Device<BFloat16> {
-  using type = __nv_bfloat16;
-};
-
-template <class T>
 const T* in(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
 }
@@ -67,31 +54,26 @@ void run_backward(const Launch& launch, const Tensor& g, const Tensor& o, const 
 }
 
 Tensor gate(const Tensor& o, const Tensor& x) {
-  check_floating("espan::gate", "o", o);
-  check_same("espan::gate", "x", x, "o", o);
+  check_gate("espan::gate", o, x);
   const Launch launch("espan::gate", o);
   const Tensor y = torch::stable::empty_like(o);
   if (o.numel() == 0) return y;
   const Tensor dense_o = laid_out_like(y, o), dense_x = laid_out_like(y, x);
-  for_dtype(o, [&](auto zero) {
-    run_forward<typename Device<decltype(zero)>::type>(launch, dense_o, dense_x, y);
-  });
+  for_dtype(
+      o, [&](auto zero) { run_forward<DeviceType<decltype(zero)>>(launch, dense_o, dense_x, y); });
   launch.finish();
   return y;
 }
 
 std::tuple<Tensor, Tensor> gate_backward(const Tensor& grad, const Tensor& o, const Tensor& x) {
-  check_floating("espan::gate_backward", "o", o);
-  check_same("espan::gate_backward", "x", x, "o", o);
-  check_same("espan::gate_backward", "grad", grad, "o", o);
+  check_gate_backward("espan::gate_backward", grad, o, x);
   const Launch launch("espan::gate_backward", o);
   const Tensor grad_o = torch::stable::empty_like(o), grad_x = torch::stable::empty_like(o);
   if (o.numel() == 0) return {grad_o, grad_x};
   const Tensor dense_grad = laid_out_like(grad_o, grad), dense_o = laid_out_like(grad_o, o);
   const Tensor dense_x = laid_out_like(grad_o, x);
   for_dtype(o, [&](auto zero) {
-    run_backward<typename Device<decltype(zero)>::type>(launch, dense_grad, dense_o, dense_x,
-                                                        grad_o, grad_x);
+    run_backward<DeviceType<decltype(zero)>>(launch, dense_grad, dense_o, dense_x, grad_o, grad_x);
   });
   launch.finish();
   return {grad_o, grad_x};

@@ -3,7 +3,7 @@
 
 #include <optional>
 
-#include "../feature_checks.h"
+#include "feature_checks.h"
 #include "head.cuh"
 #include "images.h"
 #include "instances.h"
@@ -33,8 +33,8 @@ Tensor head(const Tensor& image, const Tensor& packed, const std::optional<Tenso
   check_image(kOp, image);
   check_device(kOp, "packed", packed, "image", image);
   check_map_dtype(kOp, "packed", packed);
-  const PackedForms forms = head_forms(channels, kernel);
-  check_packed(kOp, packed, packed, forms);
+  const PackedSizes sizes = head_sizes(channels, kernel);
+  check_packed(kOp, packed, packed, sizes);
   const int64_t c = padded(channels);
   HeadArguments p{};
   p.type = image_type(image.scalar_type());
@@ -50,7 +50,7 @@ Tensor head(const Tensor& image, const Tensor& packed, const std::optional<Tenso
   for (int i = 0; i < 4; ++i) p.stride[i] = image.stride(i);
   p.features = static_cast<uint16_t*>(features.mutable_data_ptr());
   p.weights = static_cast<const uint4*>(packed.const_data_ptr());
-  p.bias = reinterpret_cast<const float*>(p.weights + forms.cuda_weights / 8);
+  p.bias = reinterpret_cast<const float*>(p.weights + sizes.weights / 8);
   p.kernel = static_cast<int>(kernel);
   p.height = static_cast<int>(image.size(2));
   p.width = static_cast<int>(image.size(3));

@@ -1,10 +1,14 @@
-// What every CUDA host function needs around a launch: device, stream, grid size, error check.
+// What every CUDA host function needs around a launch: types, device, stream, grid size, error
+// check.
 #pragma once
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "../host_checks.h"
 
@@ -14,6 +18,12 @@ extern "C" __attribute__((weak)) AOTITorchError
 aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
 
 namespace espan::cuda {
+
+// The CUDA type of a dtype's C++ type.
+template <class T>
+using DeviceType =
+    std::conditional_t<std::is_same_v<T, Half>, __half,
+                       std::conditional_t<std::is_same_v<T, BFloat16>, __nv_bfloat16, T>>;
 
 inline void check(const char* op, cudaError_t error) {
   if (error != cudaSuccess) fail(op, "CUDA error: ", cudaGetErrorString(error));

@@ -3,7 +3,7 @@
 
 #include <tuple>
 
-#include "../feature_checks.h"
+#include "feature_checks.h"
 #include "instances.h"
 #include "spab_hopper.cuh"
 
@@ -69,7 +69,7 @@ std::tuple<Tensor, Tensor> spab(const Tensor& x, const Tensor& packed, int64_t c
   check_convs(kOp, convs);
   check_features(kOp, "x", x, channels);
   check_device(kOp, "packed", packed, "x", x);
-  check_packed(kOp, packed, x, spab_forms(channels, convs));
+  check_packed(kOp, packed, x, spab_sizes(channels, convs));
   const Launch launch(kOp, x);
   const Tensor y = torch::stable::empty_like(x);
   const Tensor activation =

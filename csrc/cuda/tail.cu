@@ -3,7 +3,7 @@
 
 #include <optional>
 
-#include "../feature_checks.h"
+#include "feature_checks.h"
 #include "images.h"
 #include "instances.h"
 #include "tail_hopper.cuh"
@@ -68,7 +68,7 @@ Tensor tail(const Tensor& head, const Tensor& first, const Tensor& last,
   check_device(kOp, "packed", packed, "last", last);
   TailArguments p{};
   p.side_count = activation ? 3 : 2;
-  check_packed(kOp, packed, last, tail_forms(channels, scale, p.side_count));
+  check_packed(kOp, packed, last, tail_sizes(channels, scale, p.side_count));
   check_image_dtype(kOp, "dtype", dtype);
   p.type = image_type(dtype);
   if (flag) {

@@ -1,9 +1,9 @@
 """The ways to run a folded network.
 
 Each is a module that takes an image batch (N, 3, H, W), uint8 or floating point in 0-1, and a
-flag: int32, one element, which it sets to 1 if a value leaves `PLAUSIBLE` or is not finite, and
-else leaves as it is.  It returns (N, 3, s*H, s*W): for uint8 clamped and rounded uint8, else
-floating point, not clamped.
+flag: int32, one element, set to 1 if an output value is outside `PLAUSIBLE` or not finite, and
+otherwise left unchanged.  It returns (N, 3, s*H, s*W): for uint8, clamped and rounded uint8;
+otherwise floating point, not clamped.
 """
 
 from espan.engines.blocks import Blocks

@@ -1,4 +1,4 @@
-"""Head, blocks and tail, each a kernel of ours: for GPUs."""
+"""Head, blocks and tail, each one kernel: for GPUs."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from espan.models import Architecture
 
 
 class Kernels(NamedTuple):
-    """What runs the parts: the ops of `espan_kernels`, or those in Triton."""
+    """The ops that run the parts: those of `espan_kernels`, or their Triton versions."""
 
     head: Callable[[Tensor, Tensor, Tensor | None, int, int], Tensor]
     spab: Callable[[Tensor, Tensor, int, int, bool], tuple[Tensor, Tensor]]
     tail: Callable[..., Tensor]
-    form: str | None = None  # of the weights; by default the device's
 
 
-OURS = Kernels(espan_kernels.head, espan_kernels.spab, espan_kernels.tail)
+COMPILED = Kernels(espan_kernels.head, espan_kernels.spab, espan_kernels.tail)
 
 
 class Blocks(nn.Module):
@@ -38,19 +37,17 @@ class Blocks(nn.Module):
         *,
         device: torch.device,
         dtype: torch.dtype,
-        kernels: Kernels = OURS,
+        kernels: Kernels = COMPILED,
     ) -> None:
         super().__init__()
         self.kernels = kernels
         self.architecture = folded.architecture
         mean = None if folded.mean is None else folded.mean.to(device, torch.float32)
         self.register_buffer("mean", mean)
-        self.register_buffer(
-            "head", espan_kernels.pack_head(*folded.head, dtype, device, form=kernels.form)
-        )
+        self.register_buffer("head", espan_kernels.pack_head(*folded.head, dtype, device))
         for i, block in enumerate(folded.blocks):
             weights, biases = zip(*block, strict=True)
-            packed = espan_kernels.pack_spab(weights, biases, dtype, device, form=kernels.form)
+            packed = espan_kernels.pack_spab(weights, biases, dtype, device)
             self.register_buffer(f"block{i}", packed)
         tail = espan_kernels.pack_tail(
             folded.last.weight,
@@ -60,7 +57,6 @@ class Blocks(nn.Module):
             folded.upsample.bias,
             dtype,
             device,
-            form=kernels.form,
         )
         self.register_buffer("tail", tail)
 

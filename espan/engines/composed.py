@@ -1,4 +1,4 @@
-"""PyTorch's convolutions with our gate: what runs where there is no kernel for the rest."""
+"""PyTorch's convolutions and espan's gate: for what the other engines do not support."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running an engine under CUDA graphs, one for each shape that comes."""
+"""Running an engine under CUDA graphs, one for each shape."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MOST = 8
 class Graphed(nn.Module):
     """Captures a graph at the first image of a shape and dtype, and replays it for the others.
 
-    The least recently used graph is dropped beyond `MOST`.  One image at a time goes through:
-    threads wait for each other, and a stream waits for the one before it.
+    Beyond `MOST`, the least recently used graph is dropped.  Calls run one at a time: threads wait
+    for each other, and a stream waits for the previous call's stream.
     """
 
     def __init__(self, engine: nn.Module) -> None:
@@ -37,7 +37,7 @@ class Graphed(nn.Module):
                 self._graphs[key] = self._capture(image, flag)
                 if len(self._graphs) > MOST:
                     if self._done is not None:
-                        self._done.synchronize()  # what is dropped leaves its memory to others
+                        self._done.synchronize()  # others may reuse the memory of the dropped graph
                     self._graphs.popitem(last=False)
             self._graphs.move_to_end(key)
             graph, static_image, static_result = self._graphs[key]
@@ -55,7 +55,7 @@ class Graphed(nn.Module):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            self.engine(static_image, flag)  # what happens only once must not be captured
+            self.engine(static_image, flag)  # what only the first call does must not be captured
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

@@ -1,4 +1,4 @@
-"""The whole network in one op that streams strips of the image through it: for CPUs."""
+"""The whole network as one op that streams the image in strips: for CPUs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from espan_kernels import backends, network, pack_network
 
 
 class Streamed(nn.Module):
-    """fp32 on the CPU; and bf16, with sums in fp32, where there is a matrix unit for it (AMX).
+    """fp32; on CPUs with AMX also bf16 with sums in fp32.
 
-    With dtype None that unit computes fp32 through products of bf16 halves, which keep 17 bits.
+    With dtype None, AMX computes fp32 from bf16 halves, which keep 17 bits of each value.
     """
 
     packed: Tensor
@@ -41,7 +41,7 @@ class Streamed(nn.Module):
 
     @staticmethod
     def can_run(dtype: torch.dtype | None) -> bool:
-        """Whether the CPU path in use has that arithmetic."""
+        """Whether the CPU path in use supports `dtype`."""
         bfloat16 = dtype == torch.bfloat16 and backends.cpu_path() == "amx"
         return dtype in (None, torch.float32) or bfloat16
 

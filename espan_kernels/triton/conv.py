@@ -37,7 +37,7 @@ def _column(channel, p: tl.constexpr):
 
 @triton.jit
 def _of_column(column):
-    """Where fragments() of _packing.py places a column of 16 rows."""
+    """Where fragments() of packing/cuda_fragments.py places a column of 16 rows."""
     return column // 16 * 256 + column % 8 * 32 + column // 8 % 2 * 4
 
 

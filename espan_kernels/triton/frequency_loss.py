@@ -15,22 +15,21 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op
 
-from espan_kernels import _library
 from espan_kernels._checks import check_frequency_loss
-from espan_kernels.frequency_loss import register_gradient
+from espan_kernels.frequency_loss import (
+    frequency_loss_by_reference,
+    frequency_loss_gradient_by_reference,
+    register_gradient,
+)
+from espan_kernels.frequency_loss_reference import dct_matrix, gaussian
 from espan_kernels.triton.gate import _launchable
 
 BLOCK = 128  # pixels of a row: one a thread
 ROWS = 32  # that a program of the first kernel goes down
 SUM_BLOCK = 256
-# cos(k pi / 16) / 2
-C1 = tl.constexpr(0.4903926402016152)
-C2 = tl.constexpr(0.46193976625564337)
-C3 = tl.constexpr(0.4157348061512726)
-C4 = tl.constexpr(0.3535533905932738)
-C5 = tl.constexpr(0.27778511650980114)
-C6 = tl.constexpr(0.19134171618254492)
-C7 = tl.constexpr(0.09754516100806417)
+BLUR1, BLUR2 = (tl.constexpr(weight) for weight in gaussian())
+# cos(k pi / 16) / 2; C4 is also the DCT's row 0.
+C4, C1, C2, C3, _, C5, C6, C7 = (tl.constexpr(v) for v in dct_matrix()[:, 0].tolist())
 SIZES = ["height", "width", "tiles_x", "tiles_y"]
 
 
@@ -52,7 +51,7 @@ def _edge(i, n):
 @triton.jit
 def _blur(a, b, c, d, e):
     """The middle of five neighbours, blurred; as in the reference also where they are infinite."""
-    return c + 0.24446039891162386 * (b + d - 2.0 * c) + 0.07076637133154645 * (a + e - 2.0 * c)
+    return c + BLUR1 * (b + d - 2.0 * c) + BLUR2 * (a + e - 2.0 * c)
 
 
 @triton.jit
@@ -371,7 +370,7 @@ def frequency_loss(
     """As torch.ops.espan.frequency_loss."""
     check_frequency_loss("espan_triton::frequency_loss", sr, hr)
     if not _whole_blocks(sr):
-        return _library._reference_frequency_loss(sr, hr, pixel, hf, dct, squared)
+        return frequency_loss_by_reference(sr, hr, pixel, hf, dct, squared)
     sr, hr = sr.contiguous(), hr.contiguous()
     return _run(sr, hr, None, None, pixel, hf, dct, squared)
 
@@ -389,7 +388,7 @@ def frequency_loss_gradient(
     """As torch.ops.espan.frequency_loss_gradient."""
     check_frequency_loss("espan_triton::frequency_loss_gradient", sr, hr, scale)
     if not _whole_blocks(sr):
-        return _library._reference_frequency_loss_gradient(sr, hr, scale, pixel, hf, dct, squared)
+        return frequency_loss_gradient_by_reference(sr, hr, scale, pixel, hf, dct, squared)
     result = torch.empty_like(sr)
     grad = result if result.is_contiguous() else result.new_empty(result.shape)
     sr, hr = sr.contiguous(), hr.contiguous()

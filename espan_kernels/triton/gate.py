@@ -1,6 +1,7 @@
 """SPAB's gate in Triton: torch.ops.espan_triton.gate and gate_backward.
 
-For float32, float16 and bfloat16; the same op, checks and layouts as torch.ops.espan.gate.
+The same op, checks and layouts as torch.ops.espan.gate.  float64, which only gradient checks use,
+goes to the reference.
 """
 # Triton does not allow the annotations of typing inside a kernel:
 # mypy: disable-error-code="no-untyped-def"
@@ -14,7 +15,11 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from espan_kernels._checks import check_gate
-from espan_kernels.gate import register_gradient
+from espan_kernels.gate import (
+    gate_backward_by_reference,
+    gate_by_reference,
+    register_gradient,
+)
 
 # Four warps of 8 elements a thread: one 16-byte access for the 16-bit types, two for float32.
 BLOCK = 1024
@@ -79,12 +84,6 @@ def _launchable(kernel: Any) -> Any:
     return kernel if triton.knobs.runtime.interpret else wrap_triton(kernel)
 
 
-def _check(op: str, o: Tensor, **others: Tensor) -> None:
-    check_gate(op, o, **others)
-    if o.dtype == torch.float64:
-        raise RuntimeError(f"{op}: o has dtype float64; it must be float32, float16 or bfloat16")
-
-
 def _laid_out_like(dense: Tensor, t: Tensor) -> Tensor:
     """``t`` itself where its elements lie in memory as those of ``dense``, else a copy."""
     return t if t.stride() == dense.stride() else torch.empty_like(dense).copy_(t)
@@ -93,7 +92,9 @@ def _laid_out_like(dense: Tensor, t: Tensor) -> Tensor:
 @triton_op("espan_triton::gate", mutates_args={})
 def gate(o: Tensor, x: Tensor) -> Tensor:
     """As :func:`espan_kernels.gate`."""
-    _check("espan_triton::gate", o, x=x)
+    check_gate("espan_triton::gate", o, x=x)
+    if o.dtype == torch.float64:
+        return gate_by_reference(o, x)
     y = torch.empty_like(o)
     if n := o.numel():
         o, x = _laid_out_like(y, o), _laid_out_like(y, x)
@@ -105,7 +106,9 @@ def gate(o: Tensor, x: Tensor) -> Tensor:
 @triton_op("espan_triton::gate_backward", mutates_args={})
 def gate_backward(grad: Tensor, o: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of ``gate`` with respect to ``o`` and ``x``."""
-    _check("espan_triton::gate_backward", o, x=x, grad=grad)
+    check_gate("espan_triton::gate_backward", o, x=x, grad=grad)
+    if o.dtype == torch.float64:
+        return gate_backward_by_reference(grad, o, x)
     grad_o, grad_x = torch.empty_like(o), torch.empty_like(o)
     if n := o.numel():
         grad, o, x = (_laid_out_like(grad_o, t) for t in (grad, o, x))

@@ -9,8 +9,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op
 
-from espan_kernels import _packing
-from espan_kernels.head import _check_inputs, _form, _weight_count
+from espan_kernels.head import check_inputs, head_by_reference, sizes
+from espan_kernels.packing.feature_maps import padded
 from espan_kernels.triton.conv import (
     BLOCK,
     COLUMNS,
@@ -22,8 +22,6 @@ from espan_kernels.triton.conv import (
     strips,
 )
 from espan_kernels.triton.gate import _launchable
-
-OP = "espan_triton::head"
 
 WARPS = 8
 
@@ -123,16 +121,15 @@ def head_kernel(
         tl.store(y_ptr + at, (sums[0] + bias).to(y_ptr.dtype.element_ty), mask=valid)
 
 
-@triton_op(OP, mutates_args={})
+@triton_op("espan_triton::head", mutates_args={})
 def head(image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kernel: int) -> Tensor:
-    """As torch.ops.espan.head, to float16 and bfloat16."""
-    _check_inputs(image, packed, mean, channels, kernel)
+    """As torch.ops.espan.head; float32, which tensor cores would round, goes to the reference."""
+    check_inputs(image, packed, mean, channels, kernel)
     if packed.dtype == torch.float32:
-        raise RuntimeError(f"{OP}: packed has dtype float32; it must be float16 or bfloat16")
-    _packing.check_form(OP, _form(packed, packed.dtype, channels, kernel), "cuda")
+        return head_by_reference(image, packed, mean, channels, kernel)
     batch, _, height, width = image.shape
-    p = _packing.padded(channels)
-    weight, bias = _packing.split(packed, _weight_count(channels, kernel), p)
+    p = padded(channels)
+    weight, bias = sizes(channels, kernel).split(packed)
     y = packed.new_empty(batch, height, width, p)
     major = torch.cuda.get_device_capability(image.device)[0] if image.is_cuda else 9
     columns = columns_of(p, major)

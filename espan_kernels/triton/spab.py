@@ -4,24 +4,19 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
-from espan_kernels import _packing
-from espan_kernels.spab import _check_inputs, _form
+from espan_kernels.spab import check_inputs, sizes, spab_by_reference
 from espan_kernels.triton.conv import conv
 
-OP = "espan_triton::spab"
 
-
-@triton_op(OP, mutates_args={})
+@triton_op("espan_triton::spab", mutates_args={})
 def spab(
     x: Tensor, packed: Tensor, channels: int, convs: int, with_activation: bool
 ) -> tuple[Tensor, Tensor]:
-    """As torch.ops.espan.spab, in float16 and bfloat16."""
-    _check_inputs(x, packed, channels, convs)
+    """As torch.ops.espan.spab; float32, which tensor cores would round, goes to the reference."""
+    check_inputs(x, packed, channels, convs)
     if x.dtype == torch.float32:
-        raise RuntimeError(f"{OP}: x has dtype float32; it must be float16 or bfloat16")
-    _packing.check_form(OP, _form(packed, x.dtype, channels, convs), "cuda")
-    p = _packing.padded(channels)
-    weights, biases = _packing.split(packed, convs * 9 * p * p, convs * p)
+        return spab_by_reference(x, packed, channels, convs, with_activation)
+    weights, biases = sizes(channels, convs).split(packed)
     layers = list(zip(weights.view(convs, -1), biases.view(convs, -1), strict=True))
     o = first = conv(x, *layers[0], None)
     for weight, bias in layers[1:-1]:

@@ -14,8 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op
 
-from espan_kernels import _packing
-from espan_kernels.tail import _check_inputs, _counts, _form
+from espan_kernels.tail import TailInputs, sizes, tail_by_reference
 from espan_kernels.triton.conv import (
     BLOCK,
     COLUMNS,
@@ -29,12 +28,10 @@ from espan_kernels.triton.conv import (
 )
 from espan_kernels.triton.gate import _launchable
 
-OP = "espan_triton::tail"
-
 
 @triton.jit
 def _side(weight_ptr, k, column, kept, p: tl.constexpr):
-    """A matrix of weights that lie as conv1x1() of _packing.py lays them: rows ``k``."""
+    """Rows ``k`` of a matrix of weights in the order of cuda_fragments.conv1x1."""
     # A group of 16 or 32 channels is one or two steps of 16 rows, of whose channels (q, step, h, e)
     # the row is (h, q, e).
     steps: tl.constexpr = 2 if p % 32 == 0 else 1
@@ -186,7 +183,7 @@ def up_columns_of(depth: int, scale: int) -> int:
     return min(outputs, COLUMNS if depth <= 32 else 16)
 
 
-@triton_op(OP, mutates_args={"flag"})
+@triton_op("espan_triton::tail", mutates_args={"flag"})
 def tail(
     head: Tensor,
     first: Tensor,
@@ -198,32 +195,27 @@ def tail(
     dtype: torch.dtype,
     flag: Tensor | None,
 ) -> Tensor:
-    """As torch.ops.espan.tail, for features in float16 and bfloat16."""
-    _check_inputs(head, first, last, activation, packed, channels, scale, dtype, flag)
+    """As torch.ops.espan.tail; float32, which tensor cores would round, goes to the reference."""
+    t = TailInputs(head, first, last, activation, packed, channels, scale, dtype, flag)
+    t.check()
     if last.dtype == torch.float32:
-        raise RuntimeError(f"{OP}: last has dtype float32; it must be float16 or bfloat16")
-    batch, height, width, p = last.shape
-    sides = 2 if activation is None else 3
-    _packing.check_form(OP, _form(packed, last.dtype, channels, scale, sides), "cuda")
-    weights, biases = _packing.split(packed, *_counts(channels, scale, sides)[:2])
+        return tail_by_reference(*t)
+    height, width, p = t.last.shape[1:]
+    count = len(t.sides)
+    weights, biases = sizes(t.channels, t.scale, count).split(t.packed)
     depth = triton.next_power_of_2(p)
     columns = min(depth, COLUMNS)
-    fused = torch.empty_like(last)
-    size = (scale * height, scale * width)
-    if dtype == torch.uint8:
-        image = last.new_empty(batch, *size, 3, dtype=dtype).permute(0, 3, 1, 2)
-    else:
-        image = last.new_empty(batch, 3, *size, dtype=dtype)
-    outputs = 3 * scale * scale
-    up_columns = up_columns_of(depth, scale)
-    grid, across, rows = strips(last, triton.cdiv(p, columns), 2, 2)
-    up_grid, up_across, up_rows = strips(last, triton.cdiv(outputs, up_columns), 2, 3)
-    with torch.cuda.device_of(last):
+    fused, image = torch.empty_like(t.last), t.empty_image()
+    up_columns = up_columns_of(depth, t.scale)
+    up_groups = triton.cdiv(3 * t.scale * t.scale, up_columns)
+    grid, across, rows = strips(t.last, triton.cdiv(p, columns), 2, 2)
+    up_grid, up_across, up_rows = strips(t.last, up_groups, 2, 3)
+    with torch.cuda.device_of(t.last):
         _launchable(concat_kernel)[grid](
-            last,
-            head,
-            first,
-            activation,
+            t.last,
+            t.head,
+            t.first,
+            t.activation,
             weights,
             biases,
             fused,
@@ -239,16 +231,16 @@ def tail(
         )
         _launchable(upsample_kernel)[up_grid](
             fused,
-            weights[(9 + sides) * p * p :],
+            weights[(9 + count) * p * p :],
             biases[p:],
             image,
-            flag,
+            t.flag,
             height,
             width,
             up_across,
             p=p,
             depth=depth,
-            scale=scale,
+            scale=t.scale,
             columns=up_columns,
             rows=up_rows,
             block=BLOCK,

@@ -236,8 +236,8 @@ void loss(const T* sr, const T* hr, T* grad, const float* scale, float* sums, fl
     noted.finish();
   });
   const LossSumArguments q = {
-      sums,          tiles,        elements, coefficients, options.pixel_weight,
-      options.alpha, options.beta, loss,     terms};
+      sums,          tiles,        elements, coefficients, options.pixel,
+      options.hf, options.dct, loss,     terms};
   emulator::run(1, kLossSumThreads, kLossSumBytes, order, {},
                 [&] { frequency_loss_sum_kernel(q); });
 }
@@ -247,10 +247,10 @@ void loss(const T* sr, const T* hr, T* grad, const float* scale, float* sums, fl
 #define ESPAN_EXPORT(NAME, T)                                                                     \
   extern "C" void loss_##NAME(const T* sr, const T* hr, T* grad, const float* scale, float* sums, \
                               float* value, float* terms, int64_t planes, int64_t height,         \
-                              int64_t width, double pixel_weight, double alpha, double beta,      \
+                              int64_t width, double pixel, double hf, double dct,      \
                               bool squared, bool aligned, unsigned order) {                       \
     loss(sr, hr, grad, scale, sums, value, terms, planes, height, width,                          \
-         {pixel_weight, alpha, beta, squared}, aligned, order);                                   \
+         {pixel, hf, dct, squared}, aligned, order);                                   \
   }
 
 // Wavefronts of the last run: of one kind of access, the fewest possible and those needed.

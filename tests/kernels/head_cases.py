@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from espan_kernels import pack_head, reference
-from espan_kernels._features import to_nchw
+from espan_kernels.packing.feature_maps import to_nchw
 from tests.tolerance import assert_accurate
 
 # (image, packed, mean, channels, kernel) -> features
@@ -42,7 +42,6 @@ def check(
     *,
     with_mean: bool = True,
     device: str = "cpu",
-    form: str | None = None,
 ) -> None:
     """The features obey the tolerance rule, and what is beyond the channels is zero."""
     generator = torch.Generator().manual_seed(kernel)
@@ -50,7 +49,7 @@ def check(
     bias = torch.randn(channels, generator=generator)
     weight, bias = weight.to(dtype), bias.to(dtype)
     mean = MEAN if with_mean else None
-    packed = pack_head(weight, bias, dtype, device, form=form)
+    packed = pack_head(weight, bias, dtype, device)
     on_device = None if mean is None else mean.to(device)
     features = run(image.to(device), packed, on_device, channels, kernel).cpu()
     assert features.shape[:3] == (image.shape[0], *image.shape[2:])

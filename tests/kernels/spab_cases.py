@@ -1,15 +1,13 @@
 """Blocks with random weights and what must come out, shared by the tests of spab's kernels."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from espan_kernels import pack_spab, reference
-from espan_kernels._features import from_nchw, to_nchw
-from tests.kernels.winograd_reference import WINOGRAD, by_winograd
-from tests.tolerance import FACTOR, assert_accurate
+from espan_kernels.packing.feature_maps import from_nchw, to_nchw
+from tests.tolerance import assert_accurate
 
 # (x, packed, channels, convs) -> y and activation
 Run = Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
@@ -23,8 +21,6 @@ def check(
     shape: tuple[int, int, int],
     *,
     device: str = "cpu",
-    form: str | None = None,
-    winograd: bool = False,
     gain: float = 1.0,
 ) -> None:
     """The block obeys the tolerance rule, and what is beyond the channels stays zero."""
@@ -39,7 +35,7 @@ def check(
     # Large, so that a border that is silu(bias) instead of zero shows.
     biases = [random(channels) for _ in range(convs)]
     x = random(batch, channels, height, width)
-    packed = pack_spab(weights, biases, dtype, device, form=form)
+    packed = pack_spab(weights, biases, dtype, device)
     features = from_nchw(x)
     results = run(features.to(device), packed, channels, convs)
     for t in results:
@@ -49,8 +45,6 @@ def check(
 
     def block(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         cast = [[t.to(dtype) for t in tensors] for tensors in (weights, biases)]
-        with by_winograd() if winograd else nullcontext():
-            return reference.spab(x.to(dtype), *cast)
+        return reference.spab(x.to(dtype), *cast)
 
-    factor = WINOGRAD if winograd and dtype == torch.float32 else FACTOR
-    assert_accurate([to_nchw(t, channels) for t in results], block, factor=factor)
+    assert_accurate([to_nchw(t, channels) for t in results], block)

@@ -1,15 +1,13 @@
 """Tails with random weights and what must come out, shared by the tests of tail's kernels."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from espan_kernels import pack_tail, reference
-from espan_kernels._features import from_nchw
-from tests.kernels.winograd_reference import WINOGRAD, by_winograd
+from espan_kernels.packing.feature_maps import from_nchw
 from tests.tolerance import FACTOR, allowed, assert_within, expected
 
 # (head, first, last, activation, packed, channels, scale, dtype, flag) -> image
@@ -26,8 +24,6 @@ def check(
     shape: tuple[int, int, int],
     *,
     device: str = "cpu",
-    form: str | None = None,
-    winograd: bool = False,
     gain: float = 1.0,
 ) -> None:
     """The image obeys the tolerance rule, and the flag tells what is in it."""
@@ -47,7 +43,7 @@ def check(
     ]
     maps = [random(batch, channels, height, width) for _ in range(sides + 1)]
     features = [from_nchw(t) for t in maps]
-    packed = pack_tail(*weights, dtype, device, form=form)
+    packed = pack_tail(*weights, dtype, device)
     last, head, first, *activation = (t.to(device) for t in features)
     flag = torch.zeros(1, dtype=torch.int32, device=device)
     arguments: list[Any] = [head, first, last, activation[0] if activation else None, packed]
@@ -55,10 +51,8 @@ def check(
 
     def plain(dtype: torch.dtype) -> Tensor:
         last, *sides = (t.to(dtype) for t in maps)
-        with by_winograd() if winograd else nullcontext():
-            return reference.tail(last, sides, *(w.to(dtype) for w in weights), scale)
+        return reference.tail(last, sides, *(w.to(dtype) for w in weights), scale)
 
-    factor = WINOGRAD if winograd and dtype == torch.float32 else FACTOR
     ((exact, error),) = expected(plain, dtype)
     assert image.shape == exact.shape
     out_of_range = not ((exact >= -1) & (exact <= 2)).all()
@@ -67,10 +61,10 @@ def check(
         assert image.permute(0, 2, 3, 1).is_contiguous()
         levels = exact.clamp(0, 1) * 255
         # Rounding to a level allows half of one; the rest is what the rule allows before it.
-        bound = allowed(error, exact.abs().clamp(max=3).max().item(), dtype, factor)
+        bound = allowed(error, exact.abs().clamp(max=3).max().item(), dtype, FACTOR)
         assert ((image.double() - levels).abs() <= 0.5 + 255 * bound).all()
         return
     assert image.is_contiguous()
     # float32 holds the kernel's own values: they must be as good as the features' dtype.
     image = image.to(dtype) if image_dtype == torch.float32 else image
-    assert_within(image, exact, error, factor=factor)
+    assert_within(image, exact, error)

@@ -153,7 +153,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> dict:
 def test_ops_ask_for_the_device_of_their_tensors(registered: dict) -> None:
     """Training and the loss call the ops: on each GPU they run what `choose` says."""
     _on_gpus.register()
-    assert set(registered) == set(_library.triton)
+    assert set(registered) == set(_on_gpus.TRITON)
     for op in ("gate", "gate_backward", "frequency_loss", "frequency_loss_gradient"):
         for device, backend in (("cuda:0", "cuda"), ("cuda:1", "reference"), ("cuda:0", "cuda")):
             first = SimpleNamespace(device=torch.device(device))
@@ -184,7 +184,7 @@ def test_implementations() -> None:
     torch.testing.assert_close(
         _on_gpus.implementation("gate", "reference")(None, o, x), (o + x) * (o.sigmoid() - 0.5)
     )
-    assert set(_library.triton) == set(_library.references) - {"network"}
+    assert set(_on_gpus.TRITON) == set(_library.references) - {"network"}
 
 
 def test_a_registered_implementation_takes_over_without_a_warning() -> None:

@@ -1,16 +1,12 @@
 """The head's CUDA kernels on the CPU: their own source under tests/emulator."""
 
-from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.emulator.build import Module, buffer, check_shared_memory, load, poisoned
-from tests.kernels import head_cases
-from tests.kernels.head_cases import LAYOUTS, Run, image_of
-
-check = partial(head_cases.check, form="cuda")
+from tests.kernels.head_cases import LAYOUTS, Run, check, image_of
 
 FLOATS = (torch.float16, torch.bfloat16)
 TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)

@@ -1,7 +1,6 @@
 """The block's CUDA kernels on the CPU: their own source under tests/emulator."""
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import pytest
@@ -9,10 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.emulator.build import Bug, Module, buffer, check_shared_memory, load, poisoned
-from tests.kernels import spab_cases
-from tests.kernels.spab_cases import Run
-
-check = partial(spab_cases.check, form="cuda")
+from tests.kernels.spab_cases import Run, check
 
 FLOATS = (torch.float16, torch.bfloat16)
 # (P, rows of a tile) of the instances in spab.cuh, and a number of channels below P.

@@ -1,7 +1,6 @@
 """The kernels that stream on Hopper, on the CPU: their own source under tests/emulator."""
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import pytest
@@ -9,10 +8,8 @@ import torch
 from torch import Tensor
 
 from tests.emulator.build import Bug, Module, buffer, load, poisoned
-from tests.kernels import spab_cases, tail_cases
-
-check_spab = partial(spab_cases.check, form="cuda")
-check_tail = partial(tail_cases.check, form="cuda")
+from tests.kernels.spab_cases import check as check_spab
+from tests.kernels.tail_cases import check as check_tail
 
 FLOATS = (torch.float16, torch.bfloat16)
 TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)

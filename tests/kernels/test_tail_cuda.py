@@ -35,7 +35,7 @@ def test_values(channels: int, scale: int, dtype: torch.dtype) -> None:
 
 
 def on_gpu(dtype: torch.dtype = torch.float16) -> list:
-    arguments = example(dtype, 3, form="cuda")
+    arguments = example(dtype, 3)
     return [t.cuda() if isinstance(t, torch.Tensor) else t for t in arguments]
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import espan_kernels.triton.frequency_loss  # noqa: F401  (defines torch.ops.espan_triton)
-from espan_kernels import _library
 from tests.kernels import frequency_loss_cases as cases
 
 ops = torch.ops.espan_triton
@@ -86,12 +85,3 @@ def test_bad_inputs() -> None:
         ops.frequency_loss(image.double(), image.double(), *OPTIONS)
     with pytest.raises(RuntimeError, match="espan_triton::frequency_loss_gradient: hr has shape"):
         ops.frequency_loss_gradient(image, image[0], torch.ones(()), *OPTIONS)
-
-
-def test_what_stands_in_for_missing_cuda_kernels() -> None:
-    sr, hr = cases.inputs(1, 1, 9, 17)
-    cases.check(_library._triton_frequency_loss_gradient, sr, hr)
-    loss, terms = _library._triton_frequency_loss(sr, hr, *OPTIONS)
-    both = ops.frequency_loss(sr, hr, *OPTIONS)
-    assert torch.equal(loss, both[0])
-    assert torch.equal(terms, both[1])

@@ -1,43 +1,18 @@
-"""Weights in the order in which the kernels read them.
+"""Weights of `head`, `spab` and `tail` in the order in which CUDA and Triton read them.
 
-A packed tensor is flat, of the dtype of the feature maps.  It has one of two forms: "cpu", the
-float32 values of `_streamed.py` seen as that dtype; or "cuda", convolution weights as
-`mma.m16n8k16` wants them in its registers, then biases in float32, seen as that dtype, then for
-`spab` and `tail` with up to 32 channels the weights once more, as `wgmma` reads them from shared
-memory.  A warp reads a step's weights with one 16-byte load per lane and pair of output tiles, or a
-block all of them with one bulk copy, so nothing is shuffled on the GPU.  The reference reads both.
-
-Feature maps have P channels: C rounded up to a multiple of 16; what is beyond C has zero weights
-and stays zero.
+A packed tensor is flat, of the dtype of the feature maps: convolution weights as `mma.m16n8k16`
+wants them in its registers; biases in float32, seen as that dtype; then, for `spab` and `tail` with
+up to 32 channels, the weights once more, as `wgmma` reads them from shared memory.  A warp reads a
+step's weights with one 16-byte load per lane and pair of output tiles, or a block reads all of them
+with one bulk copy, so the GPU shuffles nothing.  The reference reads the same tensor.
 """
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from espan_kernels import _streamed
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-MAX_CHANNELS = 64
-
-
-def padded(channels: int) -> int:
-    """P: ``channels`` rounded up to a multiple of 16."""
-    return -(-channels // 16) * 16
-
-
-def check_channels(op: str, channels: int) -> None:
-    if not 1 <= channels <= MAX_CHANNELS:
-        raise RuntimeError(f"{op}: channels is {channels}; it must be 1 to {MAX_CHANNELS}")
-
-
-def check_weight(op: str, name: str, weight: Tensor, shape: Sequence[int]) -> None:
-    if list(weight.shape) != list(shape):
-        raise RuntimeError(
-            f"{op}: {name} has shape {list(weight.shape)}; it must have the shape {list(shape)}"
-        )
 
 
 def pad(weight: Tensor, *sizes: int) -> Tensor:
@@ -117,7 +92,9 @@ def streamed_conv1x1(weight: Tensor) -> Tensor:
     return weight.view(n, channels // 16, 2, 8).permute(1, 2, 0, 3).flatten()
 
 
-MAX_STREAMED = 32  # channels of the kernels in csrc/cuda/stream.cuh
+def is_streamed(p: int) -> bool:
+    """Whether csrc/cuda/stream.cuh has kernels for P channels."""
+    return p <= 32
 
 
 def streamed_size(p: int, outputs: int) -> int:
@@ -137,58 +114,21 @@ def join(
     return torch.cat([flat, flat_biases, *(s.to(dtype) for s in streamed)])
 
 
-def split(packed: Tensor, weights: int, biases: int) -> tuple[Tensor, Tensor]:
-    """The weights, and the biases in float32."""
-    end = weights + biases * 4 // packed.itemsize
-    return packed[:weights], packed[weights:end].view(torch.float32)
+class Sizes(NamedTuple):
+    """How many values of each kind a packed tensor has, in this order."""
 
+    weights: int
+    biases: int  # in float32
+    streamed: int = 0
 
-def choose_form(op: str, form: str | None, device: torch.device | str) -> str:
-    """``form``, or the one that the kernels for ``device`` read."""
-    if form not in (None, "cpu", "cuda"):
-        raise RuntimeError(f"{op}: form is {form!r}; it must be 'cpu' or 'cuda', or left out")
-    return form or ("cpu" if torch.device(device).type == "cpu" else "cuda")
+    def total(self, dtype: torch.dtype) -> int:
+        """Values of ``dtype`` in all."""
+        return self.weights + self.biases * 4 // dtype.itemsize + self.streamed
 
-
-def form_of(
-    op: str,
-    packed: Tensor,
-    dtype: torch.dtype,
-    cuda: tuple[int, int, int],
-    cpu: Sequence[tuple[int, int]],
-) -> str:
-    """The form of ``packed``, which must be of ``dtype``.
-
-    ``cuda``: weights, biases and streamed weights in that form; ``cpu``: the shapes of the layers
-    in the other.
-    """
-    if packed.dtype != dtype:
-        found, wanted = (str(d).removeprefix("torch.") for d in (packed.dtype, dtype))
-        raise RuntimeError(f"{op}: packed has dtype {found}; it must be {wanted}")
-    sizes = {
-        "cpu": _streamed.size(cpu) * 4 // dtype.itemsize,
-        "cuda": cuda[0] + cuda[1] * 4 // dtype.itemsize + cuda[2],
-    }
-    for form, size in sizes.items():
-        if packed.ndim == 1 and packed.shape[0] == size:
-            return form
-    wanted_size = sizes["cpu" if packed.device.type == "cpu" else "cuda"]
-    raise RuntimeError(
-        f"{op}: packed has shape {list(packed.shape)}; for these channels and this kernel it "
-        f"must have the shape [{wanted_size}]"
-    )
-
-
-def check_form(op: str, form: str, device: str) -> None:
-    if form != device:
-        raise RuntimeError(
-            f"{op}: packed has the form of another device; pack the weights for device '{device}'"
-        )
-
-
-def check_dtype(op: str, dtype: torch.dtype) -> None:
-    if dtype not in DTYPES:
-        raise RuntimeError(f"{op}: dtype is {dtype}; it must be float16, bfloat16 or float32")
+    def split(self, packed: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights, and the biases in float32."""
+        end = self.weights + self.biases * 4 // packed.itemsize
+        return packed[: self.weights], packed[self.weights : end].view(torch.float32)
 
 
 @lru_cache(maxsize=64)

@@ -1,10 +1,10 @@
-// What the host functions of spab, head and tail share on every device: checks of feature maps and
-// packed weights, in the words of espan_kernels/_features.py and _packing.py.
+// The input checks that head, spab and tail share: feature maps, images and packed weights.  The
+// messages are those of espan_kernels/_checks.py.
 #pragma once
 
-#include "host_checks.h"
+#include "../host_checks.h"
 
-namespace espan {
+namespace espan::cuda {
 
 constexpr int64_t kMaxChannels = 64;
 constexpr int64_t kMaxHeadKernel = 11;
@@ -19,11 +19,8 @@ inline void check_channels(const char* op, int64_t channels) {
 // The dtypes of feature maps.
 inline void check_map_dtype(const char* op, const char* name, const Tensor& t) {
   const ScalarType s = t.scalar_type();
-  if (s == ScalarType::Half || s == ScalarType::BFloat16) return;
-  if (t.is_cuda())
+  if (s != ScalarType::Half && s != ScalarType::BFloat16)
     fail(op, name, " has dtype ", dtype_name(t), "; on CUDA it must be float16 or bfloat16");
-  if (s != ScalarType::Float)
-    fail(op, name, " has dtype ", dtype_name(t), "; it must be float16, bfloat16 or float32");
 }
 
 inline void check_image_dtype(const char* op, const char* name, ScalarType dtype) {
@@ -56,21 +53,14 @@ inline void check_features(const char* op, const char* name, const Tensor& t, in
          "): channels last, rounded up to a multiple of 16");
   if (t.numel() == 0) fail(op, name, " has shape ", shape_name(t), "; it must not be empty");
   check_contiguous(op, name, t);
-  if (t.is_cuda()) check_aligned(op, name, t);
+  check_aligned(op, name, t);
 }
 
 inline void check_features_like(const char* op, const char* name, const Tensor& t,
                                 const char* like_name, const Tensor& like) {
   check_same(op, name, t, like_name, like);
   check_contiguous(op, name, t);
-  if (t.is_cuda()) check_aligned(op, name, t);
-}
-
-inline void check_device(const char* op, const char* name, const Tensor& t, const char* like_name,
-                         const Tensor& like) {
-  if (device_name(t) != device_name(like))
-    fail(op, name, " is on ", device_name(t), "; it must be on the device of ", like_name, ", ",
-         device_name(like));
+  check_aligned(op, name, t);
 }
 
 inline void check_head_kernel(const char* op, int64_t kernel) {
@@ -98,49 +88,38 @@ inline void check_convs(const char* op, int64_t convs) {
   if (convs != 2 && convs != 3) fail(op, "convs is ", convs, "; it must be 2 or 3");
 }
 
-// What a packed tensor holds in the form that each device's kernels read.
-struct PackedForms {
-  int64_t cuda_weights, cuda_biases;  // in the dtype of the tensor; in float32
-  int64_t cpu;                        // all in float32, behind 16 values that are not used
-  int64_t streamed = 0;               // behind the biases, in the dtype of the tensor
+// How many values a packed tensor has of each kind, in this order.
+struct PackedSizes {
+  int64_t weights;       // in the dtype of the tensor, for mma.sync
+  int64_t biases;        // in float32
+  int64_t streamed = 0;  // the weights again, for the streamed kernels
 };
 
-// A 3x3 convolution as csrc/cuda/stream.cuh reads it.  More than 32 channels are not streamed.
+// A 3x3 convolution as stream.cuh reads it.  More than 32 channels are not streamed.
 inline int64_t streamed(int64_t p, int64_t outputs) { return p > 32 ? 0 : 15 * p * outputs; }
 
-constexpr int64_t kUnused = 16;
-
-inline PackedForms spab_forms(int64_t channels, int64_t convs) {
+inline PackedSizes spab_sizes(int64_t channels, int64_t convs) {
   const int64_t p = padded(channels);
-  return {convs * 9 * p * p, convs * p, kUnused + convs * (36 * channels + 1) * p,
-          convs * streamed(p, p)};
+  return {convs * 9 * p * p, convs * p, convs * streamed(p, p)};
 }
 
-inline PackedForms head_forms(int64_t channels, int64_t kernel) {
+inline PackedSizes head_sizes(int64_t channels, int64_t kernel) {
   const int64_t p = padded(channels), steps = (kernel + 2) / 3 * ((3 * kernel + 15) / 16);
-  return {steps * 3 * 16 * p, p, kUnused + (3 * kernel * kernel + 1) * p};
+  return {steps * 3 * 16 * p, p};
 }
 
-inline PackedForms tail_forms(int64_t channels, int64_t scale, int64_t sides) {
+inline PackedSizes tail_sizes(int64_t channels, int64_t scale, int64_t sides) {
   const int64_t p = padded(channels), up = scale > 2 ? 48 : 16;
-  const int64_t wide = (36 * channels + 1) * (p + padded(3 * scale * scale));
   const int64_t stream = p > 32 ? 0 : streamed(p, p) + sides * p * p + streamed(p, up);
-  return {p * (9 * p + sides * p + 9 * up), p + up, kUnused + sides * (channels + 1) * p + wide,
-          stream};
+  return {p * (9 * p + sides * p + 9 * up), p + up, stream};
 }
 
 // `dtype_of` has the dtype that `packed` must have.
 inline void check_packed(const char* op, const Tensor& packed, const Tensor& dtype_of,
-                         const PackedForms& forms) {
+                         const PackedSizes& sizes) {
   if (packed.scalar_type() != dtype_of.scalar_type())
     fail(op, "packed has dtype ", dtype_name(packed), "; it must be ", dtype_name(dtype_of));
-  const int64_t per_float = packed.scalar_type() == ScalarType::Float ? 1 : 2;
-  const int64_t cuda = forms.cuda_weights + per_float * forms.cuda_biases + forms.streamed;
-  const int64_t cpu = per_float * forms.cpu;
-  const int64_t size = packed.is_cuda() ? cuda : cpu, other = packed.is_cuda() ? cpu : cuda;
-  const char* device = packed.is_cuda() ? "cuda" : "cpu";
-  if (packed.dim() == 1 && packed.size(0) == other)
-    fail(op, "packed has the form of another device; pack the weights for device '", device, "'");
+  const int64_t size = sizes.weights + 2 * sizes.biases + sizes.streamed;
   if (packed.dim() != 1 || packed.size(0) != size)
     fail(op, "packed has shape ", shape_name(packed),
          "; for these channels and this kernel it must have the shape [", size, "]");
@@ -148,4 +127,4 @@ inline void check_packed(const char* op, const Tensor& packed, const Tensor& dty
   check_aligned(op, "packed", packed);
 }
 
-}  // namespace espan
+}  // namespace espan::cuda
