@@ -75,11 +75,11 @@ def test_bytes_are_the_rounded_floats(cpu_path: str, case: Case) -> None:
 
 
 def test_layouts() -> None:
-    """Any strides in; what lies between the pixels is not read as one."""
-    for dtype in (torch.float32, torch.uint8):
+    """Any strides in; nothing between or around the pixels is read: it is NaN where it can be."""
+    for dtype, other in ((torch.float32, float("nan")), (torch.uint8, 200)):
         x = image(2, 3, 7, 10, dtype=dtype)
         expected, _ = ESPAN.run(x)
-        around = torch.full((2, 9, 24, 5), 200, dtype=dtype)
+        around = torch.full((2, 9, 24, 5), other, dtype=dtype)
         inside = around[:, 1:8, 2:22:2, 1:4].permute(0, 3, 1, 2)
         inside.copy_(x)
         flipped = x.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
@@ -166,14 +166,31 @@ def test_activations_beyond_the_exponential() -> None:
     assert_close(case, image(1, 3, 9, 9))
 
 
-def test_output_is_written_whole_and_nothing_else() -> None:
-    """The allocator hands a just freed block out again: filled with a pattern, it must all go."""
-    x = image(1, 3, 9, 31, dtype=torch.uint8)
-    expected, _ = SPAN.run(x)
-    for fill in (0, 255):
-        poison = torch.full_like(expected, fill)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_output_is_written_whole(cpu_path: str, dtype: torch.dtype) -> None:
+    """The allocator hands out a block that was just freed: every byte of the pattern must go."""
+    packed = SPAN.pack()
+    x = image(1, 3, 9, 31, dtype=dtype)
+    expected, _ = SPAN.run(x, packed)
+    for pattern in (0x00, 0x5A, 0xFF):
+        poison = torch.empty_like(expected)
+        poison.view(torch.uint8).fill_(pattern)
         del poison
-        assert torch.equal(SPAN.run(x)[0], expected)
+        assert torch.equal(SPAN.run(x, packed)[0], expected)
+
+
+@pytest.mark.parametrize("case", [ESPAN, SPAN, FAMILY[3]], ids=str)
+def test_nothing_is_left_from_the_previous_call(cpu_path: str, case: Case) -> None:
+    """The workspace is kept between calls.  Here the next call finds NaN in all of it."""
+    packed = case.pack()
+    largest = Case(70, (3, 3), head_kernel=9, concat_activation=True)
+    for size in [(1, 1), (6, 11), (9, 120)]:
+        x = image(1, 3, *size)
+        expected = case.run(x, packed)
+        poisoned, _ = largest.run(torch.full((1, 3, 60, 200), float("nan")))
+        assert poisoned.isnan().all()
+        for actual, wanted in zip(case.run(x, packed), expected, strict=True):
+            assert torch.equal(actual, wanted)
 
 
 def packed_of(plain: Network) -> tuple[Tensor, dict[str, Any]]:
