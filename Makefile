@@ -1,5 +1,6 @@
 # make demo       upscale a sample photograph with the bundled weights
 # make test       all tests that finish within minutes; make test-full: all tests
+# make test-oldest  the tests of ops and engines with the oldest torch that espan supports
 # make lint       formatting, ruff, mypy
 # make bench      the benchmarks
 # make sanitize   the CPU kernels' tests under the address and undefined-behaviour sanitizers
@@ -17,7 +18,7 @@ ifneq ($(wildcard ../shared/testsets),)
 export ESPAN_TESTDATA ?= $(abspath ../shared)
 endif
 
-.PHONY: demo test test-full lint bench sanitize rehearse gpu FORCE
+.PHONY: demo test test-full test-oldest lint bench sanitize rehearse gpu FORCE
 .DELETE_ON_ERROR:
 
 demo: .venv/.espan
@@ -28,6 +29,11 @@ test: .venv/.tools
 
 test-full: .venv/.tools
 	$(BIN)/python -m pytest
+
+# With the same library: it uses libtorch's stable ABI.
+test-oldest: .venv/oldest/.tools
+	.venv/oldest/bin/python -m pytest -m "not slow" tests/kernels tests/test_engines.py \
+	  tests/test_fused.py
 
 lint: .venv/.tools
 	$(BIN)/ruff check .
@@ -69,4 +75,16 @@ WANTED := $(TORCH) $(ESPAN_BUILD) $(TORCH_CUDA_ARCH_LIST)
 .venv/.tools: .venv/.espan
 	@echo "installing what tests and linting need ..."
 	@$(BIN)/python -m pip install -q --group test --group build --group lint
+	@touch $@
+
+OLDEST := $(shell sed -n 's/.*"torch>=\([0-9.]*\)".*/torch==\1.0/p' pyproject.toml)
+
+# The package is installed for its dependencies alone: pytest takes the modules of this folder.
+.venv/oldest/.tools: .venv/.espan
+	@echo "installing $(OLDEST) into .venv/oldest ..."
+	@$(PYTHON) -m venv .venv/oldest
+	@.venv/oldest/bin/python -m pip install -q --upgrade pip
+	@.venv/oldest/bin/python -m pip install -q --group build
+	@ESPAN_BUILD=none .venv/oldest/bin/python -m pip install -q --no-build-isolation \
+	  --group test "$(OLDEST)" .
 	@touch $@

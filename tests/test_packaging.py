@@ -1,6 +1,5 @@
-"""The wheels that are built, installed into empty environments, and the direction of imports."""
+"""The wheels that are built, and installed into empty environments."""
 
-import ast
 import json
 import os
 import shutil
@@ -8,7 +7,6 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -195,59 +193,3 @@ def test_source_distribution_has_the_sources(source: Path, tmp_path: Path) -> No
     unpacked = tmp_path / name.removesuffix(".tar.gz")
     for path in (ROOT / "csrc").rglob("*.*"):
         assert (unpacked / path.relative_to(ROOT)).is_file(), path
-
-
-def imports() -> Iterator[tuple[Path, str, bool]]:
-    """Every import in the tree: the file, the module, whether importing the file runs it."""
-    for folder in ("espan", "espan_kernels", "benchmarks"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            tree = ast.parse(path.read_text())
-            inside = {
-                id(node)
-                for function in ast.walk(tree)
-                if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-                for node in ast.walk(function)
-            }
-            for node in ast.walk(tree):
-                if isinstance(node, ast.Import):
-                    modules = [alias.name for alias in node.names]
-                elif isinstance(node, ast.ImportFrom):
-                    modules = [node.module or ""]
-                else:
-                    continue
-                for module in modules:
-                    yield path.relative_to(ROOT), module, id(node) not in inside
-
-
-def test_import_direction() -> None:
-    """csrc, espan_kernels, espan, then benchmarks and tests: each knows those before it only."""
-    wrong = []
-    for path, module, at_once in imports():
-        top = module.split(".")[0]
-        folder = path.parts[0]
-        in_triton = path.parts[:2] == ("espan_kernels", "triton")
-        if (
-            (folder == "espan_kernels" and top == "espan")
-            or (folder != "benchmarks" and top in ("tests", "benchmarks"))
-            or (top == "triton" and at_once and not in_triton)
-            or (module.startswith("espan_kernels.triton") and at_once and not in_triton)
-        ):
-            wrong.append(f"{path} imports {module}")
-    assert not wrong
-
-
-def test_json_is_written_without_nan() -> None:
-    """JSON has neither NaN nor infinity, and `json.dumps` writes both by default."""
-    wrong, seen = [], 0
-    for folder in ("espan", "espan_kernels", "benchmarks"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Call) and ast.unparse(node.func) in (
-                    "json.dump",
-                    "json.dumps",
-                ):
-                    seen += 1
-                    if not any(ast.unparse(k) == "allow_nan=False" for k in node.keywords):
-                        wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
-    assert seen
-    assert not wrong
