@@ -19,7 +19,7 @@ def sources(*folders: str) -> dict[str, ast.Module]:
 
 
 def imports(tree: ast.AST, modules: set[str]) -> set[str]:
-    """What ``tree`` imports anywhere; ``from a import b`` counts as a.b if that is in ``modules``."""
+    """What ``tree`` imports anywhere; ``from a import b`` is a.b if that is in ``modules``."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
