@@ -1,6 +1,5 @@
 """The head's CUDA kernels on the CPU: their own source under tests/emulator."""
 
-
 import pytest
 import torch
 from torch import Tensor
