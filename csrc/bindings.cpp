@@ -1,4 +1,4 @@
-// Every schema of the library, and the module through which Python loads it.
+// The schemas of all ops, and the Python module that loads the library.
 #ifndef Py_LIMITED_API
 #define Py_LIMITED_API 0x030a0000
 #endif
@@ -30,7 +30,7 @@ STABLE_TORCH_LIBRARY(espan, m) {
       "bool concat_activation, int scale) -> (Tensor, Tensor)");
 }
 
-// setup.py passes the architectures as a bare list, 8.0,9.0+PTX, which needs no quoting.
+// setup.py passes the architectures unquoted, as in -DESPAN_CUDA_ARCHS=8.0,9.0+PTX.
 #define ESPAN_TEXT_(...) #__VA_ARGS__
 #define ESPAN_TEXT(...) ESPAN_TEXT_(__VA_ARGS__)
 

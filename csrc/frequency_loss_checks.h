@@ -1,4 +1,4 @@
-// The input checks of the frequency-aware loss, and its results before they are filled.
+// Input checks and output allocation of the frequency-aware loss.
 #pragma once
 
 #include "frequency_loss.h"
@@ -25,7 +25,7 @@ inline void check_scale(const char* op, const Tensor& scale, const Tensor& sr) {
          "; it must be one float32 number");
 }
 
-// The three types that check_frequency_loss lets through.
+// Calls f with a zero of the dtype of `t`, one of the three that check_frequency_loss accepts.
 template <class F>
 void for_loss_dtype(const Tensor& t, F f) {
   switch (t.scalar_type()) {
@@ -47,7 +47,7 @@ inline LossResult empty_loss(const Tensor& sr) {
           torch::stable::new_empty(sr, {3}, ScalarType::Float)};
 }
 
-// The kernels walk rows: `t` itself where it is contiguous, else a copy.
+// Kernels need contiguous rows: `t` itself if it is contiguous, otherwise a copy.
 inline Tensor rows_of(const Tensor& t) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }

@@ -1,5 +1,5 @@
-// Input checks shared by every op.  Kernels take pointers and sizes; whatever can be wrong with a
-// tensor is found here, and the error names the op, what was found and what would be right.
+// Input checks shared by all ops.  Kernels take pointers and sizes and check nothing; these
+// functions do, and their errors name the op, what was found and what is expected.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -17,7 +17,7 @@ using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// A plain runtime_error: STD_TORCH_CHECK would put this file's name and line before the message.
+// A plain runtime_error: STD_TORCH_CHECK would prefix the message with this file's name and line.
 template <class... Parts>
 [[noreturn]] void fail(const char* op, const Parts&... parts) {
   std::ostringstream message;
@@ -72,7 +72,7 @@ inline void check_device(const char* op, const char* name, const Tensor& t, cons
          device_name(like));
 }
 
-// `t` must agree with `like` in shape, dtype and device: nothing is broadcast or converted.
+// `t` must have the shape, dtype and device of `like`; nothing is broadcast or converted.
 inline void check_same(const char* op, const char* name, const Tensor& t, const char* like_name,
                        const Tensor& like) {
   check_device(op, name, t, like_name, like);
@@ -97,7 +97,7 @@ inline void check_gate_backward(const char* op, const Tensor& grad, const Tensor
   check_same(op, "grad", grad, "o", o);
 }
 
-// Calls f with a zero of the dtype of `t`, which check_floating has passed.
+// Calls f with a zero of the dtype of `t`, one of the four that check_floating accepts.
 template <class F>
 void for_dtype(const Tensor& t, F f) {
   switch (t.scalar_type()) {
@@ -112,9 +112,9 @@ void for_dtype(const Tensor& t, F f) {
   }
 }
 
-// `t` itself where its elements lie in memory in the order of `dense`, else a copy that does.
-// `dense` comes from empty_like, which keeps a tensor's strides exactly when it has no gaps and no
-// overlaps: so two channels_last tensors are walked as flat arrays and a strided view is copied.
+// Returns `t` if its memory layout is that of `dense`, otherwise a copy in that layout.  `dense`
+// comes from empty_like, which preserves strides only if the tensor is non-overlapping and dense.
+// So channels_last tensors are processed as flat arrays, and a strided view is copied.
 inline Tensor laid_out_like(const Tensor& dense, const Tensor& t) {
   bool same = true;
   for (int64_t d = 0; same && d < t.dim(); ++d)

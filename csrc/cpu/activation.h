@@ -1,7 +1,8 @@
-// SiLU and the gate on vectors; included after vec_math.h, as that file is.
+// SiLU and the gate on vectors.  Included after vec_math.h, once per instruction set.
 
-// a / b for 1 <= b < 2^126.  A division of 16 lanes takes 16 cycles, an estimate with one step of
-// Newton's on the quotient 4; the step squares the estimate's 2^-14, so the result is within 1 ulp.
+// a / b for 1 <= b < 2^126.  Dividing 16 lanes takes 16 cycles; an estimate of 1 / b and one Newton
+// step on the quotient take 4.  The step squares the estimate's error of 2^-14, so the result is
+// within 1 ulp.
 inline VecF divide(VecF a, VecF b) {
 #if ESPAN_LANES == 16
   const VecF estimate = (VecF)_mm512_rcp14_ps((__m512)b);
@@ -12,10 +13,10 @@ inline VecF divide(VecF a, VecF b) {
 #endif
 }
 
-// e^x for |x| <= 87 as (1 + series) scale, within 1 ulp.  The reduction is that of
-// exp_nonpositive; the series is e^r - 1 = r + r^2 q(r) with q of degree 4, whose largest error
-// relative to e^r for |r| <= ln 2 / 2 is the least possible, 3e-9, with one product less than
-// Taylor's.
+// e^x for |x| <= 87 as (1 + series) * scale, within 1 ulp.  The range reduction is that of
+// exp_nonpositive.  The series is e^r - 1 = r + r^2 q(r), where q is the minimax polynomial of
+// degree 4: its error relative to e^r for |r| <= ln 2 / 2 is at most 3e-9, with one product fewer
+// than the Taylor series.
 struct Exp {
   VecF series, scale;
 };
@@ -33,16 +34,15 @@ inline Exp exp_small(VecF x) {
   return {q * (r * r) + r, from_bits((bits(shifted) << 23) + 0x3f800000u)};
 }
 
-// x sigmoid(x), within 2.5 ulp.  Beyond 87 the sigmoid is 1 or 0 to the last bit that counts: e^87
-// is 6e37.
+// x sigmoid(x), within 2.5 ulp.  Beyond 87 the sigmoid is as good as 1 or 0: e^87 is 6e37.
 inline VecF silu(VecF x) {
   const Exp e = exp_small(minimum(maximum(-x, broadcast(-87.0f)), broadcast(87.0f)));
   return divide(x, e.scale * e.series + (e.scale + 1.0f));
 }
 
-// tanh(o/2) / 2 = sigmoid(o) - 1/2, within 2 ulp.  From 1/4 on it is 1/2 - e / (1 + e) with
-// e = e^-|o|, where errors of e no longer count; below, o p(o^2) with p of degree 5, whose largest
-// relative error is 3.5e-9.  A NaN becomes a number.
+// tanh(o/2) / 2 = sigmoid(o) - 1/2, within 2 ulp.  If the result is at least 1/4 in magnitude, it
+// is 1/2 - e / (1 + e) with e = e^-|o|, where the error of e is negligible.  Otherwise it is
+// o p(o^2) with p of degree 5, whose relative error is at most 3.5e-9.  NaN is not preserved.
 inline VecF half_tanh(VecF o) {
   const VecF square = o * o;
   VecF p = broadcast(-1.52341227e-6f);
@@ -59,7 +59,7 @@ inline VecF half_tanh(VecF o) {
   return minus > broadcast(-1.0986f) ? o * p : from_bits(bits(large) | sign);
 }
 
-// A NaN is lost in half_tanh's clamp, but not in the sum.
+// half_tanh's clamp drops NaN; the factor o + x restores it.
 inline VecF gated(VecF o, VecF x) { return (o + x) * half_tanh(o); }
 
 template <Activation kActivation>

@@ -1,6 +1,7 @@
-// What becomes of the sums of a block of pixels, [group][kBlockPixels][16]; included after vec.h.
+// Activates and stores the sums of a block of pixels, [group][kBlockPixels][16].  Included after
+// vec.h.
 
-// Some of a block's pixels: [first, end) of those from x on.
+// The pixels [first, end) of the block that starts at x.
 struct Part {
   int64_t x, first, end;
   const float* sums;
@@ -10,7 +11,7 @@ struct Part {
   }
 };
 
-// Two vectors: 32 channels of a pixel, which are a cache line in bf16.
+// Two vectors: 32 channels of a pixel, one cache line in bf16.
 struct Pair {
   VecF a, b;
 };
@@ -18,7 +19,8 @@ struct Pair {
 inline Pair operator+(Pair x, Pair y) { return {x.a + y.a, x.b + y.b}; }
 inline Pair operator-(Pair x, Pair y) { return {x.a - y.a, x.b - y.b}; }
 
-// Words 0, 1, 2... to the upper half of lanes 0, 1, 2..., and for the second vector 16, 17, 18...
+// Permutation indices that move words 0 to 15 into the upper halves of the lanes, and for the
+// second vector words 16 to 31.
 struct Unpack {
   alignas(64) uint16_t words[2][32];
   constexpr Unpack() : words() {
@@ -39,7 +41,7 @@ inline Pair unpack(__m512i halves) {
 
 inline __m512i pack(Pair v) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)v.b, (__m512)v.a); }
 
-// `low`: bytes from the high halves to the low ones, which count only where kLow says so.
+// `low` is the distance in bytes from the high halves to the low ones, which only kLow reads.
 template <bool kLow>
 inline Pair load_pair(const char* p, int64_t low) {
   const Pair high = unpack(_mm512_loadu_si512(p));
@@ -47,7 +49,7 @@ inline Pair load_pair(const char* p, int64_t low) {
   return high + unpack(_mm512_loadu_si512(p + low));
 }
 
-// Those of both vectors, or of the first alone.
+// Stores both vectors, or the first alone.
 template <bool kAlone>
 inline void store_halves(char* p, __m512i halves) {
   if constexpr (kAlone)
@@ -56,7 +58,7 @@ inline void store_halves(char* p, __m512i halves) {
     _mm512_storeu_si512(p, halves);
 }
 
-// Of what is too large for bf16, the low half is not a number: so it is told as not finite.
+// If v overflows bf16, high + low is inf - inf, a NaN, and the range reports it as not finite.
 template <bool kLow, bool kAlone = false>
 inline void store_pair(char* p, int64_t low, Pair v) {
   const __m512i high = pack(v);
@@ -64,8 +66,8 @@ inline void store_pair(char* p, int64_t low, Pair v) {
   if constexpr (kLow) store_halves<kAlone>(p + low, pack(v - unpack(high)));
 }
 
-// 2^t for t <= 120: r = t - floor(t), and of 2^r the polynomial with the least relative error:
-// 7.5e-8 of degree 5, 2.6e-6 of degree 4.
+// 2^t for t <= 120: r = t - floor(t), and 2^r is a minimax polynomial with a relative error of
+// 7.5e-8 (degree 5) or 2.6e-6 (degree 4).
 template <bool kExact>
 inline VecF two_to(VecF t) {
   const VecF r = (VecF)_mm512_reduce_ps((__m512)t, 9);
@@ -85,7 +87,8 @@ inline VecF two_to(VecF t) {
   return (VecF)_mm512_scalef_ps((__m512)p, (__m512)t);
 }
 
-// a / b: the estimate of 1 / b is good to 2^-14, a step of Newton's on the quotient makes it 1 ulp.
+// a / b: the estimate of 1 / b has an error of 2^-14; a Newton step on the quotient reduces it to
+// 1 ulp.
 template <bool kExact>
 inline VecF quotient(VecF a, VecF b) {
   const VecF estimate = (VecF)_mm512_rcp14_ps((__m512)b);
@@ -119,7 +122,7 @@ inline VecF activate_of(VecF o, VecF x) {
   return o;
 }
 
-// Two groups of outputs, or one without a partner.
+// Two groups of outputs, or with kAlone the last of an odd number.
 template <Activation kActivation, bool kBoth, bool kAlone>
 inline void finish_pair(const FeatureRow& r, const Part& part, int64_t group) {
   const int64_t x = part.x + part.first;

@@ -1,4 +1,4 @@
-// Rows of convolutions on the matrix unit; compiled by amx_rows.cpp.
+// Rows of convolutions on the matrix unit.  Compiled by amx_rows.cpp.
 #include "amx_finish.h"
 #include "amx_product.h"
 #include "to_image.h"
@@ -20,8 +20,8 @@ inline void block_products(const Products& p, int64_t x, float* sums, Between& b
   if (group < p.groups) products_of<kPixelTiles, 1>(p, x, group, sums, between);
 }
 
-// Finishes a block while the products of the next one are under way: each call does the next few
-// pixels, kUnit at a time, so that all are done after `calls`.
+// Finishes a block while the products of the next one are computed.  Each call processes the next
+// few pixels, in multiples of kUnit, so that all are done after `calls` calls.
 template <int kUnit, class Row, class Finish>
 struct Finishing {
   const Finish& finish;
@@ -48,8 +48,8 @@ struct Finishing {
   }
 };
 
-// Calls finish(row, part) after the part's sums are there, for all pixels of the rows, which are of
-// one layer.  What is read and summed beyond the last pixel is whatever lies there.
+// Calls finish(row, part) once the part's sums are computed, for all pixels of the rows, which
+// belong to one layer.  Blocks read past the last pixel; those sums are discarded.
 template <int kUnit = 1, class Row, class Finish>
 inline void for_blocks(const Row* rows, int64_t count, float* sums, const Finish& finish) {
   const Products& first = rows->products;

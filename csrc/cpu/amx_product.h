@@ -1,10 +1,11 @@
-// Products of tiles on the matrix unit, 16 x 32 by 32 x 16 in bf16 with fp32 sums; included as
-// vec.h is.
+// Tile products on the matrix unit: 16 x 32 by 32 x 16 in bf16 with fp32 accumulation.  Included
+// after vec.h.
 //
-// The compiler does not allocate tile registers: a number names one.  A product takes 16 cycles, a
-// load 8 if its rows are cache lines and 20 if they cross them.  While products are under way
-// vector instructions get one port instead of two: 14 per product, SiLU's in a layer of 32
-// channels, are for nothing if they stand between the products, a few at a time.
+// The compiler does not allocate tile registers, so they are named by number.  A product takes 16
+// cycles; a tile load takes 8 if its rows are cache lines and 20 if they straddle two.  While
+// products execute, vector instructions have one port instead of two: 14 of them per product, as
+// many as SiLU needs in a layer of 32 channels, are free if interleaved with the products a few at
+// a time.
 
 template <int kTile>
 inline void load_tile(const void* from, int64_t step) {
@@ -31,10 +32,10 @@ struct TileConfig {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// The matrix unit and what goes with it, for as long as it lives.
+// Configures the matrix unit and the handling of denormals for the object's lifetime.
 struct Unit {
   Unit() {
-    constexpr unsigned kDenormalsAreZero = 0x8040;  // those read and those written
+    constexpr unsigned kDenormalsAreZero = 0x8040;  // FTZ and DAZ
     const TileConfig config;
     asm volatile("ldtilecfg %0" : : "m"(config));
     _mm_setcsr(before | kDenormalsAreZero);
@@ -42,14 +43,14 @@ struct Unit {
   Unit(const Unit&) = delete;
   ~Unit() {
     _mm_setcsr(before);
-    asm volatile("tilerelease");  // else every switch of threads would save 8 KB of tiles
+    asm volatile("tilerelease");  // otherwise every context switch saves 8 KB of tiles
   }
   const unsigned before = _mm_getcsr();
 };
 
-// The sums of kPixelTiles x kGroups tiles, at most 2 x 2, are in tmm0 to 3, inputs in tmm4 and 5,
-// weights in tmm6 and 7; `sums` gets them as [group][kBlockPixels][16].  between() is called after
-// every kPixelTiles x kGroups products.
+// The sums of kPixelTiles x kGroups tiles, at most 2 x 2, are in tmm0 to 3, the inputs in tmm4 and
+// 5, the weights in tmm6 and 7.  The sums are written to `sums` as [group][kBlockPixels][16].
+// between() is called after every kPixelTiles x kGroups products.
 template <int kPixelTiles, int kGroups, bool kThree>
 struct TileProduct {
   const Products& row;

@@ -1,5 +1,5 @@
-// The rows of the AMX path, compiled for the instruction sets that come with it; elsewhere they are
-// never called.
+// The row kernels of the AMX path, compiled for the instruction sets that come with AMX.  On other
+// architectures they are empty and never called.
 #include "amx_rows.h"
 
 #include <algorithm>
@@ -71,7 +71,7 @@ void split(const float*, int64_t, char*, char*) {}
 
 namespace espan::cpu::amx {
 
-// The sums of two blocks, and those of one in the order of the image.
+// The sums of two blocks, and one block in image order.
 int64_t scratch_size(int64_t groups) { return 3 * block_size(groups); }
 
 }  // namespace espan::cpu::amx

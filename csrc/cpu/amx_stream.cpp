@@ -13,22 +13,22 @@ namespace {
 
 using namespace amx;
 
-// To the plan, a vector is 16 channels of 4 bytes: of two halves in bf16, or of the fp32 sums of a
-// pointwise layer.  One half alone takes the same room.
+// The plan counts vectors of 16 channels of 4 bytes: two bf16 halves, or the fp32 sums of a
+// pointwise layer.  A single half takes the same space.
 constexpr int64_t kVector = 16;
 
 int64_t groups_of(const Layer& layer) { return (layer.outputs + kOutputs - 1) / kOutputs; }
 
-// The image for a head, split: rows from the first that the task's first row reads on.
+// The image rows that a task of the head reads, split into halves.
 struct HeadRows {
-  int64_t pixels;  // of a row, with the kernel's reach
+  int64_t pixels;  // per row, including the kernel's border
   int64_t count;
-  // Bytes of a half of a row: what a block and a chunk read beyond it is there.
+  // Bytes of one half of a row, including what a block and a chunk read past its end.
   int64_t half() const { return (2 * (3 * (pixels + kBlockPixels) + kChunk) + 63) / 64 * 64; }
   int64_t floats() const { return count * half() / 2 + 3 * pixels; }
 };
 
-// Everything that the tasks of one strip of one image share.
+// The state shared by the tasks of one strip of one image.
 class AmxStrip {
  public:
   AmxStrip(const Plan& plan, bool both, int64_t strip, const Images& images, float* memory)
@@ -71,7 +71,7 @@ class AmxStrip {
                [&](const Products& p, int64_t i) { return feature_row(layer, p, first + i); });
   }
 
-  // Floats of scratch that a thread needs.
+  // Floats of scratch memory per thread.
   static int64_t scratch_size(const Plan& plan, int64_t strip) {
     int64_t floats = 0;
     for (const Layer& layer : plan.layers()) {
@@ -83,7 +83,7 @@ class AmxStrip {
     return (floats + 15) / 16 * 16;
   }
 
-  // Floats after the rings that a block at the end of a row may read.
+  // Floats after the rings that the last block of a row may read.
   static int64_t slack(const Plan& plan) {
     int64_t most = 0;
     for (const Layer& layer : plan.layers()) most = std::max(most, layer.inputs + layer.outputs);
@@ -91,8 +91,8 @@ class AmxStrip {
   }
 
  private:
-  // A layer's output: its latest `ring` rows, from one pixel left of the first column on.  Each is
-  // the high halves of its pixels, then the low ones; or, of a pointwise layer, its sums.
+  // A layer's latest `ring` rows, starting one pixel left of the first column.  A row holds the
+  // high halves of its pixels, then the low ones; for a pointwise layer, its sums.
   struct Rows {
     char* data;
     int64_t size, step, ring;  // bytes
@@ -100,7 +100,7 @@ class AmxStrip {
 
     int64_t low() const { return size / 2; }
     char* row(int64_t y) const { return data + y % ring * size; }
-    // From the pixel `offset` from the first column on.
+    // Row y, starting `offset` pixels from the first column.
     Halves at(int64_t y, int64_t offset) const {
       return {row(y) + (offset + 1) * step, step, low()};
     }
@@ -116,9 +116,8 @@ class AmxStrip {
     return {columns.count + layer.kernel - 1, rows + layer.kernel - 1};
   }
 
-  // Pixels beyond the image, of which tasks write none, are zeros to the layers that read them.  So
-  // is what follows a row, the next one's first pixel: a last chunk may reach into it, with weights
-  // of zero, but what is not a number would stay so.
+  // Layers read the pixels outside the image as zeros, and no task writes them.  A row's last chunk
+  // may extend into the next row's first pixel; its weights there are 0, but a NaN would propagate.
   void clear_borders(const Rows& rows) const {
     for (int64_t y = 0; y < rows.ring; ++y)
       for (char* half : {rows.row(y), rows.row(y) + rows.low()}) {
@@ -143,7 +142,7 @@ class AmxStrip {
 
   const Rows& rows_of(const Layer& layer) const { return rings_[&layer - plan_.layers().data()]; }
 
-  // What the rows [first, end) sum; `in` keeps their chunks.
+  // The products of the rows [first, end); `in` owns their chunk pointers.
   std::vector<Products> read_rows(const Layer& layer, int64_t first, int64_t end,
                                   std::vector<const char*>& in, const float* scratch) const {
     std::vector<Products> products;
@@ -197,7 +196,7 @@ class AmxStrip {
     return r;
   }
 
-  // A head takes its image exactly in either form: bf16 would keep 8 bits of it.
+  // The head reads both halves of the image in either form: bf16 alone would keep 8 bits.
   void read_from_image(const Layer& layer, int64_t row, std::vector<const char*>& in,
                        const float* scratch, Products& p) const {
     const char* halves = reinterpret_cast<const char*>(scratch);

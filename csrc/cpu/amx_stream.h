@@ -1,4 +1,4 @@
-// Runs layers on images as stream.h does, by direct convolution on the matrix unit (AMX).
+// Runs layers on images as Stream does, by direct convolution on the matrix unit (AMX).
 #pragma once
 
 #include "network_plan.h"
@@ -9,17 +9,17 @@ namespace espan::cpu {
 
 class AmxStream {
  public:
-  // `layers`, in one of the forms of tiles, must outlive it.
+  // `layers`, in a tiled form, must outlive this object.
   AmxStream(const Layers& layers, int64_t height, int64_t width);
   AmxStream(const AmxStream&) = delete;
   ~AmxStream();
 
-  // As Stream::run.
+  // Returns the range of the output before it is clamped.
   Range run(const Images& images) const;
 
  private:
   Plan plan_;
-  bool both_;  // whether feature maps are kept as both halves
+  bool both_;  // whether feature maps have both halves
   int64_t threads_;
   Workspace workspace_;
 };

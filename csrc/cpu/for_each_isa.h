@@ -1,9 +1,10 @@
 // Compiles the kernel source named by ESPAN_KERNEL once for each instruction set, into the
-// namespaces espan::cpu::portable, ::avx2 and ::avx512, and defines ESPAN_ON_ISA(call), which runs
-// the one in use.  A kernel source includes nothing: its includes belong before this one, since
-// what a system header defines inside a target region could end up in the code for every machine.
+// namespaces espan::cpu::portable, ::avx2 and ::avx512, and defines ESPAN_ON_ISA(call), which calls
+// the one in use.  A kernel source must not include system headers; include them before this file.
+// The linker may keep the copy of an inline function that was compiled in a target region, and use
+// it on machines without that instruction set.
 //
-// A kernel is written once with the vectors of vec.h, kLanes wide, and functions of vec_math.h.
+// Kernels are written once, with the kLanes-wide vectors of vec.h and the functions of vec_math.h.
 #include <cstdint>
 
 #include "../host_checks.h"
@@ -13,7 +14,7 @@
 #include <immintrin.h>
 #endif
 
-// 16 bytes: what both SSE2 and NEON, the baselines of x86-64 and AArch64, have.
+// 16 bytes: the vectors of SSE2 and NEON, the baselines of x86-64 and AArch64.
 #define ESPAN_LANES 4
 namespace espan::cpu::portable {
 #include "vec.h"

@@ -1,4 +1,4 @@
-// The frequency-aware loss on the CPU: checks, tiles, threads and sums around
+// The frequency-aware loss on the CPU: checks, tiling, threading and summation around
 // frequency_loss_kernel.h.
 #include <torch/csrc/stable/library.h>
 
@@ -21,7 +21,7 @@ void tile(const T* sr, const T* hr, T* grad, const LossTile& t, const LossWeight
   ESPAN_ON_ISA(frequency_loss_tile(sr, hr, grad, t, w, scratch, sums));
 }
 
-// Fills `result` and, unless `grad` is null, the gradient.
+// Fills `result` and, if `grad` is not null, the gradient.
 template <class T>
 void run(const Tensor& sr, const Tensor& hr, T* grad, double scale, const LossOptions& options,
          const LossResult& result) {
@@ -34,9 +34,9 @@ void run(const Tensor& sr, const Tensor& hr, T* grad, double scale, const LossOp
   const double coefficients = 64.0 * planes * vertical.blocks * horizontal.blocks;
   const LossWeights weights = options.weights(elements, coefficients, scale);
 
-  // Every tile has its own sums and they are added in order: no result depends on the threads.
+  // Each tile has its own sums, added in order, so the result does not depend on the threads.
   std::vector<double> sums(3 * planes * per_plane);
-  // Waking a thread costs some 5 us, a tile of 128 x 32 takes 10.
+  // Waking a thread costs about 5 us; a tile of 128 x 32 takes 10.
   torch::stable::parallel_for(0, planes * per_plane, 2, [&](int64_t begin, int64_t end) {
     const auto scratch = std::make_unique<LossScratch>();
     for (int64_t i = begin; i < end; ++i) {

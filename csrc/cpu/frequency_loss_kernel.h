@@ -1,9 +1,9 @@
-// The frequency-aware loss on one tile; compiled once per instruction set by for_each_isa.h.
+// The frequency-aware loss of one tile.  Compiled once per instruction set by for_each_isa.h.
 //
 // A tile is a rectangle of whole DCT blocks.  Its difference image is read with a halo of 4 pixels,
-// reflected at the borders, and everything else happens in the scratch memory of one thread.
+// reflected at the borders; everything after that stays in one thread's scratch memory.
 
-// The lanes of v in the order 0 ^ m, 1 ^ m, 2 ^ m, ...; both compilers want their numbers.
+// The lanes of v in the order 0 ^ m, 1 ^ m, 2 ^ m, ...; both compilers need the indices spelt out.
 #if ESPAN_LANES == 4
 #define ESPAN_ORDER(m) 0 ^ m, 1 ^ m, 2 ^ m, 3 ^ m
 #elif ESPAN_LANES == 8
@@ -19,12 +19,12 @@
 #define ESPAN_EXCHANGE(v, m) __builtin_shuffle(v, VecU{ESPAN_ORDER(m)})
 #endif
 
-// v > 0, v < 0, 0 or not a number: 1, -1, 0, not a number.
+// 1, -1, 0 or NaN for v > 0, v < 0, v = 0 or a NaN.
 inline VecF sign(VecF v) { return v > 0.0f ? broadcast(1.0f) : v < 0.0f ? broadcast(-1.0f) : v; }
 
 inline VecF magnitude(VecF v) { return from_bits(bits(v) & 0x7fffffffu); }
 
-// v in the lanes where `column` is 0 ... width - 1, 0 elsewhere.
+// v in the lanes where `column` is in [0, width), 0 elsewhere.
 inline VecF inside(VecF v, VecU column, int width) {
   return from_bits(bits(v) & (VecU)(column < static_cast<uint32_t>(width)));
 }
@@ -33,18 +33,18 @@ inline VecF blurred(VecF far, VecF near, VecF v) {
   return v + kBlur1 * (near - 2.0f * v) + kBlur2 * (far - 2.0f * v);
 }
 
-// Along a row: `p` points to the first pixel.
+// Blurs along a row; `p` points to the first pixel.
 inline VecF blurred_row(const float* p) {
   return blurred(load(p - 2) + load(p + 2), load(p - 1) + load(p + 1), load(p));
 }
 
-// Down a column: `p` points into the middle one of five rows.
+// Blurs along the columns; `p` points into the middle of five rows.
 inline VecF blurred_column(const float* p) {
   constexpr int64_t k = LossScratch::kPitch;
   return blurred(load(p - 2 * k) + load(p + 2 * k), load(p - k) + load(p + k), load(p));
 }
 
-// The DCT of 8 vectors, lane by lane, and its transpose, which is its inverse.
+// The DCT of 8 vectors, lane by lane, and its transpose, which is also its inverse.
 inline void dct(VecF* v) {
   VecF a[4], b[4];
   for (int i = 0; i < 4; ++i) {
@@ -76,13 +76,12 @@ inline void dct_transposed(VecF* v) {
   }
 }
 
-// 8 pixels of a row lie in one vector, two rows' worth of 8 in the widest, one in two of the
-// narrowest.
+// 8 pixels of a row fill two vectors of 4 lanes or one of 8; a vector of 16 lanes holds 16 pixels.
 constexpr int kVectors = kLanes < 8 ? 8 / kLanes : 1;
 constexpr int kColumns = kVectors * kLanes;
 
-// Along a row: sums of mirrored pixels in the first four lanes of 8, differences in the others.
-// Twice, it is the identity times 2; and it is its own transpose.
+// Along a row: sums of mirrored pixels in the first four lanes of each 8, differences in the
+// others.  It is its own transpose; applied twice, it is twice the identity.
 inline void mirror_sums(VecF* v) {
 #if ESPAN_LANES == 4
   const VecF low = v[0] + ESPAN_EXCHANGE(v[1], 3);
@@ -99,7 +98,7 @@ inline void mirror_sums(VecF* v) {
 #endif
 }
 
-// Within each four lanes: lane l becomes the sum of lane l ^ m times table[m][l].
+// Within each group of four lanes, lane l becomes the sum over m of lane l ^ m times table[m][l].
 inline void four_by_four(const float (*table)[16], VecF* v) {
   for (int i = 0; i < kVectors; ++i) {
     const int l = i * kLanes;
@@ -109,7 +108,8 @@ inline void four_by_four(const float (*table)[16], VecF* v) {
   }
 }
 
-// The DCT along the row.  Its coefficients come in the order 0 2 4 6 7 5 3 1, which nothing minds.
+// The DCT along the row.  Its coefficients are in the order 0 2 4 6 7 5 3 1; no caller depends on
+// the order.
 inline void dct_row(VecF* v) {
   mirror_sums(v);
   four_by_four(LossTables::get().forward, v);
@@ -120,7 +120,7 @@ inline void dct_row_transposed(VecF* v) {
   mirror_sums(v);
 }
 
-// The sum of |coefficient| over the tile; the gradient of that sum goes to s.dct if `gradient`.
+// Returns the sum of |coefficient| over the tile and, if `gradient`, stores its gradient in s.dct.
 inline VecF dct_blocks(const LossTile& t, bool gradient, VecU lane, LossScratch& s) {
   VecF sum = {};
   for (int row = 0; row < t.rows; row += 8)
@@ -153,7 +153,7 @@ inline VecF dct_blocks(const LossTile& t, bool gradient, VecU lane, LossScratch&
   return sum;
 }
 
-// d = HR - SR of the tile and its halo.
+// Loads d = HR - SR for the tile and its halo.
 template <class T>
 void load_difference(const T* sr, const T* hr, const LossTile& t, LossScratch& s) {
   const int begin = -kHalo, end = t.columns + kHalo;
@@ -180,8 +180,8 @@ void load_difference(const T* sr, const T* hr, const LossTile& t, LossScratch& s
   }
 }
 
-// The sums of the pixel term and of |d - blurred d|; the signs of the latter, weighted for the
-// transposed blur and with a halo of 2, go to s.signs if `gradient`.
+// Sums the pixel term and |d - blurred d|.  If `gradient`, stores the signs of the latter in
+// s.signs, weighted for the transposed blur and with a halo of 2.
 inline void pixels(const LossTile& t, bool squared, bool gradient, VecU lane, LossScratch& s,
                    VecF* sums) {
   for (int row = -kHalo; row < t.rows + kHalo; ++row)
@@ -191,7 +191,7 @@ inline void pixels(const LossTile& t, bool squared, bool gradient, VecU lane, Lo
   for (int row = -halo; row < t.rows + halo; ++row) {
     const bool counts = row >= 0 && row < t.inside_rows();
     const float edge = t.on_edge_y(row) ? 2.0f : 1.0f;
-    // Also without gradient from -2 on: the sums are to be the same to the last bit.
+    // Starts at -2 even without a gradient, so that the sums are bit-identical.
     for (int c = -kBlurRadius; c < t.columns + kBlurRadius; c += kLanes) {
       const VecF d = load(s.d(row) + c);
       const VecF high = d - blurred_column(s.rows(row) + c);
@@ -205,7 +205,7 @@ inline void pixels(const LossTile& t, bool squared, bool gradient, VecU lane, Lo
   }
 }
 
-// Gradients of pixels that padding has made of others belong to those.
+// Adds the gradients of padded pixels to those of the pixels that they are copies of.
 inline void fold_padding(const LossTile& t, LossScratch& s) {
   for (int row = t.inside_rows(); row < t.rows; ++row) {
     float* to = s.dct(reflected(t.y + row, t.height) - t.y);
@@ -216,7 +216,7 @@ inline void fold_padding(const LossTile& t, LossScratch& s) {
       s.dct(row)[reflected(t.x + c, t.width) - t.x] += s.dct(row)[c];
 }
 
-// The gradient of the tile's pixels from d, the signs and s.dct.
+// Computes the gradient of the tile's pixels from d, the signs and s.dct.
 template <class T>
 void store_gradient(const LossTile& t, const LossWeights& w, T* grad, LossScratch& s) {
   for (int row = -kBlurRadius; row < t.rows + kBlurRadius; ++row)
@@ -228,7 +228,7 @@ void store_gradient(const LossTile& t, const LossWeights& w, T* grad, LossScratc
     for (int c = 0; c < t.inside_columns(); c += kLanes) {
       const VecF d = load(s.d(row) + c);
       const VecF high = load(s.signs(row) + c) - blurred_column(s.rows(row) + c);
-      // Of 1 and 2, 1.5 - 0.5 e is the inverse.
+      // 1.5 - 0.5 e is 1 / e for e = 1 and e = 2.
       const VecF weight = w.hf * edge * (1.5f - 0.5f * load(s.edge_x() + c));
       const VecF v =
           -w.pixel * (w.squared ? d : sign(d)) - weight * high - w.dct * load(s.dct(row) + c);
@@ -246,7 +246,7 @@ inline float sum_of_lanes(VecF v) {
   return sum;
 }
 
-// `grad` is null where only the sums are wanted.
+// `grad` is null if only the sums are needed.
 template <class T>
 void frequency_loss_tile(const T* sr, const T* hr, T* grad, const LossTile& t, const LossWeights& w,
                          LossScratch& s, double* sums) {

@@ -1,4 +1,4 @@
-// What one thread needs to compute the frequency-aware loss of one tile.
+// A tile of the frequency-aware loss, and one thread's scratch memory and tables for it.
 #pragma once
 
 #include "../frequency_loss.h"
@@ -8,12 +8,12 @@ namespace espan::cpu {
 struct LossTile {
   int height, width;  // of the image
   int y, x;           // the tile's first pixel
-  int rows, columns;  // multiples of 8: they may reach over the image's lower and right edge
+  int rows, columns;  // multiples of 8, so the tile may cross the lower and right edges
 
   int inside_rows() const { return height - y < rows ? height - y : rows; }
   int inside_columns() const { return width - x < columns ? width - x : columns; }
 
-  // Whether a row or column of the tile or its halo, reflected, is the first or last of several.
+  // Whether a row or column of the tile or its halo, once reflected, is the image's first or last.
   bool on_edge_y(int row) const { return on_edge(y + row, height); }
   bool on_edge_x(int column) const { return on_edge(x + column, width); }
 
@@ -24,14 +24,14 @@ struct LossTile {
   }
 };
 
-// 104 KB in all: it stays in the second-level cache, and a tile's rows are read again soon.
+// 104 KB in all, so that it stays in the second-level cache.
 struct LossScratch {
   static constexpr int kRowBlocks = 4, kColumnBlocks = 16;
-  // Vectors begin up to 4 columns before the tile and end up to 23 after it.
+  // Vectors start up to 4 columns before the tile and end up to 23 columns after it.
   static constexpr int kBefore = 16, kPitch = kBefore + kColumnBlocks * kBlock + 32;
   static constexpr int kRows = kRowBlocks * kBlock;
 
-  // The row of a tile, which may be negative; its first pixel.
+  // The first pixel of a row of the tile; rows of the halo above are negative.
   float* d(int row) { return d_[row + kHalo] + kBefore; }
   float* rows(int row) { return rows_[row + kHalo] + kBefore; }
   float* signs(int row) { return signs_[row + kBlurRadius] + kBefore; }
@@ -40,13 +40,13 @@ struct LossScratch {
 
  private:
   alignas(64) float d_[kRows + 2 * kHalo][kPitch] = {};            // HR - SR
-  alignas(64) float rows_[kRows + 2 * kHalo][kPitch] = {};         // something blurred along x
+  alignas(64) float rows_[kRows + 2 * kHalo][kPitch] = {};         // d or signs, blurred along x
   alignas(64) float signs_[kRows + 2 * kBlurRadius][kPitch] = {};  // of d - blurred d
   alignas(64) float dct_[kRows][kPitch] = {};                      // gradient of the DCT term
   alignas(64) float edge_x_[kPitch] = {};
 };
 
-// The DCT of mirror_sums (frequency_loss_kernel.h): [m][l] is what lane l ^ m adds to lane l.
+// The DCT after mirror_sums (frequency_loss_kernel.h): [m][l] is lane l ^ m's weight in lane l.
 struct LossTables {
   alignas(64) float forward[4][16], transposed[4][16];
 

@@ -1,4 +1,4 @@
-// The gate on the CPU: checks, memory layouts and threads around gate_kernel.h.
+// The gate on the CPU: checks, memory layouts and threading around gate_kernel.h.
 #include <torch/csrc/stable/library.h>
 
 #include <cmath>
@@ -10,7 +10,7 @@
 namespace espan::cpu {
 namespace {
 
-// Elements per task.  Waking a thread costs some 5 us, as long as 16,384 elements take one core.
+// Elements per task.  Waking a thread costs about 5 us, as much as 16,384 elements on one core.
 constexpr int64_t kGrain = 16384;
 
 template <class T>
@@ -23,7 +23,7 @@ void backward(const T* g, const T* o, const T* x, T* grad_o, T* grad_x, int64_t 
   ESPAN_ON_ISA(gate_backward(g, o, x, grad_o, grad_x, n));
 }
 
-// float64 is there for gradient checks: plain loops.
+// float64 serves gradient checks only, so plain loops are enough.
 void forward(const double* o, const double* x, double* y, int64_t n) {
   for (int64_t i = 0; i < n; ++i) y[i] = (o[i] + x[i]) * (0.5 * std::tanh(0.5 * o[i]));
 }

@@ -1,4 +1,4 @@
-// The gate on flat arrays; compiled once per instruction set by for_each_isa.h.
+// The gate on flat arrays.  Compiled once per instruction set by for_each_isa.h.
 
 // y = (o + x) (sigmoid(o) - 1/2)
 inline VecF gated(VecF o, VecF x) { return (o + x) * sigmoid_parts(o).minus_half; }

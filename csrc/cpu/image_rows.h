@@ -1,5 +1,5 @@
-// Rows of an image as the first convolution reads them: fp32, interleaved, less the mean, with the
-// zeros of its padding.
+// Rows of an image as the first convolution reads them: fp32, interleaved, with the mean subtracted
+// and padded with zeros.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 
 namespace espan::cpu {
 
-// A value of the image minus the mean, as PyTorch computes it from x / 255.
+// Image values minus the mean, with the rounding of PyTorch's x / 255 - mean.
 struct FromBytes {
   float table[3][256];
   explicit FromBytes(const float* mean) {
@@ -45,7 +45,7 @@ void read_rows(const Pixels& image, const Convert& convert, int64_t height, int6
   }
 }
 
-// `count` rows of `pixels` pixels each, from (first, left) on, which may lie outside the image.
+// Reads `count` rows of `pixels` pixels starting at (first, left), which may be outside the image.
 inline void read_image_rows(const Pixels& image, const float* mean, int64_t height, int64_t width,
                             int64_t first, int64_t count, int64_t left, int64_t pixels,
                             float* out) {

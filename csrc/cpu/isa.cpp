@@ -12,9 +12,8 @@
 namespace espan::cpu {
 namespace {
 
-// Whether the processor has tiles, products of bf16 and conversions to it, and the kernel lets this
-// process use them: it has to be asked, once for all threads, because tiles make a thread's state
-// 8 KB larger.
+// Whether the processor has AMX tiles, bf16 products and AVX-512 bf16 conversions, and the Linux
+// kernel permits tiles.  They add 8 KB to a thread's state, so each process must request them.
 bool has_amx() {
 #if defined(__x86_64__) && defined(__linux__)
   unsigned a, b, c, d;
@@ -33,8 +32,8 @@ bool has_amx() {
 bool runs_here(Isa isa) {
   if (isa == Isa::portable) return true;
 #if defined(__x86_64__)
-  // __builtin_cpu_supports also asks whether the operating system saves the wide registers.
-  // F16C is not asked for: every processor with AVX2 has it.
+  // __builtin_cpu_supports also checks that the operating system saves the wide registers.
+  // F16C needs no check: every processor with AVX2 has it.
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (isa == Isa::avx2) return avx2;
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&

@@ -1,4 +1,4 @@
-// The whole network on the CPU: its layers, checks, and the images of a batch one after another.
+// The whole network on the CPU: its layers, its input checks, and the loop over a batch's images.
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
@@ -15,16 +15,16 @@ namespace espan::cpu {
 namespace {
 
 constexpr const char* kOp = "espan::network";
-constexpr int64_t kMean = 16;  // floats before the weights, of which 3 are the mean colour
+constexpr int64_t kMean = 16;  // floats before the weights; the first 3 are the mean colour
 
 struct Description {
   int64_t channels, head_kernel;
-  std::vector<int64_t> convs;  // of each block: 2 or 3
-  bool concat_activation;      // the concat takes the last block's first activation (SPAN)
+  std::vector<int64_t> convs;  // per block: 2 or 3
+  bool concat_activation;      // concatenate the last block's first activation (SPAN)
   int64_t scale;
 };
 
-// As espan_kernels/network.py packs them.
+// The layers in the order in which espan_kernels/network.py packs their weights.
 Layers network_layers(const Description& d, Form form, const float* weights) {
   const int64_t c = d.channels;
   Layers layers(weights, form);
@@ -62,12 +62,12 @@ void check(const Tensor& image, const Tensor& packed, const Description& d) {
     if (n != 2 && n != 3) fail(kOp, "convs must be 2 or 3 for each block; got ", n);
 }
 
-// Values of packed weights: fp32, or bf16 with two to a float.
+// The number of packed values: fp32, or bf16 with two to a float.
 int64_t packed_size(const Description& d, Form form) {
   return (kMean + network_layers(d, form, nullptr).size()) * (form == Form::winograd ? 1 : 2);
 }
 
-// The form of the weights, told by their dtype and their number.
+// Infers the form of the weights from their dtype and size.
 Form form_of(const Tensor& packed, const Description& d) {
   if (packed.scalar_type() == ScalarType::Float) {
     if (packed.numel() != packed_size(d, Form::winograd))
@@ -94,12 +94,12 @@ std::tuple<Tensor, Tensor> network(const Tensor& image, const Tensor& packed, in
   const Form form = form_of(packed, d);
   const int64_t n = image.size(0), height = image.size(2), width = image.size(3);
   const bool bytes = image.scalar_type() == ScalarType::Byte;
-  // Bytes leave as images are stored, pixel by pixel; floats as tensors are, plane by plane.
+  // uint8 output is interleaved, as image files are; float output is planar, as tensors are.
   const auto layout = bytes ? torch::headeronly::MemoryFormat::ChannelsLast
                             : torch::headeronly::MemoryFormat::Contiguous;
   Tensor out = torch::stable::empty({n, 3, scale * height, scale * width}, image.scalar_type(),
                                     std::nullopt, std::nullopt, std::nullopt, layout);
-  // Page faults of a large result took 15% of the time.
+  // Without huge pages, page faults of a large output took 15% of the time.
   prefer_huge_pages(out.data_ptr(), out.numel() * size_of(element_of(out)));
   Tensor ranges = torch::stable::empty({n, 3}, ScalarType::Float);
   if (image.numel() == 0) return {out, torch::stable::fill_(ranges, 0.0)};

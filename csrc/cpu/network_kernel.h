@@ -1,4 +1,4 @@
-// The layers of the network on rows; compiled once per instruction set by for_each_isa.h.
+// The layers of the network, row by row.  Compiled once per instruction set by for_each_isa.h.
 #include "activation.h"
 #include "product.h"
 #include "to_image.h"
@@ -14,7 +14,7 @@ inline void conv_row(const ConvRow& c) {
   }
 }
 
-// One row of the kernel after the other: 243 products in one chain had six times PyTorch's error.
+// Sums each kernel row separately: 243 products in one chain had six times PyTorch's error.
 inline void head_row(const ProductRow& r) {
   const int64_t part = r.depth / r.parts;
   Product p{part, r.in_pitch, part, r.weight_stride, r.init_plane, r.init_step, r.out_plane};
@@ -34,7 +34,8 @@ inline void pointwise_row(const ProductRow& r) {
   product<kLanes>(r.pixels, groups(r.outputs), p, r.in, r.weights, r.init, r.out);
 }
 
-// Winograd's products of one block, and for upsample_row its results and those in image order.
+// Floats for the Winograd products of one block and, in upsample_row, its results and the same
+// results in image order.
 inline int64_t network_scratch(int64_t inputs, int64_t outputs) {
   const int64_t pixels = 4 * kBlock * groups(outputs) * kLanes;
   return kPositions * (products_in(inputs) + products_out(outputs)) + 5 * pixels;

@@ -5,24 +5,24 @@
 namespace espan::cpu {
 namespace {
 
-// What the rings may take.  Two threads' scratch and the allocator's rounding leave 64 MB in all.
-// On the matrix unit a strip's border costs 19 pixels, not 76, of ESPAN's rows, and 32 MB took two
-// threads 8% less time than 56 for 1920x1080; one thread took no less.
+// The limit for all rings.  56 MB, two threads' scratch memory and the allocator's rounding are 64
+// MB.  On the matrix unit a strip's border costs ESPAN 19 pixels instead of 76, and 32 MB took two
+// threads 8% less time than 56 MB for 1920x1080; one thread took no less.
 int64_t ring_bytes(Form form) { return (form == Form::winograd ? 56 : 32) << 20; }
 
-// What a task reads and writes: a layer then finds what the one before it wrote in the second-level
-// cache, but for five rows.
+// The bytes that a task reads and writes.  The output of the previous layer is then still in the
+// second-level cache, except for five rows.
 constexpr int64_t kTaskBytes = 1280 << 10;
 
 // Rows of weights are padded to whole vectors of the widest instruction set.
 int64_t padded(int64_t channels) { return (channels + 15) / 16 * 16; }
 
-// Rows of tiles.
+// Rows of weight tiles.
 int64_t chunks_of(int64_t values) { return (values + 31) / 32; }
 
 }  // namespace
 
-// `rows` of weights for Winograd's form, `chunks` of 32 inputs for those of tiles.
+// The weights are `rows` rows in the Winograd form, `chunks` chunks of 32 inputs in a tiled form.
 int Layers::add(Layer layer, int64_t rows, int64_t chunks) {
   layer.weight_stride = padded(layer.outputs);
   int64_t size = rows * layer.weight_stride;
@@ -97,9 +97,9 @@ int64_t Plan::first_row(const Layer& layer, int64_t group) const {
   return std::clamp<int64_t>(group * group_rows_ - layer.lag, 0, units(height_) * unit_);
 }
 
-// A layer's group and all rows above it that its reader's next group still reads, where the layers
-// take turns.  On the matrix unit a group more, so that they need not: two threads took 15% less
-// time for 128x128.  Winograd's rings are longer than that without it.
+// A ring holds one group of a layer and all rows above it that its reader's next group reads, if
+// the two layers alternate.  On the matrix unit it holds one more group, so that they need not: two
+// threads took 15% less time for 128x128.  Winograd's rings are already longer than that.
 void Plan::set_rings() {
   const int64_t more = unit_ == 1 ? group_rows_ : 0;
   for (Layer& layer : layers_)
@@ -109,7 +109,7 @@ void Plan::set_rings() {
     }
 }
 
-// A pixel of zeros, or the neighbour strip's, on each side.
+// Includes one pixel on each side: a zero, or one of the neighbouring strip.
 int64_t Plan::plane(int64_t strip, const Layer& layer) const {
   return (columns(strip, layer).count + 2) * lanes_;
 }

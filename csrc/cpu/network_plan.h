@@ -1,9 +1,9 @@
 // A network as a list of layers, and how much of each layer's output is kept.
 //
-// Layers stream: a layer computes a group of rows as soon as the rows that it reads are there, and
-// keeps a ring of its latest rows until all that read them have done so.  A layer's groups begin
-// one unit (of Form) above those of the layer that it reads, so that it reads what was just
-// written.  An image too wide for the rings to fit into ring_bytes is cut into strips of columns.
+// Layers stream: a layer computes a group of rows as soon as its input rows are available, and
+// keeps its latest rows in a ring until all readers have used them.  A layer's groups start one
+// unit (see unit_of) above those of its input, so that it reads rows that were just written.  An
+// image too wide for its rings to fit into ring_bytes is cut into strips of columns.
 #pragma once
 
 #include <cstdint>
@@ -16,37 +16,38 @@ namespace espan::cpu {
 struct Layer {
   // `head` reads the input image, `upsample` writes the output image.
   enum Kind { head, conv, pointwise, upsample } kind;
-  int input;  // the layer whose output it reads, or -1 for a head
-  int other;  // the layer that is added or gated with, or -1
+  int input;  // the layer it reads, or -1 for a head
+  int other;  // the layer it adds or gates with, or -1
   Activation activation;
   int64_t inputs, outputs;
   const float *weights, *bias;
   int64_t weight_stride;
   int64_t kernel = 0;  // the width of a head
 
-  // Derived: how many rows it runs behind the head, how many pixels more than the strip it computes
-  // on each side, how many rows are kept, who reads them.
+  // Derived: how many rows it lags behind the head, how many pixels it computes beyond each side of
+  // the strip, how many rows it keeps, and which layers read them.
   int64_t lag = 0, margin = 0, ring = 0;
   std::vector<int> readers;
 
-  // A 3x3 convolution reads one pixel more on each side.
+  // Pixels read beyond each side of the output: one for a 3x3 convolution.
   int64_t reach() const { return kind == conv || kind == upsample; }
 };
 
-// How weights are packed: transformed for Winograd's convolution, in fp32; or, for the matrix unit,
-// in tiles of bf16: rounded, or in two halves, of which a head's always are.
+// How weights are packed: transformed for Winograd's convolution, in fp32; or in bf16 tiles for the
+// matrix unit, either rounded or as two halves.  A head always has both halves.
 enum class Form { winograd, bfloat16, bfloat16x3 };
 
-// The side of the squares of pixels that a layer computes at once, which alone are the same to the
-// last bit wherever rows and strips begin: in a tile of Winograd's rounding depends on all 36
-// pixels that it reads, on the matrix unit a pixel's sums are made in one order wherever it lies.
+// The side of the square of pixels that a layer computes at once.  Rows and strips start at
+// multiples of it, so that results are bit-identical for any partition: the rounding of a Winograd
+// tile depends on all 36 pixels that it reads, while the matrix unit sums every pixel in the same
+// order.
 inline int64_t unit_of(Form form) { return form == Form::winograd ? 4 : 1; }
 
-// Layers in order, with weights that follow each other: of each its rows or tiles, then its bias,
-// every row padded to vectors.  A layer's index is its place; the functions return it.
+// Layers in order.  Their weights are contiguous: for each layer its rows or tiles, then its bias,
+// every row padded to vectors.  The functions that add a layer return its index.
 class Layers {
  public:
-  // `weights` may be null: then only size() counts.
+  // `weights` may be null if only size() is needed.
   explicit Layers(const float* weights, Form form = Form::winograd)
       : weights_(weights), form_(form) {}
 
@@ -78,16 +79,17 @@ class Plan {
   int64_t height() const { return height_; }
   int64_t width() const { return width_; }
 
-  // A layer's group has the rows from its first to before the next one's first.
+  // A group ends before the first row of the next one.
   int64_t first_row(const Layer& layer, int64_t group) const;
 
-  // The columns of a strip that a layer computes: [first, first + count), whole units as the rows.
+  // The columns of a strip that a layer computes: [first, first + count), in whole units like rows.
   struct Columns {
     int64_t first, count;
   };
   Columns columns(int64_t strip, const Layer& layer) const;
 
-  // In floats: a row of one channel group, a row, the longest row, all rings and a row of zeros.
+  // Floats of a row of one channel group, of a row, of the longest row, and of all rings plus a row
+  // of zeros.
   int64_t plane(int64_t strip, const Layer& layer) const;
   int64_t row_size(int64_t strip, const Layer& layer) const;
   int64_t longest_row(int64_t strip) const;
@@ -100,7 +102,7 @@ class Plan {
 
   std::vector<Layer> layers_;
   int64_t height_, width_, lanes_, unit_, groups_ = 0, strips_ = 1;
-  int64_t group_rows_ = 4;  // at least: with 1 on the matrix unit 12 rows took 15% longer
+  int64_t group_rows_ = 4;  // the minimum: with 1, 12 rows took 15% longer on the matrix unit
 };
 
 }  // namespace espan::cpu

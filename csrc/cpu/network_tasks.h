@@ -1,7 +1,7 @@
-// What the kernels of the layers are told: pointers and sizes, no tensors.
+// Arguments of the layers' kernels: pointers and sizes, no tensors.
 //
-// A row of a feature map holds its channels in groups of one vector: [group][pixel][lane], `plane`
-// floats from group to group.  So a pixel's neighbour in a row is always kLanes floats away.
+// A row of a feature map holds its channels in groups of one vector, [group][pixel][lane], with
+// `plane` floats from group to group.  So neighbouring pixels are always kLanes floats apart.
 #pragma once
 
 #include <cstdint>
@@ -15,13 +15,13 @@ enum class Element { uint8, float32 };
 
 inline int64_t size_of(Element e) { return e == Element::uint8 ? 1 : 4; }
 
-// One row of 4x4 tiles of a 3x3 convolution, by Winograd's F(4x4, 3x3).
+// A row of 4x4 tiles of a 3x3 convolution, by Winograd's F(4x4, 3x3).
 struct ConvRow {
-  const float* in[6];  // from one pixel left of the first tile on; zeros beyond the image
+  const float* in[6];  // starts one pixel left of the first tile; zeros outside the image
   int64_t in_plane;
-  const float* other[4];  // what the gate or the addition takes, from the first tile on, or null
+  const float* other[4];  // second operand of the gate or addition, at the first tile, or null
   int64_t other_plane;
-  float* out[4];  // from the first tile on
+  float* out[4];  // at the first tile
   int64_t out_plane;
   int64_t tiles;
   int64_t inputs, outputs;  // channels
@@ -32,13 +32,13 @@ struct ConvRow {
   float* scratch;  // network_scratch() floats
 };
 
-// One row of a convolution of the image, or of a 1x1 convolution.
+// A row of a convolution of the image, or of a 1x1 convolution.
 struct ProductRow {
   const float* in;
-  int64_t in_pitch;   // floats between the parts that are summed: image rows, or channel groups
-  int64_t parts;      // how many
-  int64_t depth;      // products in all parts together
-  const float* init;  // what the sum starts with: `pixels` vectors, or one (init_step 0)
+  int64_t in_pitch;   // floats between the summed parts: image rows, or channel groups
+  int64_t parts;      // number of parts
+  int64_t depth;      // products of all parts
+  const float* init;  // initial sums: `pixels` vectors, or one if init_step is 0
   int64_t init_plane, init_step;
   float* out;
   int64_t out_plane;
@@ -47,38 +47,38 @@ struct ProductRow {
   int64_t weight_stride;
 };
 
-// What is told about the output before it is clamped.
+// The range of the output before it is clamped.
 struct Range {
   float low, high;
-  float finite;  // 0, or NaN once a value was infinite or not a number
+  float finite;  // 0, or NaN if a value was infinite or NaN
 };
 
-// An image: element (y, x, c) lies y * row + x * column + c * channel elements from the first.
+// An image.  Element (y, x, c) is y * row + x * column + c * channel elements after the first.
 struct Pixels {
   void* data;
   int64_t row, column, channel;
   Element type;
 
-  // From the pixel (y, x) on.
+  // The pixel (y, x).
   void* at(int64_t y, int64_t x) const { return moved(y * row + x * column).data; }
   Pixels moved(int64_t elements) const {
     return {static_cast<char*>(data) + elements * size_of(type), row, column, channel, type};
   }
 };
 
-// One image of a batch: what a head reads, what an upsample writes, and the RGB mean that the head
-// subtracts.
+// One image of a batch: the head's input, the upsample layer's output, and the RGB mean that the
+// head subtracts.
 struct Images {
   Pixels input, output;
   const float* mean;
 };
 
-// A row of tiles of the last convolution, put into the image.  Its outputs are in the order
-// (dy, dx, colour), and what pads them repeats the first, so as not to widen the range.
+// A row of tiles of the last convolution, written to the image.  Its outputs are in the order
+// (dy, dx, colour), and padding repeats the first output so as not to widen the range.
 struct UpsampleRow {
   ConvRow conv;           // `out` is not used
-  Pixels image;           // of the first pixel
-  int64_t rows, columns;  // low-resolution pixels that lie in the image
+  Pixels image;           // at the first pixel
+  int64_t rows, columns;  // low-resolution pixels inside the image
   int64_t scale;
   Range* range;
 };

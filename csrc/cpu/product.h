@@ -1,16 +1,16 @@
-// Matrix products with the sums in registers; included as vec.h is.
+// Matrix products with the sums in registers.  Included after vec.h, once per instruction set.
 //
 //   out[t][n] = init[t][n] + sum over k of in[t][k] * weights[k][n]
 //
-// The sums start with `init`, or it is added at the end (kInitLast): so long sums are made of
-// several, whose roundings are those of short ones.
+// `init` is added first, or last with kInitLast.  The latter lets a long sum be built from short
+// ones, with the smaller rounding error of short sums.
 //
-// `t` counts pixels or Winograd tiles, kStep floats apart; `k` runs through parts of the input.
-// Every sum is a chain of one multiply-add after another in the order of k, whatever else is
-// computed beside it: the result does not depend on how rows are cut.
+// `t` counts pixels or Winograd tiles, kStep floats apart; `k` runs through the parts of the input.
+// Every sum is one chain of multiply-adds in the order of k, so the result does not depend on how
+// rows are cut.
 
-// How many sums fit into the registers beside the weights and the input's element: 32 registers of
-// AVX-512, 16 of AVX2 and SSE.  Indexed by the vectors in the width.
+// Rows whose sums fit into registers beside the weights and one input element: AVX-512 has 32
+// registers, AVX2 and SSE have 16.  Indexed by the number of vectors in the width.
 constexpr int kMostVecs = 3;
 #if ESPAN_LANES == 16
 constexpr int kMostRows[kMostVecs + 1] = {0, 14, 14, 9};
@@ -36,7 +36,7 @@ inline void product_tile(const Product& p, const float* in, const float* weights
 #pragma GCC unroll 3
     for (int n = 0; n < kVecs; ++n)
       sum[t][n] = kInitLast ? VecF{} : load(init + t * p.init_step + n * p.init_plane);
-  // Loops that test at their end: GCC would keep two sets of sums for ones that might not run.
+  // do-while loops: GCC would keep two sets of sums for loops that might not run.
   int64_t left = p.depth;
   do {
     const int64_t end = left < p.part ? left : p.part;
@@ -77,7 +77,7 @@ inline void product_some(int64_t rows, const Product& p, const float* in, const 
   product_tile<kRows, kVecs, kStep, kInitLast>(p, in, weights, init, out);
 }
 
-// All rows, kVecs vectors of the width: in pieces of nearly equal size.
+// All rows of kVecs vectors of the width, in pieces of nearly equal size.
 template <int kVecs, int kStep, bool kInitLast>
 inline void product_columns(int64_t rows, const Product& p, const float* in, const float* weights,
                             const float* init, float* out) {
@@ -93,7 +93,7 @@ inline void product_columns(int64_t rows, const Product& p, const float* in, con
   }
 }
 
-// Widths of 4 vectors are 2 + 2, not 3 + 1.
+// A width of 4 vectors is computed as 2 + 2, not 3 + 1.
 template <int kStep, bool kInitLast = false>
 inline void product(int64_t rows, int64_t vecs, const Product& p, const float* in,
                     const float* weights, const float* init, float* out) {

@@ -1,4 +1,4 @@
-// Threads and tasks: the strips of an image one after another, each by all threads.
+// Processes the strips of an image one after another, each with all threads.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -11,7 +11,7 @@
 
 namespace espan::cpu {
 
-// Four rows keep one thread busy; waking more would cost more than it computes.
+// One thread per four rows: for fewer rows, waking a thread would cost more than it saves.
 inline int64_t threads_for(int64_t height) {
   return std::min<int64_t>(torch::stable::get_num_threads(), (height + 3) / 4);
 }
@@ -25,7 +25,7 @@ inline void join(Range& all, const Range& part) {
   all.finite += part.finite;
 }
 
-// begin_strip(i) prepares the strip i and returns what runs its tasks: run(thread, task, range).
+// begin_strip(i) prepares strip i and returns the function run(thread, task, range) for its tasks.
 template <class BeginStrip>
 Range run_strips(const Plan& plan, int64_t threads, const BeginStrip& begin_strip) {
   Range all = kNothing;

@@ -41,7 +41,7 @@ bool Schedule::ready(int layer) const {
   const int64_t end = plan_.first_row(l, group + 1);
   if (l.input >= 0 && !has_rows(l.input, end + l.reach())) return false;
   if (l.other >= 0 && !has_rows(l.other, end)) return false;
-  // The rows that it overwrites: all readers must be past them.
+  // All readers must be past the rows that it overwrites.
   for (int index : l.readers) {
     const Layer& reader = plan_.layers()[index];
     const int64_t done = progress_[index].done;
@@ -51,7 +51,7 @@ bool Schedule::ready(int layer) const {
   return true;
 }
 
-// Whether all rows of a layer above `end` are there, as far as the image goes.
+// Whether all rows of a layer above `end`, or all rows of the image, are done.
 bool Schedule::has_rows(int layer, int64_t end) const {
   const int64_t done = plan_.first_row(plan_.layers()[layer], progress_[layer].done);
   return done >= end || done >= plan_.height();

@@ -1,8 +1,8 @@
-// Hands out the work of one strip to however many threads come for it.
+// Distributes the work of one strip among any number of threads.
 //
-// A task is one group of rows of one layer.  Whoever is free takes the deepest layer that is ready:
-// rows are used up as soon as possible, while they are in the cache, and few are waiting.  Nothing
-// depends on how many threads come: one alone always finds a task.
+// A task is one group of rows of one layer.  A free thread takes the deepest layer that is ready,
+// so that rows are consumed while they are in the cache, and few are pending.  One thread alone
+// always finds a task.
 #pragma once
 
 #include <condition_variable>
@@ -15,7 +15,7 @@
 namespace espan::cpu {
 
 struct Task {
-  int layer;  // -1: all is done
+  int layer;  // -1 if all tasks are done
   int64_t group;
 };
 
@@ -23,14 +23,14 @@ class Schedule {
  public:
   explicit Schedule(const Plan& plan);
 
-  // The first task of a thread, and each next one once `finished` is done.
+  // The first task of a thread, and the next one after `finished`.
   Task start();
   Task next(const Task& finished);
 
  private:
   struct Progress {
-    int64_t started = 0;  // groups, from the top
-    int64_t done = 0;     // all groups above this are
+    int64_t started = 0;  // the number of groups started, from the top
+    int64_t done = 0;     // all groups before this one are done
     std::vector<int64_t> done_early;
   };
 

@@ -19,7 +19,7 @@ NetworkKernels kernels_in_use() {
   return kernels;
 }
 
-// Everything that the tasks of one strip of one image share.
+// The state shared by the tasks of one strip of one image.
 class Strip {
  public:
   Strip(const Plan& plan, const NetworkKernels& kernels, int64_t strip, const Images& images,
@@ -44,7 +44,7 @@ class Strip {
       run_row(layer, rings_[task.layer], y, scratch, range);
   }
 
-  // Floats of scratch that a thread needs.
+  // Floats of scratch memory per thread.
   static int64_t scratch_size(const Plan& plan, const NetworkKernels& kernels, int64_t strip) {
     int64_t floats = 0;
     for (const Layer& layer : plan.layers()) {
@@ -57,13 +57,13 @@ class Strip {
   }
 
  private:
-  // A layer's output: its latest `ring` rows, from one pixel left of the first column on.
+  // A layer's latest `ring` rows, starting one pixel left of the first column.
   struct Rows {
     float* data;
     int64_t size, plane, ring;
     Plan::Columns columns;
 
-    // Row y from the pixel `offset` from the first column on.
+    // Row y, starting `offset` pixels from the first column.
     float* at(int64_t y, int64_t offset, int64_t lanes) const {
       return data + y % ring * size + (offset + 1) * lanes;
     }
@@ -79,7 +79,7 @@ class Strip {
       }
   }
 
-  // Pixels right of the image are zeros to the layers that read them.
+  // Layers read the pixels right of the image as zeros.
   void clear_beyond(const Rows& rows, int64_t y) const {
     const int64_t inside = plan_.width() - rows.columns.first, all = rows.columns.count;
     if (inside >= all) return;

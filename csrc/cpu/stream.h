@@ -1,4 +1,4 @@
-// Runs the layers on images of one size, one after the other: strips, rings, threads.
+// Runs the layers on images of one size, with strips, rings and threads.
 #pragma once
 
 #include "network_plan.h"
@@ -9,7 +9,7 @@ namespace espan::cpu {
 
 class Stream {
  public:
-  // `layers` must outlive it.
+  // `layers` must outlive this object.
   Stream(const Layers& layers, int64_t height, int64_t width);
   Stream(const Stream&) = delete;
   ~Stream();

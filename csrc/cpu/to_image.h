@@ -1,11 +1,11 @@
-// From the last convolution's values to the image: range, clamp, rounding, pixel shuffle.  Included
-// after vec.h, as that file is.
+// Converts the last convolution's values to image values: range, clamping, rounding, pixel shuffle.
+// Included after vec.h, once per instruction set.
 
 typedef uint8_t VecB __attribute__((vector_size(ESPAN_LANES)));
 
-// clamp(v, 0, 1) * 255, rounded to even; NaN becomes 0, as the range tells.  The clamp stands
-// between product and sum, so that they are not contracted and the product is rounded as PyTorch
-// rounds it.
+// clamp(v, 0, 1) * 255, rounded to nearest even.  NaN becomes 0; the range reports it.  The clamp
+// comes between the product and the sum, which prevents contraction to an FMA, so the product is
+// rounded as in PyTorch.
 inline void store(uint8_t* p, VecF v) {
   v = minimum(maximum(v * 255.0f, VecF{}), broadcast(255.0f));
   // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
@@ -35,15 +35,16 @@ inline void end_range(const VecRange& v, Range& r) {
   }
 }
 
-// Pieces of kCount elements, one per pixel, to where they follow each other.
+// Copies pieces of kCount elements, one per pixel, to contiguous memory.
 template <int kCount, class T>
 inline void copy_pieces(const T* from, int64_t step, T* to, int64_t pixels) {
   for (int64_t x = 0; x < pixels; ++x)
     __builtin_memcpy(to + x * kCount, from + x * step, kCount * sizeof(T));
 }
 
-// Of each pixel the kScale values of one colour, to where they follow each other.  Written out like
-// this they move as vectors; with `scale` at run time the last layer took four times as long.
+// Copies each pixel's kScale values of every colour to contiguous memory, one plane per colour.
+// With kScale a constant the compiler moves them as vectors; with `scale` a run-time value the last
+// layer took four times as long.
 template <int kScale, class T>
 inline void copy_planes(const T* from, int64_t step, T* to, int64_t channel, int64_t pixels) {
   for (int64_t x = 0; x < pixels; ++x)
@@ -55,7 +56,7 @@ inline void copy_planes(const T* from, int64_t step, T* to, int64_t channel, int
     }
 }
 
-// One row of low-resolution pixels, [pixel][(dy, dx, colour)], to `scale` rows of the image.
+// Writes one row of low-resolution pixels, [pixel][(dy, dx, colour)], to `scale` rows of the image.
 template <class T>
 inline void shuffle(const T* from, int64_t step, int64_t pixels, int64_t scale, const Pixels& image,
                     T* to) {

@@ -1,8 +1,9 @@
-// Four pixels of the last convolution for four times the size, into planes of floats: by vectors
-// alone, which over memory takes four times as long.  Included after to_image.h.
+// Writes four pixels of a x4 network's last convolution to float planes, with vector shuffles only:
+// going through memory takes four times as long.  Included after to_image.h.
 
-// Of three vectors with 16 red, green and blue values in turn, those of one colour: lanes of the
-// first two (from 16 on, of the second), then of that and of the third.
+// Permutation indices that gather one colour from three vectors of interleaved RGB, 16 pixels:
+// first from vectors 0 and 1 (indices from 16 refer to the second operand), then from that result
+// and vector 2.
 struct Planes {
   alignas(64) uint32_t lanes[3][2][16];
   constexpr Planes() : lanes() {
@@ -22,7 +23,8 @@ inline __m512 of_colour(const __m512* v, int colour) {
   return _mm512_permutex2var_ps(two, _mm512_load_si512(lanes[1]), v[2]);
 }
 
-// The part's pixels from i on.  A pixel's 48 values are (dy, dx, colour); `to` is its first.
+// Writes four of the part's pixels, starting at i.  A pixel's 48 values are ordered (dy, dx,
+// colour); `to` points to the first.
 inline void store_planes(const Part& part, int64_t i, const Pixels& image, VecRange& range,
                          float* to) {
   __m512 v[4][3];
@@ -33,7 +35,7 @@ inline void store_planes(const Part& part, int64_t i, const Pixels& image, VecRa
       v[pixel][group] = (__m512)values;
     }
   for (int c = 0; c < 3; ++c) {
-    // Quarters are rows; of four pixels they come to follow each other.
+    // A quarter of a vector is one output row; the shuffles join the rows of four pixels.
     const __m512 p0 = of_colour(v[0], c), p1 = of_colour(v[1], c);
     const __m512 p2 = of_colour(v[2], c), p3 = of_colour(v[3], c);
     const __m512 top01 = _mm512_shuffle_f32x4(p0, p1, 0x44);

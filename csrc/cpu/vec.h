@@ -1,6 +1,6 @@
-// Vectors of kLanes floats, written with the compiler's vector extensions so that +, *, < and ?:
-// become the instructions of the set being compiled for.  Included once per instruction set by
-// for_each_isa.h, inside a namespace: so no include guard and no includes.
+// Vectors of kLanes floats, written with the compiler's vector extensions, so that +, *, < and ?:
+// compile to the current instruction set.  Included once per instruction set by for_each_isa.h,
+// inside a namespace, so it has no include guard and no includes.
 
 constexpr int kLanes = ESPAN_LANES;
 
@@ -10,7 +10,7 @@ typedef uint16_t VecH __attribute__((vector_size(2 * ESPAN_LANES)));
 
 inline VecF broadcast(float value) { return value - VecF{}; }
 
-// A cast between vector types of one size keeps the bits.
+// A cast between vector types of the same size preserves the bits.
 inline VecU bits(VecF v) { return (VecU)v; }
 inline VecF from_bits(VecU v) { return (VecF)v; }
 
@@ -28,7 +28,7 @@ inline VecF load(const BFloat16* p) {
   return from_bits(__builtin_convertvector(half, VecU) << 16);
 }
 
-// Round to nearest even; a NaN whose payload is rounded away must not become infinity.
+// Rounds to nearest even.  A NaN must not become infinity when its payload is rounded away.
 inline void store(BFloat16* p, VecF v) {
   const VecU u = bits(v);
   const VecU rounded = (u + (((u >> 16) & 1) + 0x7fff)) >> 16;
@@ -60,7 +60,7 @@ inline void store(Half* p, VecF v) {
 #endif
 }
 
-// The last n < kLanes elements of an array: nothing beyond them is read or written.
+// The last n < kLanes elements of an array; nothing past them is read or written.
 template <class T>
 inline VecF load_tail(const T* p, int64_t n) {
   T lanes[kLanes] = {};
@@ -75,7 +75,7 @@ inline void store_tail(T* p, VecF v, int64_t n) {
   __builtin_memcpy(p, lanes, n * sizeof(T));
 }
 
-// The greater and the lesser; `b` where `a` is not a number.
+// The lane-wise maximum and minimum; `b` where `a` is NaN.
 inline VecF maximum(VecF a, VecF b) {
 #if ESPAN_LANES == 16
   return (VecF)_mm512_max_ps((__m512)a, (__m512)b);

@@ -1,11 +1,12 @@
 // Winograd's F(4x4, 3x3): 16 outputs of a 3x3 convolution from 36 products instead of 144, with the
-// interpolation points 0, 1, -1, 2, -2 and infinity.  Included as vec.h is.
+// interpolation points 0, 1, -1, 2, -2 and infinity.  Included after vec.h, once per instruction
+// set.
 //
 //   out = A^T [ sum over channels of (G g G^T) * (B^T d B) ] A
 //
 // d is the 6x6 input of a tile; G g G^T is computed when the weights are packed.
 
-// Rows of B^T, 6 -> 6: the pairs 1, 2 and 3, 4 share their parts.
+// Rows of B^T, 6 -> 6.  Rows 1 and 2 share subexpressions, as do rows 3 and 4.
 inline VecF row_0(VecF i0, VecF i2, VecF i4) { return 4.0f * i0 + (i4 - 5.0f * i2); }
 inline VecF row_5(VecF i1, VecF i3, VecF i5) { return 4.0f * i1 + (i5 - 5.0f * i3); }
 
@@ -21,7 +22,7 @@ inline void rows_34(VecF i1, VecF i2, VecF i3, VecF i4, VecF& o3, VecF& o4) {
   o4 = a - 2.0f * b;
 }
 
-// A row of B^T d, times B, to six positions.
+// Multiplies a row of B^T d by B and stores it at six positions.
 inline void transform_row(const VecF* d, float* out, int64_t position) {
   VecF o1, o2, o3, o4;
   rows_12(d[1], d[2], d[3], d[4], o1, o2);
@@ -46,10 +47,11 @@ inline void transform_out(const VecF i0, const VecF i1, const VecF i2, const Vec
 
 constexpr int kPositions = 36;
 // Tiles per block: two register blocks share the weights of a position in the first-level cache,
-// and the products' inputs and outputs, 36 x 28 tiles x C floats each, stay in the second.
+// and the products' inputs and outputs, 36 x 28 tiles x C floats each, stay in the second-level
+// cache.
 constexpr int kBlock = 28;
-// A distance in floats between positions that puts them into different cache sets: an odd number
-// of cache lines.
+// The distance in floats between positions.  It is an odd number of cache lines, so that positions
+// map to different cache sets.
 inline int64_t spread(int64_t floats) { return ((floats + 15) / 16 | 1) * 16; }
 
 inline int64_t groups(int64_t channels) { return (channels + kLanes - 1) / kLanes; }
@@ -57,8 +59,9 @@ inline int64_t groups(int64_t channels) { return (channels + kLanes - 1) / kLane
 inline int64_t products_in(int64_t inputs) { return spread(groups(inputs) * kBlock * kLanes); }
 inline int64_t products_out(int64_t outputs) { return spread(groups(outputs) * kBlock * kLanes); }
 
-// The tiles [first, first + n) of one channel group: out[position][tile].  Rows of B^T d one or two
-// at a time, so that they stay in registers: storing all of B^T d first took twice the time.
+// Transforms the tiles [first, first + n) of one channel group to out[position][tile], one or two
+// rows of B^T d at a time so that they stay in registers: storing all of B^T d first took twice as
+// long.
 __attribute__((noinline)) void transform_tiles_in(const ConvRow& c, int64_t group, int64_t first,
                                                   int64_t n, float* out, int64_t position) {
   for (int64_t t = 0; t < n; ++t, out += kLanes) {
@@ -96,7 +99,8 @@ __attribute__((noinline)) void transform_tiles_in(const ConvRow& c, int64_t grou
   }
 }
 
-// The results of n tiles of one channel group, to the tiles from `first` on of the output rows.
+// Transforms the products of n tiles of one channel group to the output rows, starting at tile
+// `first`.
 template <Activation kActivation>
 __attribute__((noinline)) void transform_tiles_out(const ConvRow& c, int64_t group, int64_t first,
                                                    int64_t n, const float* in, int64_t position) {
@@ -139,7 +143,7 @@ inline void transform_group_out(const ConvRow& c, int64_t group, int64_t first, 
   }
 }
 
-// The tiles [first, first + n) of a row, n <= kBlock, to the tiles from out_first on.
+// Computes the tiles [first, first + n) of a row, n <= kBlock, and stores them from tile out_first.
 inline void conv_block(const ConvRow& c, int64_t first, int64_t n, int64_t out_first) {
   const int64_t position_in = products_in(c.inputs), position_out = products_out(c.outputs);
   float *in = c.scratch, *out = in + kPositions * position_in;
@@ -154,7 +158,7 @@ inline void conv_block(const ConvRow& c, int64_t first, int64_t n, int64_t out_f
     transform_group_out(c, g, out_first, n, out + g * kBlock * kLanes, position_out);
 }
 
-// The next block's size, of nearly equal ones, where so many tiles are left.
+// The size of the next block when `tiles` tiles are left, for blocks of nearly equal size.
 inline int64_t block_size(int64_t tiles) {
   const int64_t blocks = (tiles + kBlock - 1) / kBlock;
   return (tiles + blocks - 1) / blocks;

@@ -1,6 +1,7 @@
-// The last convolution, by Winograd, into the image.  Included after winograd.h and to_image.h.
+// The last convolution, by Winograd, written to the image.  Included after winograd.h and
+// to_image.h.
 
-// `pixels` results of one row, [group][pixel][lane], to `scale` rows of the image.
+// Writes `pixels` results of one row, [group][pixel][lane], to `scale` rows of the image.
 template <class T>
 inline void store_image_row(const UpsampleRow& u, const float* results, int64_t plane,
                             int64_t pixels, T* scratch, T* to) {

@@ -30,7 +30,7 @@ Workspace take_workspace(int64_t floats) {
   const int64_t bytes = (floats * 4 + kHugePage - 1) / kHugePage * kHugePage;
   float* memory = static_cast<float*>(std::aligned_alloc(kHugePage, bytes));
   if (!memory) throw std::bad_alloc();
-  prefer_huge_pages(memory, bytes);  // rows lie far apart: fewer TLB misses
+  prefer_huge_pages(memory, bytes);  // rows are far apart, so small pages would miss the TLB
   return {std::unique_ptr<float, FreeMemory>(memory), bytes / 4};
 }
 

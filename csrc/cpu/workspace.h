@@ -1,4 +1,5 @@
-// Memory for one call, kept for the next: fresh pages would cost a tenth of a 256x256 image's time.
+// Memory for one call, kept for the next: page faults of new memory would take a tenth of the time
+// of a 256x256 image.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +11,8 @@ struct FreeMemory {
   void operator()(float* memory) const;
 };
 
-// At least this many floats, aligned to a cache line, holding anything.  Given back by
-// return_workspace; at most one is kept, the largest.
+// At least `floats` uninitialised floats, aligned to a cache line.  return_workspace gives it back;
+// only the largest one is kept.
 struct Workspace {
   std::unique_ptr<float, FreeMemory> memory;
   int64_t floats = 0;
@@ -20,8 +21,8 @@ struct Workspace {
 Workspace take_workspace(int64_t floats);
 void return_workspace(Workspace workspace);
 
-// What has not been touched of this memory comes as huge pages, where the system has them: for
-// memory that will be written whole 512 times fewer page faults, each 1.4 to 2.6 us under a
+// Asks for huge pages for the untouched part of this memory, if the system has them.  Memory that
+// is written completely then takes 512 times fewer page faults, each 1.4 to 2.6 us under a
 // hypervisor.
 void prefer_huge_pages(void* memory, int64_t bytes);
 
