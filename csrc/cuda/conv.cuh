@@ -1,28 +1,28 @@
-// What spab, head and tail share: 3x3 convolutions of a tile of feature maps in shared memory, on
+// Shared by spab, head and tail: 3x3 convolutions of a tile of feature maps in shared memory, on
 // the tensor cores.
 //
 // A warp computes a strip: 16 pixels wide, Rows high, Tiles x 8 output channels, all of it in
-// registers (Rows x Tiles x 4 of them).  A step is one column dx of taps and 16 input channels:
-// each row of the strip's input is loaded once (ldmatrix) and multiplied by the taps of the three
-// dy at once, so that a matrix load serves up to 3 Tiles mma.  With 32 channels and 10 rows a step
-// is 12 matrix loads and 6 weight loads of 512 bytes for 120 mma: 77 bytes per mma.  An SM of an
-// H100 moves 128 bytes per cycle and does at most one such mma, so the tensor cores are the limit;
-// next to its 120 mma the loop has 64 other instructions.
+// registers (Rows x Tiles x 4 of them).  A step covers one column dx of taps and 16 input channels.
+// Each row of the strip's input is loaded once (ldmatrix) and multiplied by the taps of all three
+// dy, so a matrix load serves up to 3 Tiles mma.  With 32 channels and 10 rows a step has 12 matrix
+// loads and 6 weight loads of 512 bytes for 120 mma: 77 bytes per mma.  An SM of an H100 moves 128
+// bytes per cycle and issues at most one such mma, so the tensor cores are the bottleneck; beside
+// its 120 mma the loop has 64 other instructions.
 //
-// Weights are not in shared memory: they lie in device memory in the order of the registers
-// (espan_kernels/packing/cuda_fragments.py), each warp reads them through L1, and a step's weights are loaded
-// while the step before it is computed, which takes longer (120 cycles of all tensor cores for each
-// of the SM's warps) than L2 answers (250 to 300).
+// Weights are not staged in shared memory.  They are stored in device memory in register order
+// (espan_kernels/packing/cuda_fragments.py), and each warp reads them through L1.  The weights of a
+// step are loaded during the previous step, which takes longer (120 cycles of all tensor cores for
+// each of the SM's warps) than the latency of L2 (250 to 300 cycles).
 #pragma once
 
 #include "primitives.cuh"
 
 namespace espan::cuda {
 
-// What the elements of an image are.
+// The element type of an image.
 enum class Image : int { uint8, float16, bfloat16, float32 };
 
-// Output tiles that a lane stores together, and the 8 or 16 bytes that they are.
+// The output tiles that a lane stores together, as one vector of 8 or 16 bytes.
 template <int P>
 struct Group {
   static constexpr int kTiles = P % 32 == 0 ? 4 : 2;
@@ -55,9 +55,9 @@ struct Lane<4> {
 };
 
 // Rows of `Columns` pixels of P channels, 2 bytes each, in shared memory.  The 16-byte chunks of a
-// pixel are permuted by its column, so that any 8 neighbouring pixels have their chunk c in 8
-// different groups of 4 banks (ldmatrix reads those at once), and so have the 4 chunks that a quad
-// of lanes stores, for any 2 neighbours.
+// pixel are permuted by its column to avoid bank conflicts: for any 8 neighbouring pixels, chunk c
+// is in 8 different groups of 4 banks (ldmatrix reads these together), and so are the 4 chunks that
+// a quad of lanes stores, for any 2 neighbours.
 template <int P, int Columns>
 struct Tile {
   static constexpr int kPixel = 2 * P;
@@ -69,25 +69,25 @@ struct Tile {
     if constexpr (P == 32) return column >> 1 & 3;
     return column >> 2 & 1;
   }
-  // Of a chunk, from the beginning of its row.
+  // The offset of a chunk from the start of its row.
   static __device__ __forceinline__ int offset(int column, int chunk) {
     return column * kPixel + ((chunk ^ swizzle(column)) << 4);
   }
 };
 
-// Where a lane is: it computes pixels `pixel` and `pixel` + 8 of each row of the strip, and of each
-// tile the columns 2 `quad` and 2 `quad` + 1.
+// A lane computes pixels `pixel` and `pixel` + 8 of each row of the strip, and columns 2 `quad` and
+// 2 `quad` + 1 of each tile.
 struct Position {
   int lane, pixel, quad;
   explicit __device__ __forceinline__ Position(int lane)
       : lane(lane), pixel(lane >> 2), quad(lane & 3) {}
 };
 
-// One step's weights: three dy, two tiles a vector.
+// The weights of one step: three dy, two tiles per vector.
 template <int Tiles>
 struct Taps {
   uint4 v[3][Tiles / 2];
-  // `pairs` vectors of 32 lanes belong to a dy; the warp's are the first of them.
+  // Each dy has `pairs` vectors of 32 lanes; the warp's come first.
   __device__ __forceinline__ void load(const uint4* weights, int pairs, int lane) {
 #pragma unroll
     for (int dy = 0; dy < 3; ++dy)
@@ -123,7 +123,7 @@ struct Strip {
     }
   }
 
-  // One step: load(row, a) gives A of row `row` of the strip's Rows + 2 input rows.
+  // One step.  load(row, a) loads A for one of the strip's Rows + 2 input rows.
   template <class T, class Load>
   __device__ __forceinline__ void step(const Taps<Tiles>& taps, Load load) {
     uint32_t a[2][4];
@@ -140,7 +140,7 @@ struct Strip {
   }
 
   // The 3x3 convolution of a tile of P channels.  `tile` is the address of the row above the
-  // strip's first, `column` the tile's column to the left of the strip's first.
+  // strip's first row; `column` is the tile's column left of the strip's first column.
   template <class T, int P, int Columns>
   __device__ __forceinline__ void convolve(uint32_t tile, int column, const uint4* weights,
                                            int pairs, const Position& at) {
@@ -152,7 +152,7 @@ struct Strip {
 #pragma unroll 1
     for (int s = 0; s < kSteps; ++s) {
       const Taps<Tiles> taps = next;
-      // The last step loads its own again: no branch, and nothing beyond the weights is read.
+      // The last step reloads its own weights, which avoids a branch and an out-of-bounds read.
       next.load(weights + (s + 1 < kSteps ? s + 1 : s) * (3 * 32) * pairs, pairs, at.lane);
       const int dx = s / (P / 16), k = s % (P / 16);
       const uint32_t address = tile + In::offset(left + dx, 2 * k + half);
@@ -160,27 +160,27 @@ struct Strip {
     }
   }
 
-  // The two values of a lane's pixel `high` (0: at.pixel, 1: at.pixel + 8) in tile j.
+  // The lane's two values in tile j of pixel at.pixel (`high` 0) or at.pixel + 8 (`high` 1).
   __device__ __forceinline__ float2 pair(int row, int j, int high) const {
     return make_float2(value[row][j][2 * high], value[row][j][2 * high + 1]);
   }
 };
 
-// `count` in strips of `Size`: where strip i begins, and the first that is its own to store.  Where
-// the last one would reach beyond the end it begins earlier and its first part is stored by others.
+// `count` items cut into strips of `size`: where strip i starts, and the first item that it stores.
+// If the last strip would pass the end, it starts earlier, and other strips store its first items.
 struct Share {
   int begin, own;
   __device__ __forceinline__ Share(int i, int size, int count)
       : begin(i * size + size <= count ? i * size : count - size), own(i * size) {}
 };
 
-// The block's tile of the image and the warp's part of it.  S has P, kWidth, kHeight and kTiles,
-// and its warps are 2 (columns of 16) x kRowWarps x channels.
+// The block's tile of the image and the warp's part of it.  S defines P, kWidth, kHeight and
+// kTiles.  Its warps are 2 (columns of 16) x kRowWarps x channels.
 template <class S>
 struct Part {
   int height, width;
   int64_t image;  // the first pixel of the image in the batch
-  int top, left;  // of the tile, in the image
+  int top, left;  // the tile's position in the image
   int column_warp, row_warp, channel_warp;
   Position at;
 
@@ -197,25 +197,25 @@ struct Part {
   }
 
   __device__ __forceinline__ bool inside_rows(int y) const {
-    return static_cast<unsigned>(y) < static_cast<unsigned>(height);  // also says no below 0
+    return static_cast<unsigned>(y) < static_cast<unsigned>(height);  // also false for y < 0
   }
   __device__ __forceinline__ bool inside(int y, int x) const {
     return inside_rows(y) && static_cast<unsigned>(x) < static_cast<unsigned>(width);
   }
   // The warp's first pair of output tiles.
   __device__ __forceinline__ int first_pair() const { return channel_warp * (S::kTiles / 2); }
-  // The first channel that a lane has of the warp's group.
+  // The lane's first channel in the warp's group.
   __device__ __forceinline__ int channel(int group) const {
     return channel_warp * S::kTiles * 8 + group * Group<S::P>::kChannels +
            at.quad * (Group<S::P>::kBytes / 2);
   }
-  // Where in the feature maps.
+  // The index of an element in the feature maps.
   __device__ __forceinline__ int64_t element(int y, int x, int channel) const {
     return (image + static_cast<int64_t>(y) * width + x) * S::P + channel;
   }
 };
 
-// Copies a tile of feature maps from device memory, zeros where it is outside of the image.
+// Copies a tile of feature maps from device memory, with zeros outside the image.
 template <int P, int Columns, int Threads>
 __device__ __forceinline__ void load_tile(uint32_t to, const uint16_t* image, int top, int left,
                                           int rows, int height, int width, int thread) {

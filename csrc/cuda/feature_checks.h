@@ -1,5 +1,5 @@
-// The input checks that head, spab and tail share: feature maps, images and packed weights.  The
-// messages are those of espan_kernels/_checks.py.
+// Input checks shared by head, spab and tail: feature maps, images and packed weights.  The
+// messages match those of espan_kernels/_checks.py.
 #pragma once
 
 #include "../host_checks.h"
@@ -16,7 +16,6 @@ inline void check_channels(const char* op, int64_t channels) {
     fail(op, "channels is ", channels, "; it must be 1 to ", kMaxChannels);
 }
 
-// The dtypes of feature maps.
 inline void check_map_dtype(const char* op, const char* name, const Tensor& t) {
   const ScalarType s = t.scalar_type();
   if (s != ScalarType::Half && s != ScalarType::BFloat16)
@@ -39,7 +38,7 @@ inline void check_contiguous(const char* op, const char* name, const Tensor& t) 
   if (!t.is_contiguous()) fail(op, name, " must be contiguous");
 }
 
-// Vectors begin at a multiple of 16 bytes, which a view into a tensor may not do.
+// The kernels load vectors of 16 bytes, but a view into a tensor may start anywhere.
 inline void check_aligned(const char* op, const char* name, const Tensor& t) {
   if (reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 != 0)
     fail(op, name, " must begin at a multiple of 16 bytes");
@@ -88,14 +87,14 @@ inline void check_convs(const char* op, int64_t convs) {
   if (convs != 2 && convs != 3) fail(op, "convs is ", convs, "; it must be 2 or 3");
 }
 
-// How many values a packed tensor has of each kind, in this order.
+// The number of values of each kind in a packed tensor, in storage order.
 struct PackedSizes {
   int64_t weights;       // in the dtype of the tensor, for mma.sync
-  int64_t biases;        // in float32
+  int64_t biases;        // float32
   int64_t streamed = 0;  // the weights again, for the streamed kernels
 };
 
-// A 3x3 convolution as stream.cuh reads it.  More than 32 channels are not streamed.
+// The weights of a 3x3 convolution in the order of stream.cuh, which takes at most 32 channels.
 inline int64_t streamed(int64_t p, int64_t outputs) { return p > 32 ? 0 : 15 * p * outputs; }
 
 inline PackedSizes spab_sizes(int64_t channels, int64_t convs) {
@@ -114,7 +113,7 @@ inline PackedSizes tail_sizes(int64_t channels, int64_t scale, int64_t sides) {
   return {p * (9 * p + sides * p + 9 * up), p + up, stream};
 }
 
-// `dtype_of` has the dtype that `packed` must have.
+// `packed` must have the dtype of `dtype_of`.
 inline void check_packed(const char* op, const Tensor& packed, const Tensor& dtype_of,
                          const PackedSizes& sizes) {
   if (packed.scalar_type() != dtype_of.scalar_type())

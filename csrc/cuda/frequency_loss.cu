@@ -1,4 +1,4 @@
-// The frequency-aware loss on CUDA: checks, memory layouts and launches around frequency_loss.cuh.
+// The frequency-aware loss on CUDA: checks, memory layouts and launches of frequency_loss.cuh.
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
@@ -13,7 +13,7 @@ namespace {
 template <class T, bool kGradient>
 void launch_tiles(const char* op, unsigned tiles, cudaStream_t stream, const LossArguments<T>& p) {
   const auto kernel = frequency_loss_kernel<T, kGradient>;
-  constexpr int kBytes = sizeof(LossShared);  // more than a kernel may have unasked
+  constexpr int kBytes = sizeof(LossShared);  // above 48 KB, so the kernel must opt in
   check(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   kernel<<<tiles, kLossThreads, kBytes, stream>>>(p);
   check(op, cudaGetLastError());
@@ -21,7 +21,7 @@ void launch_tiles(const char* op, unsigned tiles, cudaStream_t stream, const Los
 
 bool on_16_bytes(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-// Fills `result` and, where there is a `scale`, `grad`.  All tensors are contiguous.
+// Fills `result` and, if there is a `scale`, `grad`.  All tensors are contiguous.
 template <class T>
 void run(const char* op, const Launch& launch, const Tensor& sr, const Tensor& hr,
          const Tensor* grad, const Tensor* scale, const LossOptions& options,

@@ -1,16 +1,18 @@
-// The frequency-aware loss in CUDA: pointers and sizes only, so that this file also compiles with
-// g++ under the emulator of the tests.
+// The frequency-aware loss in CUDA.  The kernels take pointers and sizes only, so that the tests
+// can also compile this file with g++ and run it in their emulator.
 //
-// A block of threads takes a tile of 64 x 128 pixels, in four passes over shared memory:
+// A thread block processes a tile of 64 x 128 pixels, in four passes over shared memory:
 //
 //   1. the difference image, with a halo of 4 pixels reflected at the borders;
-//   2. the signs of d - blurred d, two pixels beyond the tile: a thread walks down 4 columns;
+//   2. the signs of d - blurred d, for the tile and two pixels around it: a thread walks down 4
+//      columns;
 //   3. the DCT of 8x8 blocks and the transposed DCT of the coefficients' signs: columns in a
-//      thread's registers, rows on the tensor cores; with the pixel term's gradient the result
-//      takes the place of the difference;
-//   4. the transposed blur of the signs on the tensor cores; the gradient goes to memory.
+//      thread's registers, rows on the tensor cores.  The result plus the gradient of the pixel
+//      term overwrites the difference;
+//   4. the transposed blur of the signs on the tensor cores, and the store of the gradient.
 //
-// Loops are not unrolled beyond what registers need: the code must fit the instruction cache.
+// Loops are unrolled no further than register arrays require: the code must fit into the
+// instruction cache.
 #pragma once
 
 #include <type_traits>
@@ -25,27 +27,27 @@ namespace espan::cuda {
 constexpr int kLossRowBlocks = 8, kLossColumnBlocks = 16;
 constexpr int kLossRows = kLossRowBlocks * kBlock, kLossColumns = kLossColumnBlocks * kBlock;
 constexpr int kLossWarps = 8, kLossThreads = kLossWarps * 32;
-constexpr int kLossResident = 3;  // blocks of threads that an SM of sm_90 holds, by shared memory
-                                  // of 64 KB each and 80 registers a thread
+constexpr int kLossResident = 3;  // thread blocks per SM on sm_90: 64 KB of shared memory each, and
+                                  // 80 registers per thread
 constexpr int kLossRun = 12;      // rows that a thread of pass 2 walks down, a multiple of 4
 
-// What sign_pair makes of a positive value: bfloat16's 1, read as float16.
+// sign_pair's result for a positive value: the bits of 1 in bfloat16, read as float16.
 constexpr float kSignOne = 1.875f;
 
-// The part of the image that a block of threads owns.
+// The part of the image that a thread block owns.
 struct LossTile {
   int height, width, y, x, rows, columns;
 };
 
 struct LossShared {
-  static constexpr int kBefore = 8;  // columns of d before the tile: the tile begins on 32 bytes
+  static constexpr int kBefore = 8;  // columns of d before the tile, which is aligned to 32 bytes
   static constexpr int kRow = kLossColumns + 2 * kBefore;  // floats from a row of d to the next
-  // An odd number of 16 bytes, so that ldmatrix finds no bank twice.
+  // An odd multiple of 16 bytes, so that ldmatrix has no bank conflicts.
   static constexpr int kSignRow = kLossColumns + 2 * kHalo;
 
   float d[kLossRows + 2 * kHalo][kRow];
   uint16_t signs[kLossRows + 2 * kBlurRadius][kSignRow];
-  LossTile tile;  // here, and not in registers from one pass to the next
+  LossTile tile;  // in shared memory to save registers between passes
   float sums[3][kLossThreads];
 
   __device__ __forceinline__ float* d_at(int row, int column) {
@@ -59,12 +61,12 @@ struct LossShared {
 template <class T>
 struct LossArguments {
   const T *sr, *hr;
-  T* grad;             // null where only the value is wanted
-  const float* scale;  // null with it
-  float* sums;         // three of each tile
+  T* grad;             // null if only the value is needed
+  const float* scale;  // null if grad is
+  float* sums;         // three per tile
   Axis vertical, horizontal;
   LossWeights weights;
-  bool aligned;  // every row begins on a 16-byte boundary
+  bool aligned;  // every row is aligned to 16 bytes
 };
 
 #ifndef ESPAN_EMULATOR
@@ -89,12 +91,12 @@ __device__ __forceinline__ uint32_t half_pair(float low, float high) {
 }
 
 __device__ __forceinline__ float loss_sign(float v) {
-  return fabsf(v) > 0.0f ? copysignf(1.0f, v) : v;  // 0 and NaN stay what they are
+  return fabsf(v) > 0.0f ? copysignf(1.0f, v) : v;  // 0 and NaN are unchanged
 }
 
-constexpr uint32_t kNanBits = 0x00400040;  // set in a pair of signs of which one is NaN
+constexpr uint32_t kNanBits = 0x00400040;  // set in a pair of signs if one of them is NaN
 
-// As reflected(), in fewer instructions where i is near 0 to n - 1.
+// Like reflected(), but with fewer instructions if i is near [0, n).
 __device__ __noinline__ int reflected_near(int i, int n) {
   if (n == 1) return 0;
 #pragma unroll 1
@@ -106,9 +108,9 @@ __device__ __forceinline__ float blurred(float far, float near, float v) {
   return v + kBlur1 * (near - 2.0f * v) + kBlur2 * (far - 2.0f * v);
 }
 
-// Pixels on the image's edge occur once in a period of the reflected image and others twice, which
-// the transposed blur must know: their signs are doubled, and the sums halved again.  Calls f for
-// each row (or column) of the tile or around it that is one of those.
+// In a period of the reflected image, pixels on the edge occur once and all others twice.  The
+// transposed blur accounts for this by doubling the signs of edge pixels and halving their sums.
+// Calls f for each edge row (or column) of the tile and of the pixels around it.
 template <class F>
 __device__ __forceinline__ void for_edges(int size, int begin, int count, F f) {
   const int step = size < 3 ? 1 : size == 3 ? 2 : size - 1;
@@ -116,7 +118,7 @@ __device__ __forceinline__ void for_edges(int size, int begin, int count, F f) {
   for (int i = size < 4 ? -kBlurRadius : 0; i < size + kBlurRadius; i += step)
     if (i >= begin - kBlurRadius && i < begin + count + kBlurRadius) f(i - begin);
 }
-// The same of a row or column inside the image.
+// Whether a row or column inside the image is on the edge.
 __device__ __forceinline__ bool on_edge(int i, int size) { return i == 0 || i == max(size - 1, 1); }
 
 __device__ __forceinline__ void dct(float (&v)[8]) {
@@ -181,7 +183,7 @@ __device__ __forceinline__ void load_difference(const LossArguments<T>& p, LossT
                                                 int64_t plane, LossShared& s) {
   constexpr int kSize = Pack<T>::kSize;
   const int rows = t.rows + 2 * kHalo;
-  // Whole packs, and no pixel is reflected twice.
+  // Whether rows consist of whole packs and no pixel is reflected twice.
   const bool straight =
       p.aligned && t.x + t.columns <= t.width && t.width >= 2 * kBlock && t.height >= 2 * kBlock;
   if (!straight) {
@@ -204,7 +206,7 @@ __device__ __forceinline__ void load_difference(const LossArguments<T>& p, LossT
   if (column < t.columns) {
 #pragma unroll 1
     for (int i = threadIdx.x / kAcross - kHalo; i < rows - kHalo; i += kBatch * kStep) {
-      LossPacks<T> v[kBatch];  // on their way before the first is waited for
+      LossPacks<T> v[kBatch];  // all loads are issued before the first one is used
 #pragma unroll
       for (int j = 0; j < kBatch; ++j) {
         const int y = within(t.y + min(i + j * kStep, rows - kHalo - 1), t.height);
@@ -229,21 +231,22 @@ __device__ __forceinline__ void load_difference(const LossArguments<T>& p, LossT
 
 // ---- 2. The signs of d - blurred d
 
-// Of 4 columns and `rows` rows, a multiple of 4.  Everything is in second differences, so that a
-// constant d gives exactly 0: with e the differences of neighbours,
+// Processes 4 columns and `rows` rows, a multiple of 4.  Everything is computed from second
+// differences, so that a constant d gives exactly 0: with e the differences of neighbours,
 // v - blurred v = kBlur2 * ((1 + kBlur1 / kBlur2) (e0 - e-1) + e1 - e-2).
-// Returns the sum of |d - blurred d| of the pixels that `counted` has, by column, inside the image.
+// Returns the sum of |d - blurred d| over the pixels inside the image, with the columns weighted by
+// `counted`.
 template <bool kGradient>
 __device__ __forceinline__ float walk_down(LossTile t, LossShared& s, int column, int row, int rows,
                                            const float (&counted)[4], uint32_t& seen) {
   constexpr float kInner = 1 + kBlur1 / kBlur2;
-  // Of the last four rows: v - blurred v along the row, over kBlur2; the differences down of what
-  // is blurred along the row.
+  // For the last four rows: v - blurred v along the row, divided by kBlur2; and the vertical
+  // differences of the values blurred along the row.
   float along[4][4] = {}, down[4][4] = {}, last[4] = {}, sum = 0;
   const unsigned inside = min(t.rows, t.height - t.y);
   const float* from = s.d_at(row - kBlurRadius, column);
   uint16_t* to = s.sign_at(row, column);
-  // One row further: d - blurred d of two rows above, over kBlur2.
+  // Reads one more row and computes d - blurred d, divided by kBlur2, for the row two above it.
   const auto advance = [&](int k, float (&high)[4]) {
     const float2 before = load_shared<float2>("ld.shared difference", from - 2);
     const float4 own = load_shared<float4>("ld.shared difference", from);
@@ -286,8 +289,8 @@ __device__ __forceinline__ float walk_down(LossTile t, LossShared& s, int column
   return sum * kBlur2;
 }
 
-// All of a tile.  `exact` becomes true where a value is not finite, which the tensor cores would
-// spread.
+// Processes the whole tile.  Sets `exact` if a value is not finite, since the tensor cores would
+// spread it.
 template <bool kGradient>
 __device__ __forceinline__ float high_frequencies(LossTile t, LossShared& s, bool& exact) {
   constexpr unsigned kAcross = kLossColumns / 4;
@@ -312,10 +315,10 @@ __device__ __forceinline__ float high_frequencies(LossTile t, LossShared& s, boo
   return sum;
 }
 
-// A value less its blur, in the order of the reference, so that infinity and NaN reach as far as
-// there: of d or of its signs.
+// A value of d, or of its signs, minus its blur, in the operation order of the reference, so that
+// infinity and NaN spread to the same pixels.
 __device__ __noinline__ float high_exact(const float* d, const uint16_t* sign) {
-  float a0 = 0, a1 = 0, a2 = 0, a3 = 0, along = 0, own = 0;  // blurred along the rows
+  float a0 = 0, a1 = 0, a2 = 0, a3 = 0, along = 0, own = 0;  // a0 to a3, along: blurred along rows
 #pragma unroll 1
   for (int k = -2; k <= 2; ++k) {
     float v[5];
@@ -347,8 +350,8 @@ __device__ __forceinline__ float high_frequencies_exact(LossTile t, LossShared& 
   return sum;
 }
 
-// Infinity becomes a large number, which a product can take in two parts; returns infinity if there
-// was one.
+// Replaces infinities by a large number, which can be split into the two parts of a product.
+// Returns infinity if this thread found one, otherwise 0.
 __device__ __forceinline__ float without_infinity(LossTile t, LossShared& s) {
   constexpr float kLarge = 0x1p120f;
   float found = 0;
@@ -364,7 +367,7 @@ __device__ __forceinline__ float without_infinity(LossTile t, LossShared& s) {
   return found;
 }
 
-// All threads of a block come here or none.
+// Must be called by all threads of a block.
 __device__ __forceinline__ void double_edges(LossTile t, LossShared& s) {
   const auto doubled = [](uint16_t* at) {
     __half v;
@@ -392,7 +395,8 @@ struct LossSums {
   float pixel, dct;
 };
 
-// 8 rows and 64 columns by a warp; lane l has columns 2 l and 2 l + 1, so four lanes share a block.
+// A warp processes 8 rows and 64 columns.  Lane l has columns 2 l and 2 l + 1, so four lanes share
+// a block.
 template <bool kGradient>
 __device__ __forceinline__ LossSums dct_blocks(LossTile t, LossShared& s, int row, int column,
                                                bool squared, float pixel_weight, float dct_weight) {
@@ -410,7 +414,7 @@ __device__ __forceinline__ LossSums dct_blocks(LossTile t, LossShared& s, int ro
     sum1 = fmaf(v.y, v.y, sum1);
   }
   float weight0 = columns > 0 ? pixel_weight : 0.0f, weight1 = columns > 1 ? pixel_weight : 0.0f;
-  if (!squared || rows < 8) {  // every pixel is looked at again, and its gradient takes its place
+  if (!squared || rows < 8) {  // visits every pixel again and replaces it by its gradient
     sum0 = sum1 = 0;
 #pragma unroll 1
     for (int r = 0; active && r < 8; ++r) {
@@ -434,7 +438,8 @@ __device__ __forceinline__ LossSums dct_blocks(LossTile t, LossShared& s, int ro
                                load_constant(&f.inverse[1][lane])};
 #pragma unroll
   for (int r = 0; r < 8; r += 2) {
-    // Each value in two parts of 11 bits; what both parts' rests give is below float32.
+    // Each value is split into two parts of 11 bits; the product of both low parts is below the
+    // precision of float32.
     const float v[4] = {v0[r], v0[r + 1], v1[r], v1[r + 1]};
     uint32_t high[4], rest[4];
 #pragma unroll
@@ -472,8 +477,8 @@ __device__ __forceinline__ LossSums dct_blocks(LossTile t, LossShared& s, int ro
   return {(columns > 0 ? sum0 : 0.0f) + (columns > 1 ? sum1 : 0.0f), sum};
 }
 
-// Gradients of pixels that padding has made of others are added to those, rows first.  All threads
-// of a block come here or none.
+// Adds the gradients of padded pixels to those of the pixels that they are copies of, rows first.
+// Must be called by all threads of a block.
 __device__ __forceinline__ void fold_padding(LossTile t, LossShared& s) {
 #pragma unroll 1
   for (int axis = 0; axis < 2; ++axis) {
@@ -492,11 +497,11 @@ __device__ __forceinline__ void fold_padding(LossTile t, LossShared& s) {
 
 // ---- 4. The gradient
 
-// float32's products are in two parts of 11 bits each; the 16-bit types keep no more than one.
+// float32 needs products in two parts of 11 bits each.  For the 16-bit types one part is enough.
 template <class T>
 constexpr int kLossParts = std::is_same_v<T, float> ? 2 : 1;
 
-// The transposed blur down 16 rows of 8 columns of signs, as A of a product: in parts.
+// The transposed blur down 16 rows of 8 columns of signs, returned in parts, as A of a product.
 template <int kParts>
 __device__ __forceinline__ void blur_down(const uint32_t (&weights)[kParts][6], const uint16_t* at,
                                           uint32_t (&out)[kParts][2]) {
@@ -521,7 +526,7 @@ __device__ __forceinline__ void blur_down(const uint32_t (&weights)[kParts][6], 
   }
 }
 
-// d += a b over 24 columns, given as three times 8.
+// d += a b over 24 columns, passed as three times 8.
 __device__ __forceinline__ void multiply_24(float (&d)[4], const uint32_t (&a0)[2],
                                             const uint32_t (&a1)[2], const uint32_t (&a2)[2],
                                             const uint32_t (&b)[3]) {
@@ -530,8 +535,9 @@ __device__ __forceinline__ void multiply_24(float (&d)[4], const uint32_t (&a0)[
   multiply(d, a2, b[2]);
 }
 
-// 16 rows, and columns from `begin` to `end`, by a warp: signs - transposed blur of the signs.  The
-// gradient goes to memory if that is `straight`, or else to where the other terms' was.
+// A warp computes signs - transposed blur of the signs for 16 rows and the columns [begin, end),
+// and adds the gradient of the other terms.  The sum is stored in the output if `straight`,
+// otherwise back in s.d.
 template <class T>
 __device__ __forceinline__ void gradient_strip(const LossArguments<T>& p, LossTile t, LossShared& s,
                                                int64_t plane, float weight, bool straight, int row,
@@ -551,7 +557,7 @@ __device__ __forceinline__ void gradient_strip(const LossArguments<T>& p, LossTi
   for (int i = 0; i < 6; ++i)
     own[i / 3][i % 3] = load_constant(&kLossFragments.own[i / 3][i % 3][lane]);
 
-  // Where ldmatrix finds its rows: from -2, 6 and 10 for the blur; the strip's own.
+  // The rows that ldmatrix reads: from -2, 6 and 10 for the blur, and the strip's own rows.
   const int matrix = lane / 8;
   const uint16_t* around = s.sign_at(row - 2 + lane % 8 +
                                          (matrix == 0   ? 0
@@ -632,7 +638,7 @@ __device__ __forceinline__ void gradient_strip(const LossArguments<T>& p, LossTi
   }
 }
 
-// The same for the whole tile, pixel by pixel.
+// Does the same for the whole tile, pixel by pixel.
 __device__ __forceinline__ void gradient_exact(LossTile t, LossShared& s, float weight) {
 #pragma unroll 1
   for (unsigned i = threadIdx.x; i < static_cast<unsigned>(t.rows * kLossColumns);
@@ -675,11 +681,11 @@ __global__ void __launch_bounds__(kLossThreads, kLossResident)
             y,
             x,
             p.vertical.begin(down + 1) - y,
-            p.horizontal.begin(across + 1) - x};  // by all threads alike
+            p.horizontal.begin(across + 1) - x};  // every thread writes the same values
   const unsigned warp = threadIdx.x / 32;
 
   load_difference(p, s.tile, plane, s);
-  // What the tensor cores read and do not want must be finite.
+  // The tensor cores also read signs that no pass writes; these must be finite.
   if (kGradient && (s.tile.rows < kLossRows || s.tile.columns < kLossColumns))
 #pragma unroll 1
     for (int i = threadIdx.x; i < static_cast<int>(sizeof(s.signs) / 4); i += kLossThreads)
@@ -739,7 +745,7 @@ __global__ void __launch_bounds__(kLossThreads, kLossResident)
     }
   }
 
-  // In a fixed order: 8 threads' sums, then 32 of those.
+  // Adds in a fixed order: the sums of 8 threads, then 32 of those.
   const int thread = threadIdx.x;
 #pragma unroll
   for (int k = 0; k < 3; ++k) s.sums[k][thread] = sums[k];
@@ -770,7 +776,7 @@ struct LossSumArguments {
 
 constexpr int kLossSumThreads = 512, kLossSumBytes = 3 * kLossSumThreads / 32 * sizeof(double);
 
-// The second stage, one block of threads: the sums of all tiles in double, in a fixed order.
+// The second stage, a single thread block: adds the sums of all tiles in double, in a fixed order.
 __global__ void __launch_bounds__(kLossSumThreads) frequency_loss_sum_kernel(LossSumArguments p) {
   auto& s = *reinterpret_cast<double (*)[3][kLossSumThreads / 32]>(loss_shared_memory());
   const int thread = threadIdx.x;

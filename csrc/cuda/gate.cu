@@ -1,4 +1,4 @@
-// The gate on CUDA: checks, memory layouts and launches around gate.cuh.
+// The gate on CUDA: checks, memory layouts and launches of gate.cuh.
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
@@ -21,14 +21,14 @@ T* out(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
 
-// How many whole packs to process: none unless every pointer is on a 16-byte boundary.
+// The number of whole packs to process: 0 unless every pointer is aligned to 16 bytes.
 template <class T, class... Pointers>
 int64_t packs(int64_t n, Pointers... pointers) {
   const bool aligned = ((reinterpret_cast<uintptr_t>(pointers) % sizeof(Pack<T>) == 0) && ...);
   return aligned ? n / Pack<T>::kSize : 0;
 }
 
-// Threads wanted: one per pack, and one per element that is in none.
+// The number of threads to launch: enough for one per pack, and for one per remaining element.
 template <class T>
 int64_t work_items(int64_t whole, int64_t n) {
   return std::max(whole, n - whole * Pack<T>::kSize);

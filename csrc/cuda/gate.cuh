@@ -1,5 +1,5 @@
-// The gate's CUDA kernels: pointers and sizes only, so that this file also compiles with g++ under
-// an emulation of the CUDA built-ins.
+// The gate's CUDA kernels.  They take pointers and sizes only, so that the tests can also compile
+// this file with g++ and emulated CUDA built-ins.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,8 @@
 
 namespace espan::cuda {
 
-// With t = e^-|x| - 1: |sigmoid(x) - 1/2| = -t / (2 (t + 2)), exact to a few ulp also near x = 0,
-// where sigmoid(x) - 1/2 as written has no digits left; and sigmoid'(x) = e^-|x| / (t + 2)^2.
+// With t = e^-|x| - 1: |sigmoid(x) - 1/2| = -t / (2 (t + 2)), within a few ulp even near x = 0,
+// where sigmoid(x) - 1/2 as written cancels; and sigmoid'(x) = e^-|x| / (t + 2)^2.
 __device__ __forceinline__ float sigmoid_minus_half(float x) {
   const float t = expm1f(-fabsf(x));
   return copysignf(__fdividef(-0.5f * t, t + 2.0f), x);
@@ -18,8 +18,8 @@ __device__ __forceinline__ double sigmoid_minus_half(double x) {
   const double t = expm1(-fabs(x));
   return copysign(-0.5 * t / (t + 2.0), x);
 }
-// For a result of 16 bits: 12 instructions instead of 30, which is what it takes to keep up with
-// the memory of an H100.  The error is 2e-5 of the value at the seam, where x/4 takes over.
+// For 16-bit results: 12 instructions instead of 30, few enough to keep up with the memory
+// bandwidth of an H100.  The relative error is 2e-5 at |x| = 2^-6, where x/4 takes over.
 __device__ __forceinline__ float sigmoid_minus_half_16(float x) {
   const float e = __expf(-fabsf(x));
   const float magnitude = __fdividef(0.5f - 0.5f * e, 1.0f + e);
@@ -57,8 +57,8 @@ __device__ __forceinline__ void gate_backward_one(T g, T o, T x, T& grad_o, T& g
   narrow(widen(g) * minus_half, grad_x);
 }
 
-// Grid-stride over packs of 16 bytes, then over the few elements left.  `packs` is 0 where a
-// pointer is not on a 16-byte boundary: then every element goes the second way.
+// A grid-stride loop over packs of 16 bytes, then one over the remaining elements.  If a pointer is
+// not aligned to 16 bytes, `packs` is 0 and the second loop processes all elements.
 template <class T>
 __global__ void __launch_bounds__(256)
     gate_forward_kernel(const T* __restrict__ o, const T* __restrict__ x, T* __restrict__ y,

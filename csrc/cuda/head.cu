@@ -1,4 +1,4 @@
-// The first convolution on CUDA: checks, the choice of an instance and the launch around head.cuh.
+// The first convolution on CUDA: checks, the choice of an instance and the launch of head.cuh.
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
@@ -21,7 +21,7 @@ void choose(const Launch& launch, const Tensor& features, HeadArguments p) {
     const Tiling tiles(kOp, features.size(0), p.height, p.width, S::kHeight, S::kWidth);
     p.tiles_x = tiles.x;
     p.tiles_y = tiles.y;
-    static_assert(S::kSharedBytes <= 48 << 10);  // more would need permission
+    static_assert(S::kSharedBytes <= 48 << 10);  // more would need an opt-in
     head_kernel<S><<<tiles.blocks, S::kThreads, S::kSharedBytes, launch.stream()>>>(p);
   });
 }

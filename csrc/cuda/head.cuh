@@ -1,12 +1,12 @@
-// The first convolution in one launch: an RGB image of any layout to feature maps, kernel x kernel
-// taps, on the tensor cores.
+// The first convolution in one launch: an RGB image of any layout to feature maps, with a kernel of
+// kernel x kernel, on the tensor cores.
 //
-// In shared memory a row of the image is r, g, b, r, g, b, ... in 16 bits, so the taps of one row
-// of the window are 3 x kernel neighbours: a step is 16 of them, and three rows of taps, as in a
-// 3x3 convolution of feature maps.  A window begins at any pixel, 6 bytes apart, where ldmatrix
-// wants multiples of 16: so each lane loads its own pairs of values, for which a second copy of the
-// image, displaced by one value, serves the odd pixels.  A warp's load is 4 bytes from each bank or
-// the same 4 bytes, so it is one wavefront.  9x9 is 6 steps for 243 products, as many mma as a 3x3
+// In shared memory an image row is r, g, b, r, g, b, ... in 16 bits, so one row of the window is
+// 3 x kernel contiguous values.  A step covers 16 of them and three rows of taps, as in a 3x3
+// convolution of feature maps.  Windows start 6 bytes apart, but ldmatrix needs multiples of 16, so
+// each lane loads its own pairs of values, and a second copy of the image, shifted by one value,
+// aligns the pairs of odd pixels.  The lanes of a warp read different banks or the same word, so a
+// load is one wavefront.  A 9x9 kernel takes 6 steps for 243 products, as many mma as a 3x3
 // convolution of 32 channels.
 #pragma once
 
@@ -25,7 +25,7 @@ struct HeadArguments {
   int kernel, height, width, tiles_x, tiles_y;
 };
 
-// As in Spab; a warp computes Rows rows.
+// The parameters are those of Spab, except that a warp computes Rows rows.
 template <class T_, int P_, int Rows_, int RowWarps_, int ChannelWarps_, int BlocksPerSm_>
 struct Head {
   using T = T_;
@@ -34,10 +34,10 @@ struct Head {
   static constexpr int kThreads = 64 * kRowWarps * ChannelWarps_;
   static constexpr int kTiles = P / 8 / ChannelWarps_;
   static constexpr int kPairs = P / 16;
-  // For kernels up to 11: 12 rows of taps; 32 + 10 pixels, and what the last step reads beyond.
+  // For kernels up to 11: 12 rows of taps; 32 + 10 pixels and what the last step reads past them.
   static constexpr int kImageRows = kHeight + 11, kColumns = 48;
   static constexpr int kRow = kColumns * 6;
-  // The copies begin 16 banks apart: even pixels use 13 banks of one, odd pixels 13 of the other.
+  // The copies start 16 banks apart: even pixels use 13 banks of one, odd pixels 13 of the other.
   static constexpr int kCopy = (kImageRows * kRow + 63) / 128 * 128 + 64;
   static constexpr int kSharedBytes = 2 * kCopy;
 };
@@ -57,7 +57,7 @@ struct HeadWork : Part<S> {
   using Base::at, Base::channel, Base::column_warp, Base::element, Base::first_pair;
   using Base::inside, Base::left, Base::row_warp, Base::top;
   const HeadArguments& p;
-  int groups, runs;  // of three rows of taps, and of 16 values in a row
+  int groups, runs;  // groups of three rows of taps; runs of 16 values in a row
 
   __device__ __forceinline__ HeadWork(const HeadArguments& p, int block, int thread)
       : Base(p.height, p.width, p.tiles_x, p.tiles_y, block, thread),
@@ -65,7 +65,8 @@ struct HeadWork : Part<S> {
         groups((p.kernel + 2) / 3),
         runs((3 * p.kernel + 15) / 16) {}
 
-  // The tile of the image and its halo, as 16-bit values in two copies; `value` widens an element.
+  // Loads the image tile and its halo, as 16-bit values in two copies.  `widen` converts an element
+  // to float.
   template <class V, class Widen>
   __device__ __forceinline__ void load_image(uint32_t to, int thread, Widen widen) const {
     const int radius = p.kernel / 2, rows = S::kHeight + 3 * groups - 1;
@@ -112,7 +113,7 @@ struct HeadWork : Part<S> {
     Strip<S::kRows, S::kTiles> strip;
     strip.fill(p.bias + first_pair() * 16, at);
 
-    // The lane's first pixel: its value 2 quad, in the copy where that has an even place.
+    // Value 2 quad of the lane's first pixel, in the copy where its index is even.
     const int pixel = first_column + at.pixel, odd = pixel & 1;
     uint32_t address =
         image + first_row * S::kRow + odd * S::kCopy + (pixel * 3 - odd + 2 * at.quad) * 2;
@@ -123,7 +124,7 @@ struct HeadWork : Part<S> {
 #pragma unroll 1
     for (int left_over = groups * runs; left_over > 0; --left_over) {
       const Taps<S::kTiles> taps = next;
-      // The last step loads its own again, as in Strip::convolve.
+      // The last step reloads its own weights, as in Strip::convolve.
       if (left_over > 1) weights += 3 * 32 * S::kPairs;
       next.load(weights, S::kPairs, at.lane);
       strip.template step<T>(taps, [&](int row, uint32_t (&a)[4]) {

@@ -1,4 +1,4 @@
-// Hopper's instructions under plain names, as primitives.cuh has those of all GPUs.
+// Hopper's instructions as functions; primitives.cuh has those that all GPUs share.
 #pragma once
 
 #include "primitives.cuh"
@@ -7,7 +7,7 @@
 #include "hopper_emulator.h"
 #else
 
-// wgmma is in sm_90a's machine code alone; other architectures compile the kernels as empty.
+// Only sm_90a has wgmma.  For other architectures the kernels compile to empty functions.
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #define ESPAN_WGMMA
 #endif
@@ -16,10 +16,10 @@ namespace espan::cuda {
 
 __device__ __forceinline__ void synchronize_warp() { __syncwarp(); }
 
-// The same value, which the compiler then knows to be the same in all lanes of a warp.
+// Returns v, and tells the compiler that it is the same in all lanes of a warp.
 __device__ __forceinline__ int uniform(int v) { return __shfl_sync(0xffffffff, v, 0); }
 
-// Registers move from warpgroups that need few to those that need many.
+// Moves registers from warpgroups that need few to those that need many.
 template <bool Increase, int Count>
 __device__ __forceinline__ void set_registers() {
   if constexpr (Increase)
@@ -28,8 +28,8 @@ __device__ __forceinline__ void set_registers() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Count));
 }
 
-// The next kernel of the stream may begin; what it does after grid_dependency_wait() comes after
-// all of this one.
+// Lets the next kernel of the stream start.  What it does after grid_dependency_wait() is ordered
+// after everything in this one.
 __device__ __forceinline__ void grid_dependency_launch() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
@@ -37,12 +37,12 @@ __device__ __forceinline__ void grid_dependency_wait() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
-// Barriers in shared memory.  A phase is complete when `count` threads have arrived and the bytes
-// that were announced are there.
+// Barriers in shared memory.  A phase is complete when `count` threads have arrived and all
+// expected bytes have been copied.
 __device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t count) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
 }
-// After the inits, before the block's barrier.
+// Call after the inits and before the block's barrier.
 __device__ __forceinline__ void barrier_init_fence() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -53,7 +53,7 @@ __device__ __forceinline__ void barrier_arrive_expect(uint32_t barrier, uint32_t
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
-// Waits for the end of a phase: 0 of the first, third, ..., 1 of the others.
+// Waits for the end of a phase; `parity` is 0 for the first, third, ... phase, 1 for the others.
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{ .reg .pred done;\n"
@@ -64,11 +64,11 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
       "r"(parity)
       : "memory");
 }
-// The thread arrives when its copies so far have landed.
+// The thread arrives when the copies that it has started are complete.
 __device__ __forceinline__ void copies_arrive(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
 }
-// Starts a copy to shared memory of bytes that were announced to the barrier.
+// Starts a copy to shared memory of bytes that the barrier already expects.
 __device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, uint32_t bytes,
                                           uint32_t barrier) {
   asm volatile(
@@ -78,8 +78,8 @@ __device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, uint32_
       : "memory");
 }
 
-// Where wgmma finds B: blocks of 8 columns x 8 values of K, 128 bytes each, `leading` bytes apart
-// along K and `stride` along the columns.
+// The wgmma descriptor of B: blocks of 8 columns x 8 values of K, 128 bytes each, `leading` bytes
+// apart along K and `stride` bytes along the columns.
 __device__ __forceinline__ uint64_t descriptor(uint32_t address, uint32_t leading,
                                                uint32_t stride) {
   const uint32_t low = (address & 0x3ffff) >> 4 | leading >> 4 << 16, high = stride >> 4;
@@ -88,9 +88,9 @@ __device__ __forceinline__ uint64_t descriptor(uint32_t address, uint32_t leadin
   return both;
 }
 
-// d (+)= a b, 64 x 16 by 16 x N on a warpgroup, in float32.  Row r of d and a is warp r / 16's; a
-// lane has in d[4 j + ...] what it has of tile j of an mma.  Asynchronous: until wgmma_wait nobody
-// touches d, a and what b points to.
+// d (+)= a b, 64 x 16 by 16 x N on a warpgroup, in float32.  Warp r / 16 has row r of d and a;
+// d[4 j] to d[4 j + 3] are laid out like tile j of an mma.  Asynchronous: d, a and the memory of b
+// must not be touched until wgmma_wait.
 template <class T, int N>
 __device__ __forceinline__ void wgmma(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b,
                                       bool accumulate);
@@ -132,25 +132,25 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], const uint32_t (&a)[4],
 ESPAN_WGMMA_FOR(Float16, "f16")
 ESPAN_WGMMA_FOR(BFloat16, "bf16")
 
-// Before the first product that reads registers which were written since the last wait.
+// Required before the first product that reads registers written since the last wait.
 __device__ __forceinline__ void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 __device__ __forceinline__ void wgmma_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
-// Waits for all products that were committed.
+// Waits for all committed products.
 __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 }
-// What was computed before stays before, and after after, or the compiler moves accumulators while
-// products run and has to wait for each.
+// Prevents the compiler from moving accesses to the accumulators across it.  Otherwise it moves
+// them to where products run and has to wait for each product.
 template <int N>
 __device__ __forceinline__ void registers_fence(float (&d)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
-// v = d, d = next, in one piece for the same reason.
+// v = d, d = next, as one asm statement for the same reason.
 __device__ __forceinline__ void move_out(float& v, float& d, float next) {
   asm volatile("mov.b32 %0, %1;\n\tmov.b32 %1, %2;" : "=&f"(v), "+f"(d) : "f"(next));
 }

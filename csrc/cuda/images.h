@@ -1,4 +1,4 @@
-// The dtypes of images, for head and tail.
+// Image dtypes of head and tail.
 #pragma once
 
 #include "../host_checks.h"
@@ -6,7 +6,7 @@
 
 namespace espan::cuda {
 
-// Of a dtype that check_image_dtype has passed.
+// `dtype` is one that check_image_dtype accepts.
 inline Image image_type(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Byte:

@@ -1,5 +1,5 @@
-// What the host functions of spab, head and tail share on CUDA: the tiles of a launch, what an
-// instance must fit, and a launch with more than 48 KB of shared memory.
+// Shared by the host functions of spab, head and tail on CUDA: the tiles of a launch, the limits of
+// the device, and launches with more than 48 KB of shared memory.
 #pragma once
 
 #include <atomic>
@@ -11,7 +11,7 @@
 
 namespace espan::cuda {
 
-// How the image is cut into tiles, one for each block.
+// How the image is cut into tiles, one per thread block.
 struct Tiling {
   int x, y;
   unsigned blocks;
@@ -19,7 +19,7 @@ struct Tiling {
   Tiling(const char* op, int64_t batch, int64_t height, int64_t width, int tile_height,
          int tile_width) {
     constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-    // Tiles reach a little beyond the image, and pixels are counted in 32 bits along each side.
+    // Tiles may extend past the image, and coordinates are 32-bit.
     if (height > kMost - 1024 || width > kMost - 1024)
       fail(op, "an image of ", height, " x ", width, " is too large");
     const int64_t across = (width + tile_width - 1) / tile_width;
@@ -32,7 +32,7 @@ struct Tiling {
   }
 };
 
-// What an instance must fit, of the current device.
+// The limits of the current device that an instance must fit.
 struct Limits {
   int block_bytes = 0, sm_bytes = 0, reserved_bytes = 0, sms = 0;
 
@@ -48,7 +48,7 @@ struct Limits {
     ask(sms, cudaDevAttrMultiProcessorCount);
   }
 
-  // Whether S::kBlocksPerSm blocks fit an SM.
+  // Whether S::kBlocksPerSm blocks fit on an SM.
   template <class S>
   bool hold() const {
     return S::kSharedBytes <= block_bytes &&
@@ -56,8 +56,8 @@ struct Limits {
   }
 };
 
-// Allows `kernel` its dynamic shared memory, once on each device, and asks for so much of the SM's
-// that `blocks` have room; what is left is L1, where the weights are.
+// Lets `kernel` use `bytes` of dynamic shared memory, once per device, and sets the SM's carveout
+// to what `blocks` blocks need.  The rest remains L1, which caches the weights.
 template <auto kernel>
 void allow_shared_memory(const char* op, int bytes, int blocks) {
   static std::atomic<uint64_t> allowed{0};
@@ -75,14 +75,15 @@ void allow_shared_memory(const char* op, int bytes, int blocks) {
   allowed |= bit;
 }
 
-// How images are cut for kernels that stream strips (stream.cuh), one block on an SM: segments of
-// rows such that the busiest SM is done first.  To start a segment takes as long as some rows.
+// How images are cut for kernels that stream strips (stream.cuh), with one block per SM: into
+// segments of rows that minimise the time of the busiest SM.  Starting a segment takes as long as a
+// few rows.
 struct Streaming {
   int strips, segments, rows;
   unsigned blocks;
 
   Streaming(const char* op, int64_t batch, int64_t height, int64_t width, int strip_width) {
-    // Eight rows to load the weights and to fill and empty the rings.
+    // Loading the weights and filling and draining the rings takes as long as eight rows.
     constexpr int64_t kStart = 8, kMostWaves = 16;
     const Limits limits(op);
     strips = Tiling(op, batch, height, width, 1, strip_width).x;
@@ -101,8 +102,9 @@ struct Streaming {
   }
 };
 
-// Whether the current GPU runs wgmma, and the library has this kernel's code for it and not only an
-// older architecture's.  ESPAN_HOPPER=0 in the environment says no, to compare.
+// Whether the current GPU has wgmma and the library has this kernel's code for it, not only for an
+// older architecture.  ESPAN_HOPPER=0 in the environment disables the streamed kernels, for
+// comparison.
 template <auto kernel>
 bool can_stream(const char* op) {
   const char* wanted = std::getenv("ESPAN_HOPPER");
@@ -120,8 +122,8 @@ bool can_stream(const char* op) {
   return ptx_version >= 90;
 }
 
-// A launch that may begin while the kernel before it in the stream ends; it waits for that one by
-// grid_dependency_wait().
+// A launch that may start while the previous kernel of the stream finishes.  The kernel waits for
+// it with grid_dependency_wait().
 template <auto kernel, class Arguments>
 void launch_after(const char* op, const Launch& launch, unsigned blocks, int threads, int bytes,
                   const Arguments& arguments) {

@@ -1,5 +1,4 @@
-// What every CUDA host function needs around a launch: types, device, stream, grid size, error
-// check.
+// Shared by all CUDA host functions: types, device, stream, grid size and error check of a launch.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -12,14 +11,14 @@
 
 #include "../host_checks.h"
 
-// It lives in libtorch_cuda.so.  Declared weak, so that this library also loads where torch is the
-// CPU-only build; no tensor can reach a CUDA kernel there.
+// Defined in libtorch_cuda.so.  Declared weak, so that this library also loads with a CPU-only
+// PyTorch, where no tensor can reach a CUDA kernel.
 extern "C" __attribute__((weak)) AOTITorchError
 aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
 
 namespace espan::cuda {
 
-// The CUDA type of a dtype's C++ type.
+// The CUDA type that corresponds to a C++ dtype.
 template <class T>
 using DeviceType =
     std::conditional_t<std::is_same_v<T, Half>, __half,
@@ -29,11 +28,11 @@ inline void check(const char* op, cudaError_t error) {
   if (error != cudaSuccess) fail(op, "CUDA error: ", cudaGetErrorString(error));
 }
 
-// Makes the tensor's device the current one for a scope and knows torch's current stream on it.
+// Makes the tensor's device current for a scope, and provides PyTorch's current stream on it.
 class Launch {
  public:
   Launch(const char* op, const Tensor& t) : op_(op), guard_(t.get_device_index()) {
-    // This library has its own static CUDA runtime; torch's guard sets the device of torch's.
+    // This library has its own static CUDA runtime; the guard sets the device of PyTorch's only.
     check(op, cudaSetDevice(t.get_device_index()));
     if (aoti_torch_get_current_cuda_stream == nullptr) fail(op, "this torch has no CUDA");
     void* stream = nullptr;
@@ -44,8 +43,8 @@ class Launch {
 
   cudaStream_t stream() const { return stream_; }
 
-  // Blocks of `threads` for a grid-stride loop over `items`: no more than the card can hold at
-  // once.
+  // The number of blocks of `threads` threads for a grid-stride loop over `items`: at most as many
+  // as the GPU can hold at once.
   unsigned blocks(int64_t items, int threads) const {
     int device = 0, processors = 0;
     check(op_, cudaGetDevice(&device));

@@ -1,11 +1,11 @@
-// The constant matrices of the loss in the order of an mma's registers, made by the compiler.
+// The constant matrices of the loss, in the register order of an mma, computed at compile time.
 #pragma once
 
 #include "../frequency_loss.h"
 
 namespace espan::cuda {
 
-// |v| as m 2^(e - 10) with 1024 <= m <= 2048, or fewer at the lowest exponent: 11 bits, to nearest.
+// |v| rounded to 11 bits, as m 2^(e - 10) with 1024 <= m <= 2048, or less at the lowest exponent.
 struct ElevenBits {
   int m, e;
 
@@ -34,11 +34,11 @@ constexpr uint32_t tf32_bits(double v) {
   if (b.m == 0) return 0;
   return (v < 0 ? 0x80000000u : 0u) + (((b.e + 127) * 1024 + b.m - 1024) << 13);
 }
-// What 11 bits leave of v, for the second part of a product in two.
+// v minus its rounding to 11 bits: the second part when a product is computed in two.
 constexpr double half_rest(double v) { return v - ElevenBits(v, -14).value(v); }
 constexpr double tf32_rest(double v) { return v - ElevenBits(v, -100).value(v); }
 
-// Row k, column n of the DCT.
+// Row k, column n of the DCT matrix.
 constexpr double dct_entry(int k, int n) {
   constexpr double kCos[9] = {0.5, kCos1, kCos2, kCos3, kCos4, kCos5, kCos6, kCos7, 0};
   if (k == 0) return kCos4;
@@ -53,22 +53,24 @@ constexpr double blur_entry(int i) {
   return i == 0 ? 1 - 2 * (double{kBlur1} + kBlur2) : i == 1 ? kBlur1 : i == 2 ? kBlur2 : 0.0;
 }
 
-// A column of 16 lanes' quads makes 16 adjacent pixels of two products of 8: lane q of a quad has
-// pixels 4 q, 4 q + 1 of the first and 4 q + 2, 4 q + 3 of the second.
+// Two products of 8 columns make 16 adjacent pixels: lane q of a quad has pixels 4 q and 4 q + 1 in
+// the first and 4 q + 2 and 4 q + 3 in the second, so that it stores 4 adjacent pixels.
 constexpr int column_of(int product, int n) { return 4 * (n / 2) + 2 * product + n % 2; }
 
 struct LossFragments {
   float dct[8][8];
+  // Below, a matrix's rest is what its rounding to 11 bits leaves.
   // B of the row DCT in tf32 (k: pixels 0, 2, 4, 6, 1, 3, 5, 7; n: frequencies), and its rest.
   uint32_t forward[2][2][32];
   // B of the transposed row DCT in fp16 (k: frequencies; n: pixels), and its rest as 8 more k.
   uint32_t inverse[2][32];
-  // A of the blur down 16 rows, of rows -2 to 13 and, in 8 more k, of rows 10 to 17, where the
-  // first four count nothing; and its rest.
+  // A of the blur down 16 rows, from rows -2 to 13 and, as 8 more k, from rows 10 to 17, the first
+  // four with weight 0; and its rest.
   uint32_t down[2][6][32];
-  // B of the negative blur along 16 columns, two products of 8, of columns -4 to 19; and its rest.
+  // B of the negative blur along 16 columns, as two products of 8, from columns -4 to 19; and its
+  // rest.
   uint32_t along[2][2][3][32];
-  // B of the columns' own values, from the same columns.
+  // B that selects each column's own value from the same columns.
   uint32_t own[2][3][32];
 };
 

@@ -1,5 +1,5 @@
-// The GPU's instructions of which the loss is made.  The tests compile its kernel with g++ against
-// emulations of the same names.
+// The GPU instructions that the loss uses, as functions.  The tests compile its kernel with g++
+// against emulated functions of the same names.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ __device__ __forceinline__ unsigned char* loss_shared_memory() {
   return bytes;
 }
 
-// Shared memory; the emulator counts the wavefronts of each kind of access.
+// Shared memory accesses.  The emulator counts wavefronts by `kind`.
 template <class V>
 __device__ __forceinline__ V load_shared(const char* /* kind */, const void* from) {
   return *static_cast<const V*>(from);
@@ -27,7 +27,7 @@ __device__ __forceinline__ uint32_t shared_address(const void* at) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(at));
 }
 
-// 8x8 matrices of 16 bits, of which lane l gives the address of row l % 8 of matrix l / 8.
+// Loads 8x8 matrices of 16-bit values; lane l passes the address of row l % 8 of matrix l / 8.
 __device__ __forceinline__ void load_matrices(uint32_t (&m)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
@@ -47,7 +47,7 @@ __device__ __forceinline__ void load_transposed(uint32_t (&m)[4], const void* ro
                : "memory");
 }
 
-// d += a b, of 16 x 16 by 16 x 8 and of 16 x 8 by 8 x 8, in fp16 or tf32 with sums in fp32.
+// d += a b, 16 x 16 by 16 x 8 or 16 x 8 by 8 x 8, in fp16 or tf32 with fp32 accumulation.
 __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4],
                                          const uint32_t (&b)[2]) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
@@ -69,13 +69,13 @@ __device__ __forceinline__ void multiply_tf32(float (&d)[4], const uint32_t (&a)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// The signs of two values as 16-bit floats: 0 at 0, NaN at NaN, else bfloat16's 1 or -1.
+// The signs of two values as 16-bit floats: 0 for 0, NaN for NaN, otherwise bfloat16's 1 or -1.
 __device__ __forceinline__ uint32_t sign_pair(float low, float high) {
   uint32_t v;
   asm("{\n\t"
       ".reg .b32 v;\n\t"
       "cvt.rn.bf16x2.f32 v, %2, %1;\n\t"
-      "fma.rn.bf16x2 v, v, %3, %4;\n\t"  // times 2^126, so that nothing is between 0 and 1
+      "fma.rn.bf16x2 v, v, %3, %4;\n\t"  // times 2^126, so that no value is between 0 and 1
       "min.NaN.bf16x2 v, v, %5;\n\t"
       "max.NaN.bf16x2 %0, v, %6;\n\t"
       "}"
@@ -84,13 +84,13 @@ __device__ __forceinline__ uint32_t sign_pair(float low, float high) {
   return v;
 }
 
-// The value of the lane whose number differs by `bits`.
+// The value of the lane whose index is this lane's XOR `bits`.
 template <class V>
 __device__ __forceinline__ V exchange(V v, int bits) {
   return __shfl_xor_sync(0xffffffffu, v, bits);
 }
 
-// A barrier; whether any thread of the block comes to it with true.
+// A barrier that returns whether any thread of the block passed true.
 __device__ __forceinline__ bool barrier_any(bool v) { return __syncthreads_or(v); }
 
 template <class V>

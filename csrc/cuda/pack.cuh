@@ -1,4 +1,4 @@
-// Loads and stores of 16 bytes, and the conversions to and from float32 around them.
+// Vectors of 16 bytes, and conversions of their elements to and from float32.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -6,14 +6,14 @@
 
 namespace espan::cuda {
 
-// 16 bytes: the widest load a thread can issue.
+// 16 bytes, the widest load that a thread can issue on all supported GPUs.
 template <class T>
 struct alignas(16) Pack {
   static constexpr int kSize = 16 / sizeof(T);
   T lane[kSize];
 };
 
-// Arithmetic is float32 for the 16-bit types.
+// The 16-bit types are computed in float32.
 __device__ __forceinline__ double widen(double v) { return v; }
 __device__ __forceinline__ float widen(float v) { return v; }
 __device__ __forceinline__ float widen(__half v) { return __half2float(v); }

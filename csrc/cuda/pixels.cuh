@@ -1,22 +1,22 @@
-// The end of the streamed tail: from a lane's values of the upsampling convolution to pixels of the
-// image.  Places are counted once and advanced by a row, where tail.cuh counts each: that took more
-// instructions than the products, and here there are the registers for it.
+// The end of the streamed tail: stores a lane's values of the upsampling convolution as pixels.
+// Addresses are computed once and then advanced by a row, where tail.cuh computes each one.  The
+// latter took more instructions than the products, and the streamed tail has registers to spare.
 #pragma once
 
 #include "conv.cuh"
 
 namespace espan::cuda {
 
-// UpTiles: 2 for s = 1, 2; 6 for s = 3, 4.  A lane has a row of its pixel's s x s for s > 2, else
-// the quad-th pixel of them; r, g, b of each pixel in turn.
+// UpTiles is 2 for s = 1, 2 and 6 for s = 3, 4.  Of the s x s output pixels of a feature pixel, a
+// lane has one row if s > 2, otherwise the quad-th pixel.  Its values are interleaved r, g, b.
 template <int UpTiles>
 struct PixelWriter {
   static constexpr bool kRow = UpTiles == 6;
   void* image;  // uint8: (N, s H, s W, 3); others: (N, 3, s H, s W)
   Image type;
   int scale, quad;
-  int64_t width, plane, before;  // of the image; pixels of a colour; values of earlier images
-  int64_t row_step;              // from a place to the one of the next row of features
+  int64_t width, plane, before;  // the output's width; pixels of a plane; values of earlier images
+  int64_t row_step;              // from a lane's first value to that in the next row of features
 
   // `first` is the first feature pixel of the image in the batch.
   template <class Arguments>
@@ -28,7 +28,7 @@ struct PixelWriter {
     row_step = width * scale * (type == Image::uint8 ? 3 : 1);
   }
 
-  // The place of a lane's first value.
+  // The index of the lane's first value.
   __device__ __forceinline__ int64_t place(int y, int x) const {
     const int64_t out_y = static_cast<int64_t>(y) * scale + (kRow ? quad : quad / scale);
     const int64_t out_x = static_cast<int64_t>(x) * scale + (kRow ? 0 : quad % scale);
@@ -36,7 +36,7 @@ struct PixelWriter {
     return before + (type == Image::uint8 ? 3 * at : at);
   }
 
-  // Stores what the lane has, and returns whether a value is outside of [-1, 2] or not finite.
+  // Stores the lane's values.  Returns whether one is outside [-1, 2] or not finite.
   __device__ __forceinline__ bool store(int64_t place, const float (&values)[2 * UpTiles]) const {
     if constexpr (kRow) {
       if (scale == 4) return store_pixels<4>(place, values);
@@ -91,7 +91,7 @@ struct PixelWriter {
     }
   }
 
-  // Each colour is a plane of its own; 4 neighbours are stored at once.
+  // Each colour is a separate plane; 4 neighbours are stored at once.
   template <int kPixels, class V, class Convert>
   __device__ __forceinline__ void store_colours(V* to, const float (&values)[2 * UpTiles],
                                                 Convert convert) const {

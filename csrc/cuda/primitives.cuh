@@ -1,6 +1,5 @@
-// The GPU's instructions under plain names.  The kernels of spab, head and tail are written in
-// terms of these alone, so the tests can compile the same kernels with g++ against an emulator that
-// has the same names (tests/emulator).
+// GPU instructions as functions.  The kernels of spab, head and tail use nothing else, so that the
+// tests can compile them with g++ against an emulator of these functions (tests/emulator).
 #pragma once
 
 #include <cstdint>
@@ -14,7 +13,7 @@
 
 namespace espan::cuda {
 
-// What a feature map is made of.
+// The element types of feature maps.
 struct Float16 {
   static __device__ __forceinline__ uint32_t pack(float low, float high) {
     const __half2 v = __floats2half2_rn(low, high);
@@ -34,7 +33,7 @@ struct BFloat16 {
   }
 };
 
-// Shared memory is addressed by 32-bit numbers; this is the first byte of the block's.
+// Shared memory has 32-bit addresses; this is the start of the block's.
 __device__ __forceinline__ uint32_t shared_memory() {
   extern __shared__ __align__(128) unsigned char bytes[];
   return static_cast<uint32_t>(__cvta_generic_to_shared(bytes));
@@ -42,7 +41,8 @@ __device__ __forceinline__ uint32_t shared_memory() {
 
 __device__ __forceinline__ void synchronize() { __syncthreads(); }
 
-// The four 8x8 matrices of an mma's A: lane l gives the address of row l % 16, columns l / 16 * 8.
+// Loads the four 8x8 matrices of an mma's A; lane l passes the address of row l % 16 and column
+// l / 16 * 8.
 __device__ __forceinline__ void load_matrix(uint32_t (&a)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
@@ -71,7 +71,7 @@ __device__ __forceinline__ void multiply<BFloat16>(float (&d)[4], const uint32_t
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Starts a copy of 16 or 8 bytes to shared memory, or of zeros where `take` is false.
+// Starts to copy 16 or 8 bytes to shared memory; zeros if `take` is false.
 template <int Bytes>
 __device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool take) {
   if constexpr (Bytes == 16)
@@ -88,7 +88,8 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
-// These are called by a whole warp; a lane whose `keep` is false stores nothing.
+// The shared memory accesses below are called by a whole warp.  A lane stores nothing if its `keep`
+// is false.
 __device__ __forceinline__ void store_shared(uint32_t to, uint4 v, bool keep) {
   if (keep)
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z),
@@ -115,7 +116,7 @@ __device__ __forceinline__ void load_shared(uint32_t from, uint4& v) {
                : "memory");
 }
 
-// Memory that no thread of this launch writes.
+// Loads from memory that no thread of this launch writes.
 template <class V>
 __device__ __forceinline__ V load_global(const V* from) {
   return __ldg(from);
@@ -127,14 +128,14 @@ __device__ __forceinline__ void store_global(V* to, V v) {
 
 __device__ __forceinline__ int round_to_int(float v) { return __float2int_rn(v); }
 
-// The same value, of unknown origin: what is computed from it here is computed anew, instead of
-// being held in registers since it was computed before.
+// Returns v, but hides its origin from the compiler, which then recomputes what depends on it
+// instead of keeping earlier results in registers.
 __device__ __forceinline__ int recompute(int v) {
   asm volatile("" : "+r"(v));
   return v;
 }
 
-// One instruction; its relative error of 2^-11 is that of a result in float16.
+// One instruction.  Its relative error of 2^-11 is that of rounding to float16.
 __device__ __forceinline__ float tanh_approximate(float x) {
   float y;
   asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -1,4 +1,4 @@
-// The block on CUDA: checks, the choice of an instance and the launch around spab.cuh.
+// The SPAN block on CUDA: checks, the choice of an instance and the launch of spab.cuh.
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
@@ -22,7 +22,8 @@ void run(const Launch& launch, const Tensor& x, SpabArguments p) {
   spab_kernel<S><<<tiles.blocks, S::kThreads, S::kSharedBytes, launch.stream()>>>(p);
 }
 
-// On Hopper, by the streamed kernel.
+// Runs the streamed kernel if there is one for this GPU and number of channels; returns whether it
+// did.
 template <class T>
 bool stream(const Launch& launch, const Tensor& x, SpabArguments p) {
   bool done = false;
@@ -42,7 +43,7 @@ bool stream(const Launch& launch, const Tensor& x, SpabArguments p) {
   return done;
 }
 
-// Of the instances that fit, the one whose busiest SM has the fewest rows to compute.
+// Runs the instance that fits and whose busiest SM has the fewest rows to compute.
 template <class T>
 void choose(const Launch& launch, const Tensor& x, const SpabArguments& p) {
   if (stream<T>(launch, x, p)) return;

@@ -1,10 +1,10 @@
 // A whole SPAN block in one launch: two or three 3x3 convolutions with SiLU between them, the gate
 // and the residual, for a tile of 28 x Height pixels per thread block.
 //
-// The tile of x with its halo is copied to shared memory; each convolution but the last writes what
-// the next one reads there, on a region smaller by one pixel on each side, so nothing but y leaves
-// the chip and the halo is computed more than once: 1.29 times the multiplications for 28 x 16.
-// Weights and biases are stored halved, so a strip holds h = o/2, and
+// The tile of x with its halo is copied to shared memory.  Each convolution but the last writes the
+// input of the next one there, for a region smaller by one pixel on each side.  So only y is
+// written to device memory, but neighbouring tiles both compute the halo: 1.29 times the
+// multiplications for 28 x 16.  Weights and biases are stored halved, so a strip holds h = o/2, and
 //     silu(o) = h + h tanh(h),    (o + x) (sigmoid(o) - 1/2) = (h + x/2) tanh(h):
 // one tanh and 1.5 to 2.5 other instructions per value.
 #pragma once
@@ -20,11 +20,11 @@ struct SpabArguments {
   const uint4* weights;
   const float* bias;
   int convs, height, width, tiles_x, tiles_y;
-  int rows;  // of a tile, where it is streamed
+  int rows;  // per tile, for the streamed kernel
 };
 
 // P channels, Height rows per tile.  A warp computes 16 columns (of at most 32), 1/RowWarps of the
-// rows, 1/ChannelWarps of the channels; BlocksPerSm blocks are meant to be on an SM at once.
+// rows, 1/ChannelWarps of the channels.  An SM is meant to hold BlocksPerSm blocks at once.
 template <class T_, int P_, int Height_, int RowWarps_, int ChannelWarps_, int BlocksPerSm_>
 struct Spab {
   using T = T_;
@@ -32,20 +32,22 @@ struct Spab {
   static constexpr int kRowWarps = RowWarps_, kChannelWarps = ChannelWarps_;
   static constexpr int kBlocksPerSm = BlocksPerSm_;
   static constexpr int kThreads = 64 * kRowWarps * kChannelWarps;
-  static constexpr int kRows = 3 * kHeight + 6;  // of three convolutions
+  static constexpr int kRows = 3 * kHeight + 6;  // rows of three convolutions
   static constexpr int kTiles = P / 8 / kChannelWarps;
-  // x with a halo of 3, later the second activation; the first, with a halo of 2.
+  // For three convolutions, Wide holds x with a halo of 3, later the second activation; Narrow
+  // holds the first activation with a halo of 2.
   using Wide = Tile<P, kWidth + 6>;
   using Narrow = Tile<P, kWidth + 4>;
   static constexpr int kSharedBytes = (kHeight + 6) * Wide::kRow + (kHeight + 4) * Narrow::kRow;
-  // 16-byte vectors, and biases, of one convolution.
+  // 16-byte vectors of weights of one convolution, and pairs of output tiles.
   static constexpr int kWeights = 9 * P * P / 8, kPairs = P / 16;
 };
 
-// Calls f with each instance.  Those fit a GPU of which BlocksPerSm blocks have room in an SM's
-// shared memory: 228 KB on sm_90 and sm_100, 164 KB on sm_80, 100 KB on the others.  Of several the
-// host takes the one that leaves the fewest SMs idle at the end: on 132 SMs 28 x 16 is best for
-// 1920 x 1080, 28 x 10 for 510 x 339 (17% fewer rows) and 256 x 256 (33%), 28 x 6 for 128 x 128.
+// Calls f with each instance.  An instance fits a GPU if the shared memory of an SM has room for
+// BlocksPerSm blocks: 228 KB on sm_90 and sm_100, 164 KB on sm_80, 100 KB on the others.  Of those
+// that fit, the host picks the one that leaves the fewest SMs idle at the end: on 132 SMs 28 x 16
+// is best for 1920 x 1080, 28 x 10 for 510 x 339 (17% fewer rows) and 256 x 256 (33%), 28 x 6 for
+// 128 x 128.
 template <class T, class F>
 void for_each_spab(F f) {
   f(Spab<T, 16, 16, 2, 1, 2>{});
@@ -70,7 +72,7 @@ struct SpabWork : Part<S> {
   __device__ __forceinline__ SpabWork(const SpabArguments& p, int block, int thread)
       : Base(p.height, p.width, p.tiles_x, p.tiles_y, block, thread), p(p) {}
 
-  // The warp's strip of a convolution on kRows x kColumns pixels.
+  // The warp's strip of a convolution.
   template <int kStripRows, class In>
   __device__ __forceinline__ Strip<kStripRows, S::kTiles> convolve(uint32_t in, int conv,
                                                                    const Share& rows,
@@ -84,7 +86,7 @@ struct SpabWork : Part<S> {
   }
 
   // A convolution with SiLU from `in` to `out`, for the tile and kHalo pixels around it.  Outside
-  // of the image the result is zero: it is the next convolution's padding.
+  // the image the result is zero, as the padding of the next convolution.
   template <int kHalo, class In, class Out>
   __device__ __forceinline__ void activate(uint32_t in, uint32_t out, int conv,
                                            bool with_activation) const {
@@ -125,7 +127,7 @@ struct SpabWork : Part<S> {
   }
 
   // The last convolution, gate and residual, from `in` to y.  Each lane copies its own part of x to
-  // `residual` while the convolution runs, so that needs no barrier.
+  // `residual` while the convolution runs, so the copy needs no barrier.
   template <class In>
   __device__ __forceinline__ void finish(uint32_t in, uint32_t residual, int conv) const {
     constexpr int kStripRows = (S::kHeight + S::kRowWarps - 1) / S::kRowWarps;
@@ -135,8 +137,7 @@ struct SpabWork : Part<S> {
                   (S::kHeight + 4) * S::Narrow::kRow);
     const Share rows(row_warp, kStripRows, S::kHeight), columns(column_warp, 16, S::kWidth);
 
-    // Calls f(r, high, g, index of the values in x and y, address in `residual`) for the lane's
-    // own.
+    // Calls f(r, high, g, index in x and y, address in `residual`) for each of the lane's vectors.
     const auto for_each = [&](auto f) {
       const int tile_top = recompute(top), tile_left = recompute(left);
 #pragma unroll

@@ -1,6 +1,6 @@
-// A whole SPAN block in one launch on Hopper: what spab.cuh computes, streamed (stream.cuh).  A
-// warpgroup has each convolution, and the warps of a fourth load x, a row each.  60 of 64 columns
-// are useful, and a segment computes 12 rows of convolutions beside its own.
+// A whole SPAN block in one launch on Hopper: what spab.cuh computes, streamed (stream.cuh).  Each
+// convolution has its own warpgroup, and the warps of a fourth load x, one row each.  60 of 64
+// columns are useful, and a segment computes 12 rows of convolutions in addition to its own.
 #pragma once
 
 #include "spab.cuh"
@@ -15,7 +15,7 @@ struct SpabStream {
   static constexpr int kThreads = 512, kLoaders = 4;
   using Conv = StreamConv<T, P, P>;
   using Row = StreamRow<P>;
-  // From x's row for the first convolution to the one for the residual it is 9.
+  // The row of x for the residual is 9 rows behind the one for the first convolution.
   using Input = Ring<12, Row::kRow>;
   using Inner = Ring<3, Row::kRow>;
   static constexpr int kInput = 3 * Conv::kBytes, kInner = kInput + Input::kBytes;
@@ -55,7 +55,7 @@ struct SpabStreamWork : StreamStrip<S> {
     }
   }
 
-  // A convolution with SiLU, which `after` others follow.
+  // A convolution with SiLU that is followed by `after` others.
   template <class In>
   __device__ __forceinline__ void activate(typename S::Conv& conv, In in, typename S::Inner out,
                                            int after, uint16_t* activation) const {
@@ -66,7 +66,7 @@ struct SpabStreamWork : StreamStrip<S> {
 #pragma unroll
       for (int high = 0; high < 2; ++high) {
         const int column = pixel + 8 * high, x = left - after + column;
-        // Outside of the image the result is zero: it is the next convolution's padding.
+        // Outside the image the result is zero, as the padding of the next convolution.
         const bool real = row_inside && inside_columns(x);
         const bool own = own_row && column >= after && column < after + S::kValid;
 #pragma unroll
@@ -101,7 +101,7 @@ struct SpabStreamWork : StreamStrip<S> {
     for (int high = 0; high < 2; ++high)
 #pragma unroll
       for (int g = 0; g < S::kGroups; ++g)
-        // Beyond the row's end for pixels that are not stored.
+        // Past the end of the row for pixels that are not stored.
         from[high][g] =
             Row::offset(pixel + 8 * high + p.convs, channel(g) / 8) + channel(g) % 8 * 2;
     for (int n = 0; n < p.convs; ++n) {  // the rows of x above the segment
@@ -116,7 +116,7 @@ struct SpabStreamWork : StreamStrip<S> {
 #pragma unroll
         for (int g = 0; g < S::kGroups; ++g)
           load_shared(input.slot() + from[high][g], residual[high][g]);
-      // All is computed, and in part not stored, so that no branch comes between the instructions.
+      // Values that are not stored are computed too, which avoids branches.
 #pragma unroll
       for (int high = 0; high < 2; ++high)
 #pragma unroll
@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) spab_stream_kernel(const SpabA
     return;
   }
   set_registers<true, 152>();
-  const int i = group - (3 - p.convs);  // of two convolutions the first group has none
+  const int i = group - (3 - p.convs);  // with two convolutions the first group has none
   if (i < 0) return;
   typename S::Conv conv(weights + i * S::Conv::kBytes, p.bias + i * S::P, thread);
   barrier_wait(ready + 8 * i, 0);

@@ -1,16 +1,16 @@
-// What spab and tail share on Hopper: a strip of 64 columns is streamed down its rows, a warpgroup
-// computes each convolution by wgmma, and rows pass from one to the next through rings in shared
+// Shared by spab and tail on Hopper.  A strip of 64 columns is streamed down its rows.  A warpgroup
+// computes each convolution with wgmma, and rows pass from one to the next through rings in shared
 // memory, so that each row is computed once.
 //
-// An input row is multiplied once: one product of N = 3 x outputs holds the three vertical taps,
-// and the accumulators of the three output rows that it touches take turns.  A comes from
-// registers, so that activations can lie as ldmatrix and cp.async like them (Tile): wgmma's own
-// reads would want planes of 8 channels, and cp.async takes 32 cycles of shared memory's port to
-// fill those with what it stores here in 4.  Only the weights go through the asynchronous proxy, by
-// bulk copies, so there is no proxy fence.
+// An input row is multiplied once: one product of N = 3 x outputs covers the three vertical taps,
+// and the accumulators rotate among the three output rows that it contributes to.  A comes from
+// registers, so that activations can have the layout that suits ldmatrix and cp.async (Tile).  If
+// wgmma read them from shared memory, it would need planes of 8 channels, and cp.async would occupy
+// the shared memory port for 32 cycles to fill those with what takes 4 here.  Only the weights go
+// through the asynchronous proxy, by bulk copies, so no proxy fence is needed.
 //
-// A row of 64 x 32 outputs takes 6 products of 48 cycles, and 283 cycles of that port: 96 for A,
-// 144 for the weights, 43 for what else is loaded and stored.
+// A row of 64 x 32 outputs takes 6 products of 48 cycles, and 283 cycles of the shared memory port:
+// 96 for A, 144 for the weights, 43 for other loads and stores.
 #pragma once
 
 #include "conv.cuh"
@@ -22,7 +22,8 @@ namespace espan::cuda {
 template <int P>
 using StreamRow = Tile<P, 66>;
 
-// Slots that one group fills and another empties, in turns; each has a barrier for either.
+// Slots that one group fills and another empties in turn.  Each slot has a barrier for full and one
+// for empty.
 template <int kSlots, int kSlotBytes>
 struct Ring {
   static constexpr int kBytes = kSlots * kSlotBytes, kBarrierBytes = kSlots * 16;
@@ -52,8 +53,8 @@ struct Ring {
   }
 };
 
-// The part of the image that a thread block streams: `rows` rows of at most kValid columns.  S has
-// P and kValid.
+// The part of the image that a thread block streams: `rows` rows of at most kValid columns.  S
+// defines P and kValid.
 template <class S>
 struct StreamStrip {
   int height, width;
@@ -73,30 +74,30 @@ struct StreamStrip {
     quad = lane % 4;
   }
   __device__ __forceinline__ bool inside_rows(int y) const {
-    return static_cast<unsigned>(y) < static_cast<unsigned>(height);  // also says no below 0
+    return static_cast<unsigned>(y) < static_cast<unsigned>(height);  // also false for y < 0
   }
   __device__ __forceinline__ bool inside_columns(int x) const {
     return static_cast<unsigned>(x) < static_cast<unsigned>(width);
   }
-  // The first channel that a lane has of a group.
+  // The lane's first channel in a group.
   __device__ __forceinline__ int channel(int group) const {
     return group * Group<S::P>::kChannels + quad * (Group<S::P>::kBytes / 2);
   }
-  // Where in the feature maps.
+  // The index of an element in the feature maps.
   __device__ __forceinline__ int64_t element(int y, int x, int channel) const {
     return (image + static_cast<int64_t>(y) * width + x) * S::P + channel;
   }
 };
 
-// A warp that copies rows of 66 pixels of feature maps to shared memory, from column `left` on;
-// zeros where they are outside of the image.  Where its lanes read is counted once: with that in
-// the loop a warp took 1,400 cycles for a row of 32 channels, longer than the tensor cores.
+// Copies rows of 66 pixels of feature maps to shared memory, by one warp, starting at column
+// `left`, with zeros outside the image.  The lanes' addresses are computed once: computing them in
+// the loop took a warp 1,400 cycles for a row of 32 channels, longer than the tensor cores.
 template <class S>
 struct RowCopier {
   static constexpr int kChunks = S::P / 8, kCopies = (66 * kChunks + 31) / 32;
   const StreamStrip<S>& strip;
   int64_t left;
-  uint32_t inside = 0;  // a bit for each of the lane's copies
+  uint32_t inside = 0;  // one bit per copy of the lane
 
   __device__ __forceinline__ RowCopier(const StreamStrip<S>& strip, int left)
       : strip(strip), left(left) {
@@ -130,8 +131,8 @@ struct Phase {
 template <class T, int P, int N>
 struct StreamConv {
   static constexpr int kSteps = 3 * (P / 16), kValues = N / 2;
-  // Blocks of N columns in a step's weights.  Of 0 2 1 0 2 the three windows of three are the
-  // rotations in which the accumulators need the taps.
+  // Blocks of N columns in a step's weights.  The three windows of three blocks in 0 2 1 0 2 are
+  // the rotations of the taps that the accumulators need.
   static constexpr int kBlocks = 5;
   static constexpr int kStepBytes = kBlocks * N * 32, kBytes = kSteps * kStepBytes;
 
@@ -140,7 +141,7 @@ struct StreamConv {
   uint32_t a[kSteps][4];
   float bias[N / 4];
   uint64_t weights;
-  uint32_t offset[3][P / 16];  // of the lane's part of A in a row, for each column of taps
+  uint32_t offset[3][P / 16];  // the lane's part of A in a row, for each column of taps
 
   __device__ __forceinline__ StreamConv(uint32_t weights_address, const float* biases, int thread) {
     const int lane = thread % 32, warp = thread / 32 % 4;
@@ -162,7 +163,7 @@ struct StreamConv {
       for (int i = 0; i < kValues; ++i) d[slot][i] = bias[i / 4 * 2 + i % 2];
   }
 
-  // Loads A of 16 channels for a column dx of taps.
+  // Loads A for 16 channels and a column dx of taps.
   __device__ __forceinline__ void load(uint32_t (&to)[4], uint32_t row, int dx, int k) const {
     load_matrix(to, row + offset[dx][k]);
   }
@@ -171,8 +172,7 @@ struct StreamConv {
     for (int s = 0; s < kSteps; ++s) load(a[s], row, s / (P / 16), s % (P / 16));
   }
 
-  // Starts the products of an input row t, t % 3 = kPhase, and those that `extra` starts beside
-  // them.
+  // Starts the products of an input row t, t % 3 = kPhase, and those that `extra` adds.
   template <int kPhase, class Extra>
   __device__ __forceinline__ void start(Extra extra) {
     auto& all = reinterpret_cast<float (&)[3 * kValues]>(d);
@@ -187,7 +187,7 @@ struct StreamConv {
     wgmma_commit();
   }
 
-  // Takes output row t - 2 out of the accumulators.
+  // Moves output row t - 2 out of the accumulators.
   template <int kPhase>
   __device__ __forceinline__ void take() {
 #pragma unroll
@@ -198,10 +198,10 @@ struct StreamConv {
     return make_float2(done[4 * tile + 2 * high], done[4 * tile + 2 * high + 1]);
   }
 
-  // Goes over the input rows in `in`.  load_extra(slot) loads what extra() multiplies,
-  // take_extra() takes its results.  emit(u) takes output row u while the products of a later row
-  // run.  The next row's A is loaded as soon as the products are done, so that moving the finished
-  // row hides its latency.
+  // Processes the input rows in `in`.  load_extra(slot) loads what extra() multiplies, and
+  // take_extra() takes its results.  emit(u) processes output row u while the products of a later
+  // row run.  The next row's A is loaded as soon as the products are done, so that moving the
+  // finished row hides the latency.
   template <class In, class LoadExtra, class Extra, class TakeExtra, class Emit>
   __device__ __forceinline__ void stream(In in, int inputs, int lane, LoadExtra load_extra,
                                          Extra extra, TakeExtra take_extra, Emit emit) {
@@ -235,7 +235,7 @@ struct StreamConv {
   }
 };
 
-// Starts to copy `bytes` of weights; `ready` is complete when they are there.
+// Starts to copy `bytes` bytes of weights; the phase of `ready` is complete when they have arrived.
 __device__ __forceinline__ void load_weights(uint32_t to, const uint4* from, int bytes,
                                              uint32_t ready) {
   barrier_arrive_expect(ready, bytes);

@@ -1,4 +1,4 @@
-// The tail on CUDA: checks, the choice of an instance and the launch around tail.cuh.
+// The tail on CUDA: checks, the choice of an instance and the launch of tail.cuh.
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
@@ -23,7 +23,8 @@ void run(const Launch& launch, int64_t batch, TailArguments p) {
   tail_kernel<S><<<tiles.blocks, S::kThreads, S::kSharedBytes, launch.stream()>>>(p);
 }
 
-// On Hopper, by the streamed kernel.
+// Runs the streamed kernel if there is one for this GPU and these arguments; returns whether it
+// did.
 template <class T>
 bool stream(const Launch& launch, const Tensor& last, TailArguments p) {
   const int up_tiles = p.scale > 2 ? 6 : 2;

@@ -1,11 +1,11 @@
 // From the features to the image in one launch: a 3x3 convolution of the last block's output plus
-// 1x1 convolutions of what else the concat takes, then a 3x3 convolution to 3 s^2 channels, stored
-// as pixels.  A thread block makes 30 x Height pixels of the first kind, s times as many of the
-// second.
+// 1x1 convolutions of the other inputs of the concat, then a 3x3 convolution to 3 s^2 channels,
+// stored as pixels.  A thread block computes 30 x Height feature pixels, and s x s image pixels for
+// each.
 //
-// The 1x1 convolutions come first: their pixels are used once, so each lane reads its own 8 or 16
-// bytes straight from device memory, as rows of the mma's A (the weights' rows are permuted to
-// match), while the last block's output is being copied to shared memory.
+// The 1x1 convolutions come first.  Their input pixels are used once, so each lane reads its own 8
+// or 16 bytes directly from device memory, as rows of the mma's A (the weights' rows are permuted
+// to match), while the last block's output is copied to shared memory.
 #pragma once
 
 #include "conv.cuh"
@@ -22,11 +22,11 @@ struct TailArguments {
   int* flag;    // or null
   Image type;
   int scale, height, width, tiles_x, tiles_y;
-  int rows;  // of a tile, where it is streamed
+  int rows;  // per tile, for the streamed kernel
 };
 
-// UpTiles: 2 for s = 1, 2; 6 for s = 3, 4.  The rest as in Spab; of 4 warps two blocks fit an SM's
-// registers, and its shared memory where that is large.
+// UpTiles is 2 for s = 1, 2 and 6 for s = 3, 4; the other parameters are those of Spab.  Two blocks
+// of 4 warps fit into an SM's registers, and into its shared memory if that is large.
 template <class T_, int P_, int UpTiles_, int Height_, int RowWarps_, int ChannelWarps_>
 struct Tail {
   using T = T_;
@@ -37,18 +37,18 @@ struct Tail {
   using Wide = espan::cuda::Tile<P, kWidth + 4>;
   using Narrow = espan::cuda::Tile<P, kWidth + 2>;
   static constexpr int kSharedBytes = (kHeight + 4) * Wide::kRow + (kHeight + 2) * Narrow::kRow;
-  // Rows of a strip of the second convolution, and how many strips a warp computes in turn: 48
-  // channels of 8 rows would be 192 registers.
+  // Rows of a strip of the second convolution, and how many strips a warp computes in turn: a strip
+  // of 48 channels and 8 rows would take 192 registers.
   static constexpr int kUpWarps = kRowWarps * kChannelWarps;
   static constexpr int kUpShare = (kHeight + kUpWarps - 1) / kUpWarps;
   static constexpr int kUpRows = kUpTiles == 6 && kUpShare > 4 ? 4 : kUpShare;
   static constexpr int kUpStrips = (kUpShare + kUpRows - 1) / kUpRows;
-  // 16-byte vectors of the 3x3 convolution and of a 1x1.
+  // Pairs of output tiles, and 16-byte vectors of weights of the 3x3 and of a 1x1 convolution.
   static constexpr int kPairs = P / 16, kLast = 9 * P * P / 8, kSide = P * P / 8;
   static constexpr int weights(int sides) { return kLast + sides * kSide + 9 * P * kUpTiles; }
 };
 
-// The instances, one for each P and kind of scale: all fit the 99 KB of the smallest GPUs.
+// Calls f with each instance, one per P and UpTiles.  All fit into the 99 KB of the smallest GPUs.
 template <class T, class F>
 void for_each_tail(F f) {
   f(Tail<T, 16, 2, 16, 2, 1>{});
@@ -74,8 +74,8 @@ struct TailWork : Part<S> {
   __device__ __forceinline__ TailWork(const TailArguments& p, int block, int thread)
       : Base(p.height, p.width, p.tiles_x, p.tiles_y, block, thread), p(p) {}
 
-  // Adds the 1x1 convolution of one feature map.  Three rows are loaded at once: their latency is
-  // that of one.
+  // Adds the 1x1 convolution of one feature map.  Three rows are loaded at once, with the latency
+  // of one.
   template <int kRows>
   __device__ __forceinline__ void add_side(Strip<kRows, S::kTiles>& strip, const uint16_t* side,
                                            const uint4* weights, int strip_y, int strip_x) const {
@@ -91,8 +91,8 @@ struct TailWork : Part<S> {
       const int c = group * Group<S::P>::kChannels + at.quad * (Group<S::P>::kBytes / 2);
       const int y = recompute(strip_y), x = recompute(strip_x) + at.pixel;
       const bool columns_inside[2] = {inside(0, x), inside(0, x + 8)};
-      // Of the lane's first pixel, which may lie outside; one address for all, as there are not the
-      // registers for one each.
+      // The index of the lane's first pixel, which may be outside the image.  All pixels share it,
+      // since there are not enough registers for separate addresses.
       const int64_t row = static_cast<int64_t>(p.width) * S::P, pixel = element(y, x, c);
 #pragma unroll
       for (int first = 0; first < kRows; first += kAtOnce) {
@@ -119,7 +119,7 @@ struct TailWork : Part<S> {
     }
   }
 
-  // The folded concat for the tile and one pixel around it, to shared memory; zero outside of the
+  // Stores the folded concat of the tile and one pixel around it in shared memory; zero outside the
   // image.
   __device__ __forceinline__ void fuse(uint32_t last, uint32_t fused) const {
     using Out = typename S::Narrow;
@@ -130,7 +130,7 @@ struct TailWork : Part<S> {
     strip.fill(p.bias + first_pair() * 16, at);
 #pragma unroll 1
     for (int i = 0; i < p.side_count; ++i)
-      // Not p.sides[i]: a run-time index would move the arguments to local memory.
+      // Not p.sides[i]: a dynamic index would move the arguments to local memory.
       add_side(strip,
                i == 0   ? p.sides[0]
                : i == 1 ? p.sides[1]
@@ -199,8 +199,8 @@ struct TailWork : Part<S> {
     return out_of_range;
   }
 
-  // A lane has a row of its pixel's s x s for s > 2, else the quad-th pixel of them; r, g, b of
-  // each pixel in turn.
+  // Of the s x s output pixels of a feature pixel, a lane has one row if s > 2, otherwise the
+  // quad-th pixel.  Its values are interleaved r, g, b.
   __device__ __forceinline__ bool store_pixels(int y, int x,
                                                const float (&values)[2 * S::kUpTiles]) const {
     constexpr bool kRow = S::kUpTiles == 6;
@@ -215,7 +215,7 @@ struct TailWork : Part<S> {
     bool out_of_range = false;
 #pragma unroll
     for (int i = 0; i < 3 * kMost; ++i)
-      if (i < 3 * pixels) out_of_range |= !(values[i] >= -1 && values[i] <= 2);  // also for a NaN
+      if (i < 3 * pixels) out_of_range |= !(values[i] >= -1 && values[i] <= 2);  // also for NaN
 
     if (p.type == Image::uint8) {
       uint8_t levels[3 * kMost];
@@ -254,7 +254,7 @@ struct TailWork : Part<S> {
     return out_of_range;
   }
 
-  // `pixels` neighbours of one colour, of which `values` has every third; 4 are stored at once.
+  // Stores `pixels` neighbours of one colour, every third of `values`; 4 are stored at once.
   template <int kMost, class V, class Convert>
   __device__ __forceinline__ static void store_run(V* to, const float* values, int pixels,
                                                    Convert convert) {

@@ -1,8 +1,8 @@
 // From the features to the image in one launch on Hopper: what tail.cuh computes, streamed
-// (stream.cuh).  One warpgroup computes the folded concat, one the convolution to pixels, and a
-// warp loads each map.  62 of 64 columns are useful.  A row takes 360 + 432 cycles of the tensor
-// cores with 32 channels and s = 4, where the 1x1 convolutions, products of N = 32, take 72 of the
-// 360.
+// (stream.cuh).  One warpgroup computes the folded concat, another the convolution to pixels, and
+// each map has a warp that loads it.  62 of 64 columns are useful.  With 32 channels and s = 4 a
+// row takes 360 + 432 cycles of the tensor cores; the 1x1 convolutions, products of N = 32, take 72
+// of the 360.
 #pragma once
 
 #include "pixels.cuh"
@@ -19,7 +19,7 @@ struct TailStream {
   using Fuse = StreamConv<T, P, P>;
   using Up = StreamConv<T, P, 8 * kUpTiles>;
   using Row = StreamRow<P>;
-  // A slot: a row of the last block's output, and the row above it of each other map.
+  // A slot holds a row of the last block's output, and the row above it of every other map.
   using Input = Ring<4, (1 + kSides) * Row::kRow>;
   using Inner = Ring<3, Row::kRow>;
   static constexpr int kSide = 2 * P * P, kSideSteps = P / 16;
@@ -55,7 +55,7 @@ struct TailStreamWork : StreamStrip<S> {
 
   __device__ __forceinline__ void load(typename S::Input ring, int map) const {
     const RowCopier<S> copier(*this, left - 2);
-    // Not p.sides[map - 1]: a run-time index would move the arguments to local memory.
+    // Not p.sides[map - 1]: a dynamic index would move the arguments to local memory.
     const uint16_t* maps = map == 0   ? p.last
                            : map == 1 ? p.sides[0]
                            : map == 2 ? p.sides[1]
@@ -69,7 +69,7 @@ struct TailStreamWork : StreamStrip<S> {
     }
   }
 
-  // The folded concat, from one row and column before the strip on.
+  // Computes the folded concat, starting one row and one column before the strip.
   __device__ __forceinline__ void fuse(typename S::Fuse& conv, uint32_t side_weights,
                                        typename S::Input in, typename S::Inner out) const {
     uint32_t a[S::kSides][S::kSideSteps][4];
@@ -81,7 +81,7 @@ struct TailStreamWork : StreamStrip<S> {
         for (int k = 0; k < S::kSideSteps; ++k)
           conv.load(a[i][k], slot + (1 + i) * Row::kRow, 1, k);
     };
-    // Beside the products that end output row u, into accumulators of their own.
+    // Runs with the products that complete output row u, into separate accumulators.
     float sides[S::Fuse::kValues];
     const auto multiply_sides = [&] {
       registers_fence(sides);
@@ -103,7 +103,7 @@ struct TailStreamWork : StreamStrip<S> {
 #pragma unroll
       for (int high = 0; high < 2; ++high) {
         const int column = pixel + 8 * high;
-        // Outside of the image the result is zero: it is the next convolution's padding.
+        // Outside the image the result is zero, as the padding of the next convolution.
         const bool real = row_inside && inside_columns(left - 1 + column);
 #pragma unroll
         for (int g = 0; g < S::kGroups; ++g) {
