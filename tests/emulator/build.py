@@ -1,4 +1,4 @@
-"""Builds and loads the emulated kernels: csrc/cuda/<op>.cuh as a shared library, by g++."""
+"""Builds and loads the emulated kernels: csrc/cuda/<op>.cuh as a shared library, with g++."""
 
 import ctypes
 import fcntl
@@ -24,7 +24,7 @@ KERNELS = ROOT / "csrc" / "cuda"
 CACHE = ROOT / "build" / "emulator"
 WARNINGS = ("-Wall", "-Werror")
 
-# A bug for the tests of the tests: in a kernel's file, this text instead of that.
+# A planted bug, to test the tests: the file of a kernel, the correct text and its replacement.
 Bug = tuple[str, str, str]
 
 
@@ -35,7 +35,7 @@ class Buffer(ctypes.Structure):
 
 
 class Module:
-    """The kernels of one source; each of its instances has its properties and ``run``."""
+    """The kernels of one source file.  Each instance is a dict of its properties and ``run``."""
 
     Buffer = Buffer
 
@@ -76,7 +76,7 @@ def _flat(arguments: Any) -> Iterator[Any]:
 
 
 def load(op: str, *, bug: Bug | None = None, macros: tuple[str, ...] = ()) -> Module:
-    """The module that runs ``op``'s kernels under the emulator, with a planted bug if wanted."""
+    """The module that runs ``op``'s kernels under the emulator, optionally with a planted bug."""
     sources = {f"cuda/{p.name}": p.read_text() for p in sorted(KERNELS.glob("*.cuh"))}
     sources |= {p.name: p.read_text() for p in (*sorted(HERE.glob("*.h")), HERE / f"{op}.cpp")}
     if bug is not None:
@@ -101,12 +101,12 @@ def library(name: str, sources: Mapping[str, str], options: list[str]) -> Path:
 
 
 def _built(name: str, sources: Mapping[str, str], arguments: list[str]) -> Path:
-    """A file that g++ builds from sources, cached by a hash of everything it depends on."""
+    """A file that g++ builds from ``sources``, cached under a hash of all its inputs."""
     compiler, version = _compiler()
     key = hashlib.sha256(repr((dict(sources), arguments, version)).encode()).hexdigest()[:16]
     target = CACHE / f"{Path(name).stem}_{key}{Path(name).suffix}"
     CACHE.mkdir(parents=True, exist_ok=True)
-    # Threads and processes that want the same file wait for the first one to build it.
+    # Threads and processes that need the same file wait until the first one has built it.
     with target.with_suffix(".lock").open("w") as lock, tempfile.TemporaryDirectory() as folder:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if target.exists():
@@ -115,7 +115,7 @@ def _built(name: str, sources: Mapping[str, str], arguments: list[str]) -> Path:
             (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
             (Path(folder) / path).write_text(text)
         made = target.with_suffix(".part")
-        # -O1: the libraries take longer to compile than to run.
+        # -O1, since the libraries take longer to compile than to run.
         command = [compiler, "-O1", "-std=c++17", "-fPIC", *arguments, "-o", str(made)]
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
@@ -125,7 +125,7 @@ def _built(name: str, sources: Mapping[str, str], arguments: list[str]) -> Path:
 
 @cache
 def _compiler() -> tuple[str, str]:
-    """g++, and the text that identifies it: version, target and options."""
+    """The path of g++, and text that identifies its version, target and options."""
     compiler = shutil.which("g++")
     if compiler is None or platform.machine() != "x86_64":
         pytest.skip("the emulator needs g++ on x86-64")
@@ -135,20 +135,20 @@ def _compiler() -> tuple[str, str]:
 
 
 def check_shared_memory(module: Module) -> None:
-    """Each kind of GPU has an instance of each P that fits its shared memory."""
+    """For each P, every kind of GPU has an instance that fits its shared memory."""
     for per_block, per_sm in ((99, 100), (163, 164), (227, 228)):  # KB: sm_86, 89, 120; 80; 90, 100
         fitting = {
             i["channels"]
             for i in module.instances
             if i["shared_bytes"] <= per_block * 1024
-            # 1 KB of each block is the system's.
+            # CUDA reserves 1 KB per block.
             and i["blocks_per_sm"] * (i["shared_bytes"] + 1024) <= per_sm * 1024
         }
         assert fitting == {16, 32, 48, 64}
 
 
 def buffer(module: Module, t: Tensor | None) -> Buffer:
-    """A contiguous tensor as the module takes it."""
+    """A contiguous tensor as an argument of ``run``."""
     if t is None:
         return Buffer(0, 0)
     assert t.is_contiguous()
@@ -156,5 +156,5 @@ def buffer(module: Module, t: Tensor | None) -> Buffer:
 
 
 def poisoned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """NaN, or 255 for uint8: what a kernel leaves unwritten shows."""
+    """A tensor of NaN, or 255 for uint8, in which elements that a kernel does not write show."""
     return torch.full(shape, float("nan") if dtype.is_floating_point else 255, dtype=dtype)

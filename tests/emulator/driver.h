@@ -1,4 +1,4 @@
-// What the modules that run one kernel each share.  build.py calls them through a C interface: the
+// Shared by the modules that each run one kernel.  build.py calls them through a C interface: the
 // headers of a Python binding would take longer to compile than the kernels.
 #pragma once
 
@@ -12,7 +12,7 @@
 
 namespace espan::emulator {
 
-// An array of a tensor, or none: the address is 0.
+// The data of a tensor; the address is 0 if there is none.
 struct Buffer {
   uintptr_t address;
   size_t bytes;
@@ -25,7 +25,7 @@ struct Buffer {
   Array writable() const { return {address, address + bytes, true}; }
 };
 
-// The arguments of a call: its arrays and its numbers, each taken in order.
+// The arguments of a call: buffers and numbers, each read in order.
 class Arguments {
  public:
   Arguments(const Buffer* buffers, int buffer_count, const int64_t* numbers)
@@ -46,7 +46,7 @@ struct Instance {
   Result (*run)(Arguments&);
 };
 
-// Each module defines its own.
+// Defined by each module.
 const std::vector<Instance>& instances();
 
 }  // namespace espan::emulator
@@ -68,8 +68,8 @@ const char* espan_instances() {
   return text.c_str();
 }
 
-// For each kind of shared memory access, the fewest possible wavefronts and those needed, as JSON;
-// or an exclamation mark and the error.
+// Returns, for each kind of shared memory access, the fewest possible and the actual number of
+// wavefronts, as JSON; or an exclamation mark followed by an error.
 const char* espan_run(int instance, const espan::emulator::Buffer* buffers, int buffer_count,
                       const int64_t* numbers) {
   static std::string text;

@@ -1,13 +1,13 @@
-// csrc/cuda/primitives.cuh for g++: a CUDA kernel's own source runs on the CPU, a block at a time,
-// every thread a fiber.  What a warp does together (ldmatrix, mma, shared stores, barriers) happens
-// when its last lane arrives, and lanes that wait for different things are an error.
+// csrc/cuda/primitives.cuh for g++.  A CUDA kernel's own source runs on the CPU, one block at a
+// time, with each thread as a fiber.  Warp-wide operations (ldmatrix, mma, shared stores, barriers)
+// execute when the last lane arrives, and lanes that wait for different operations are an error.
 //
-// It is stricter than a GPU where that shows mistakes: shared memory begins as NaN, an asynchronous
-// copy lands when its thread waits for it and not before, global accesses must lie in arrays that
-// the test named, warps run in an order that the test chooses, and accesses to shared memory that
-// no barrier orders are errors in any order (ordering.h).  It counts the wavefronts of shared
-// memory accesses.  It cannot show an error in its own idea of an instruction: the tests marked gpu
-// are for that.
+// The emulator is stricter than a GPU where that exposes mistakes.  Shared memory starts as NaN.
+// An asynchronous copy lands when its thread waits for it and not before.  Global accesses must be
+// inside the arrays that the test passed.  Warps run in an order that the test chooses.  Accesses
+// to shared memory that no barrier orders are errors in any order (ordering.h).  The emulator also
+// counts the wavefronts of shared memory accesses.  It cannot detect its own misunderstanding of an
+// instruction; the tests marked gpu do.
 #pragma once
 
 #include <cmath>
@@ -170,7 +170,7 @@ inline int round_to_int(float v) { return static_cast<int>(std::nearbyint(v)); }
 
 inline int recompute(int v) { return v; }
 
-// The largest error that tanh.approx.f32 may have, up or down as the bits of x fall.
+// tanh with the largest error that tanh.approx.f32 may have; a hash of x picks the sign.
 inline float tanh_approximate(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);

@@ -1,5 +1,5 @@
-// A small product that uses what the emulator has of Hopper, with mistakes to choose from, for the
-// tests of the emulator itself.
+// A small matrix product that uses the emulator's Hopper features, with selectable mistakes, to
+// test the emulator itself.
 
 #define ESPAN_EMULATOR
 #include "cuda/hopper.cuh"
@@ -33,7 +33,7 @@ enum class Mistake : int {
 };
 
 struct Arguments {
-  const uint16_t *a, *b;  // 64 x steps 16; steps of (2, N, 8)
+  const uint16_t *a, *b;  // (64, 16 steps); (steps, 2, N, 8)
   float* d;               // 64 x N
   int steps;
   Mistake mistake;
@@ -47,7 +47,8 @@ struct Multiply {
   static constexpr int kSharedBytes = kBarriers + kSlots * 16;
 };
 
-// d = a b.  A warp loads a by cp.async; b by a bulk copy in even steps, by stores in odd ones.
+// d = a b.  One warp loads a with cp.async, and b with a bulk copy in even steps and with stores in
+// odd steps.
 template <class S>
 void multiply_kernel(const Arguments& p) {
   const int thread = threadIdx.x, lane = thread % 32;

@@ -1,6 +1,6 @@
-// csrc/cuda/hopper.cuh for g++.  What is asynchronous happens as late as a GPU may do it: copies
-// land when a thread waits for their barrier and nothing else can go on, and a product reads its
-// operands and writes its results at the wait; until then the accumulators are NaN.
+// csrc/cuda/hopper.cuh for g++.  Asynchronous operations happen as late as a GPU may perform them.
+// Copies land when a thread waits for their barrier and no other thread can run.  A product reads
+// its operands and writes its results at the wait; until then the accumulators are NaN.
 #pragma once
 
 #include <limits>
@@ -37,8 +37,8 @@ inline void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t ba
   emulator::bulk_copy(to, from, bytes, barrier);
 }
 
-// Between what the thread stored, or knows by a barrier to be stored, and the access of wgmma or of
-// a bulk copy to it.  Our kernels need none, as bulk copies alone write what wgmma reads.
+// Orders stores that the thread made, or that a barrier made visible to it, before accesses by
+// wgmma or bulk copies.  Our kernels need none, since only bulk copies write what wgmma reads.
 inline void proxy_fence() { emulator::proxy_fence(); }
 
 inline uint64_t descriptor(uint32_t address, uint32_t leading, uint32_t stride) {
@@ -46,7 +46,7 @@ inline uint64_t descriptor(uint32_t address, uint32_t leading, uint32_t stride) 
   return low | static_cast<uint64_t>(stride >> 4) << 32;
 }
 
-// The products of a warpgroup's 128 threads, at the wait.
+// Computes the product of a warpgroup's 128 threads, at the wait.
 template <class T, int N>
 void wgmma_now(const emulator::Product* const* products) {
   float b[16][N];

@@ -1,5 +1,6 @@
-// The emulated block.  Only x86-64: a fiber switch is written for it, since the portable way saves
-// the signal mask with two system calls each time and an mma is 32 switches.
+// The emulated thread block.  x86-64 only: the fiber switch is written in assembly, since the
+// portable way saves the signal mask with two system calls per switch, and an mma takes 32
+// switches.
 #include "machine.h"
 
 #include <algorithm>
@@ -50,19 +51,19 @@ struct Copy {
   uint32_t bytes;
 };
 
-// What lands later: the copies of a thread that arrives then, or a bulk copy.
+// What lands later: the copies of a thread, which then arrives at the barrier, or a bulk copy.
 struct Landing {
   std::vector<Copy> copies;
-  uint32_t barrier, bytes;  // of a bulk copy, which completes bytes instead of arriving
+  uint32_t barrier, bytes;  // bytes of a bulk copy, which completes them instead of arriving
 };
 
 struct Barrier {
   uint32_t index = 0, count = 0, pending = 0, phase = 0;
-  int64_t bytes = 0;         // announced and not yet there
-  Knowledge arrived, ended;  // of those who came so far, and until the last phase ended
+  int64_t bytes = 0;         // expected but not yet copied
+  Knowledge arrived, ended;  // of the arrivals so far, and at the end of the last phase
 };
 
-// A warpgroup's rendezvous for its products.
+// The threads of a warpgroup that have arrived at the wait for their products.
 struct Group {
   int arrived = 0;
 };
@@ -73,16 +74,16 @@ struct Fiber {
   State state = State::ready;
   const char* at = "";
   std::vector<Copy> copies;
-  uint32_t barrier = 0, parity = 0;  // of the phase that it waits for
+  uint32_t barrier = 0, parity = 0;  // the phase that it waits for
   std::vector<Product> products;
-  size_t committed = 0;                               // of these
-  bool registers_free = false;                        // wgmma_fence() came since the last wait
-  std::map<float*, std::vector<float>> accumulators;  // as they were before the first of them
+  size_t committed = 0;         // the number of committed products
+  bool registers_free = false;  // wgmma_fence() was called since the last wait
+  std::map<float*, std::vector<float>> accumulators;  // their values before the first product
 };
 
 struct Warp {
   Lane lanes[32];
-  int arrived = 0, next = 0;  // the lane to run when the warp has its turn
+  int arrived = 0, next = 0;  // next: the lane to run when the warp is scheduled
 };
 
 struct Machine {
@@ -97,7 +98,7 @@ struct Machine {
   const std::function<void()>* kernel = nullptr;
   std::map<std::string, Wavefronts> wavefronts;
   std::mt19937 random;
-  bool preempt = false, early = false;  // early: what may land later lands at once
+  bool preempt = false, early = false;  // early: asynchronous copies land immediately
   void* main = nullptr;
   unsigned current = 0, block = 0;
   std::string error;
@@ -110,7 +111,7 @@ Fiber& fiber() { return machine->fibers[machine->current]; }
 
 void to_main() { espan_switch_fiber(&fiber().stack_pointer, machine->main); }
 
-// The block ends here; run() throws.
+// Ends the block; run() throws.
 void fail(const std::string& what) {
   if (machine->error.empty())
     machine->error = what + " (block " + std::to_string(machine->block) + ", thread " +
@@ -133,7 +134,7 @@ void next_lane() {
     espan_switch_fiber(&machine->fibers[me].stack_pointer, machine->fibers[other].stack_pointer);
     return;
   }
-  bool later = false;  // a lane that may still come
+  bool later = false;  // whether a lane may still arrive
   for (unsigned t = first; t < first + 32; ++t)
     later |= machine->fibers[t].state == State::at_phase;
   if (warp().arrived > 0 && !later)
@@ -167,7 +168,7 @@ void start(unsigned block, size_t shared_bytes) {
     f.accumulators.clear();
     const auto top = reinterpret_cast<uintptr_t>(f.stack.get() + kStack) & ~uintptr_t{15};
     void** stack = reinterpret_cast<void**>(top);
-    *--stack = nullptr;  // the alignment that a function expects at its entry
+    *--stack = nullptr;  // aligns the stack as the ABI requires at function entry
     *--stack = reinterpret_cast<void*>(&entry);
     for (int i = 0; i < 6; ++i) *--stack = nullptr;
     f.stack_pointer = stack;
@@ -186,7 +187,7 @@ void check_barriers(uint32_t to, uint32_t bytes) {
     fail(name_of(next->first) + " overwritten");
 }
 
-// An error if the barrier is not, as far as this thread knows.
+// Returns the barrier.  An error if no initialisation is ordered before this access.
 Barrier& initialized(uint32_t barrier) {
   if (machine->barriers.count(barrier) == 0) fail("a barrier that was not initialised");
   check(machine->ordering.may_read(machine->current, barrier, 8, true));
@@ -222,8 +223,8 @@ std::string too_many_at(uint32_t barrier) {
   return "more arrivals at " + name_of(barrier) + " than its phase takes";
 }
 
-// Lands the oldest that somebody waits for, or any in random order; what nobody waits for may land
-// early there, and else never does.
+// Lands the oldest copy that a thread waits for; in random order, any of those.  If `early`, also
+// considers copies that no thread waits for.  Returns whether one landed.
 bool land_next(bool early) {
   std::vector<size_t> wanted;
   for (size_t i = 0; i < machine->landings.size(); ++i)
@@ -446,7 +447,7 @@ void start_product(Product product) {
     });
   auto [entry, first] = fiber().accumulators.try_emplace(product.d);
   if (first) {
-    // Accumulators of another width that begin elsewhere in the same registers are not foreseen.
+    // Overlapping accumulators that start at different registers are not supported.
     entry->second.assign(product.d, product.d + product.values);
     std::fill(product.d, product.d + product.values, std::numeric_limits<float>::quiet_NaN());
   }
@@ -495,11 +496,11 @@ void finish_products() {
 }
 
 void count(const char* name, const Lane* lanes, uint32_t bytes) {
-  // 128 bytes go at once: 8 lanes of 16 bytes, 16 of 8, 32 of 4 or fewer.
+  // 128 bytes are transferred at once: 8 lanes of 16 bytes, 16 of 8, or 32 of 4 or fewer.
   const uint32_t together = std::min<uint32_t>(32, 128 / bytes);
   Wavefronts& total = machine->wavefronts[name];
   for (uint32_t first = 0; first < 32; first += together) {
-    // Of each bank, the words that are wanted.
+    // The distinct words that these lanes access.
     std::vector<uint32_t> words;
     for (uint32_t l = first; l < first + together; ++l)
       if (lanes[l].keep)

@@ -1,4 +1,4 @@
-// The emulated block: fibers, the warps' rendezvous, shared memory, and what may be accessed.
+// The emulated thread block: fibers, warp-wide operations, shared memory, and access checks.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,7 @@ struct Index {
   unsigned x;
 };
 
-// What a lane brings to a rendezvous of its warp.
+// A lane's arguments to a warp-wide operation.
 struct Lane {
   uint32_t address;
   void* data;
@@ -26,45 +26,46 @@ using Action = void (*)(Lane*);
 Index thread_index();
 Index block_index();
 
-// Waits until all 32 lanes are here, then one of them does `action` for all.  `name` must be the
-// same literal in each.
+// Waits until all 32 lanes have arrived; one of them then performs `action` for all.  All lanes
+// must pass the same `name`.
 void collective(const char* name, uint32_t address, void* data, bool keep, Action action);
 void barrier();
 
-// Shared memory; an error if it is not all inside the block's, or not aligned to its size.
+// A pointer to shared memory.  An error if the access is out of range or not aligned to its size.
 unsigned char* shared(uint32_t address, uint32_t bytes);
-// A lane of the running warp accesses it; an error, too, if a write that it touches, or a read that
-// it overwrites, does not come before by what barriers say (ordering.h).
+// An access to shared memory by a lane of the running warp.  Also an error if no barrier orders it
+// after the writes that it overlaps and the reads that it overwrites (ordering.h).
 void load(unsigned lane, void* to, uint32_t from, uint32_t bytes);
 void store(unsigned lane, uint32_t to, const void* from, uint32_t bytes);
-// What the warp's lanes did so far comes before all that they do next.
+// Orders everything that the warp's lanes have done before everything that they do next.
 void join_warp();
 void proxy_fence();
-// An error if it is not all in one of the arrays named, or not aligned, or may not be written.
+// An error if the access is not inside one of the arrays, misaligned, or a write to a read-only
+// array.
 void check_global(const void* address, size_t bytes, bool write);
 
 void start_copy(uint32_t to, const void* from, bool take, uint32_t bytes);
 void finish_copies();
 
-// Hopper's barriers in shared memory.  A thread that waits for a phase which nobody can complete is
-// an error, and so are more arrivals than a phase takes.
+// Hopper's barriers in shared memory.  It is an error if a thread waits for a phase that no thread
+// can complete, or if more threads arrive than the phase expects.
 void barrier_init(uint32_t barrier, uint32_t count);
 void barrier_arrive(uint32_t barrier, uint32_t expected_bytes);
 void barrier_wait(uint32_t barrier, uint32_t parity);
 void copies_arrive(uint32_t barrier);
 void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier);
 
-// A thread's part of a product of its warpgroup.
+// One thread's part of a product of its warpgroup.
 struct Product {
   float* d;
   int values;
   const uint32_t* a;
   uint64_t b;
   bool accumulate;
-  void (*now)(const Product* const*);  // computes those of 128 threads
+  void (*now)(const Product* const*);  // computes the product of 128 threads
   uint32_t started = 0;
 
-  // Of eight values of column n of B, from k on.
+  // The address of the eight values of column n of B that start at k.
   uint32_t operand(int n, int k) const {
     const uint32_t address = (b & 0x3fff) << 4, leading = (b >> 16 & 0x3fff) << 4;
     const uint32_t stride = (b >> 32 & 0x3fff) << 4;
@@ -93,9 +94,9 @@ struct Array {
   bool writable;
 };
 
-// Runs `blocks` blocks of `threads` threads.  `order` says how warps take turns: 0 up, 1 down,
-// other numbers at random, changing at random places too.  What may land at any time lands at once
-// for 0, as late as it may for 1.  Throws std::runtime_error on any error.
+// Runs `blocks` blocks of `threads` threads.  `order` is the order of the warps: 0 ascending, 1
+// descending, others are seeds of a random order with random preemption.  Asynchronous copies land
+// immediately for 0 and as late as possible for 1.  Throws std::runtime_error on any error.
 std::map<std::string, Wavefronts> run(unsigned blocks, unsigned threads, size_t shared_bytes,
                                       unsigned order, const std::vector<Array>& arrays,
                                       const std::function<void()>& kernel);

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <limits>
 
-#pragma GCC optimize("O3")  // the clocks of 512 threads, merged at each barrier
+#pragma GCC optimize("O3")  // every barrier merges the clocks of up to 512 threads
 
 namespace espan::emulator {
 namespace {

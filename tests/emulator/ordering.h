@@ -1,6 +1,6 @@
-// Which accesses to shared memory come before which: by the order of a thread's own, by barriers,
-// and by the fence between ordinary accesses and those of the asynchronous proxy (wgmma and bulk
-// copies).  What a run in one order of the warps happens to get right is still an error here.
+// The happens-before order of accesses to shared memory, from program order, barriers, and the
+// fence between ordinary accesses and those of the asynchronous proxy (wgmma and bulk copies).  An
+// unordered access is an error even if a particular order of the warps gives the right result.
 #pragma once
 
 #include <cstddef>
@@ -12,8 +12,8 @@ namespace espan::emulator {
 
 constexpr uint32_t kMostBarriers = 128;
 
-// Of each thread, and then of the copies of each barrier: the time up to which their accesses are
-// known to have come before, and to have been followed by a proxy fence.
+// Vector clocks with an entry per thread, then one per barrier for its copies: the time up to which
+// that agent's accesses are known to have happened, and to have been followed by a proxy fence.
 struct Knowledge {
   std::vector<uint32_t> seen, fenced;
   void learn(const Knowledge& other);
@@ -24,18 +24,19 @@ class Ordering {
   void start(unsigned threads, size_t bytes);
   Knowledge nothing() const;
 
-  // Accesses of at most 16 bytes that do not cross a multiple of 16; `ordinary` unless they are the
-  // asynchronous proxy's.  These return what is wrong.
+  // Accesses of at most 16 bytes that do not cross a multiple of 16.  `ordinary` is false for the
+  // asynchronous proxy.  These functions return an error message, or an empty string.
   std::string may_read(unsigned thread, uint32_t address, uint32_t bytes, bool ordinary) const;
   std::string read(unsigned thread, uint32_t address, uint32_t bytes);
   std::string write(unsigned thread, uint32_t address, uint32_t bytes);
-  // A product's 16 bytes, when it is waited for.
+  // A product's read of 16 bytes, recorded at the wait.
   std::string finish_product_read(unsigned thread, uint32_t address, uint32_t started);
-  // Of any length.
+  // Copies may have any length.
   std::string start_copy(unsigned thread, uint32_t address, uint32_t bytes, bool ordinary);
-  // It landed, as the thread sees that waits for its own copies.
+  // A copy has landed for the thread that waits for its own copies.
   void land(unsigned thread, uint32_t address, uint32_t bytes);
-  // It landed, as those see who wait for this barrier, the n-th, who learn what is in `to`.
+  // A copy has landed for the threads that wait for the barrier with this index; waiting threads
+  // acquire `to`.
   void land(unsigned barrier, Knowledge& to, uint32_t address, uint32_t bytes);
 
   void release(unsigned thread, Knowledge& to);
@@ -51,18 +52,18 @@ class Ordering {
     uint32_t agent, begin, end, time;
     bool ordinary;
   };
-  struct Chunk {  // 16 bytes: the accesses that nothing has replaced
+  struct Chunk {  // 16 bytes, and the accesses that no later write has replaced
     std::vector<Access> writes, reads;
   };
 
-  // Of `later`, in view of the earlier write or read.
+  // Checks `later` against an earlier write or read.
   std::string after_write(const Access& later, const Access& write) const;
   std::string after_read(const Access& later, const Access& read) const;
   std::string add_write(const Access& write);
   void add_read(const Access& read);
   void landed(uint32_t address, uint32_t bytes, uint32_t agent, uint32_t time);
 
-  uint32_t now_ = 0, threads_ = 0;  // agents from there on stand for the barriers' copies
+  uint32_t now_ = 0, threads_ = 0;  // agents from threads_ on stand for the barriers' copies
   std::vector<Knowledge> known_;
   std::vector<Chunk> chunks_;
 };

@@ -1,4 +1,4 @@
-// The block kernel under the emulator.
+// The SPAN block's kernel under the emulator.
 #define ESPAN_EMULATOR
 #include "cuda/spab.cuh"
 
@@ -30,7 +30,7 @@ Result run_spab(Arguments& arguments) {
              [&] { cuda::spab_kernel<S>(p); });
 }
 
-// The instances as a list: (bfloat16, P, height of a tile).
+// Calls f with each instance, or with a single one for the tests that need no more.
 template <class T, class F>
 void each(F f) {
 #ifdef ESPAN_ONE_INSTANCE

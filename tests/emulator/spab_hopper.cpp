@@ -1,4 +1,4 @@
-// The streamed block kernel under the emulator.
+// The SPAN block's streamed kernel under the emulator.
 #define ESPAN_EMULATOR
 #include "cuda/spab_hopper.cuh"
 

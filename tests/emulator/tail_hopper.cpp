@@ -1,4 +1,4 @@
-// The streamed tail kernel under the emulator.
+// The tail's streamed kernel under the emulator.
 #define ESPAN_EMULATOR
 #include "cuda/tail_hopper.cuh"
 
