@@ -68,10 +68,10 @@ PyMethodDef methods[] = {
     {"cuda_archs", cuda_archs, METH_NOARGS, "The CUDA architectures built in, 8.0,9.0+PTX, or ''."},
     {"cuda_version", cuda_version, METH_NOARGS, "The CUDA toolkit that built the kernels, or ''."},
     {"built_without_cuda_because", built_without_cuda_because, METH_NOARGS,
-     "'cpu_requested', 'nvcc_not_found', or '' where CUDA kernels are built in."},
+     "'cpu_requested', 'nvcc_not_found', or '' if the CUDA kernels are built in."},
     {"cpu_path", cpu_path, METH_NOARGS, "The path in use: amx, avx512, avx2 or portable."},
     {"select_cpu_path", select_cpu_path, METH_VARARGS,
-     "Use this path (auto, amx, avx512, avx2, portable); ValueError if it cannot run here."},
+     "Select a path: auto, amx, avx512, avx2 or portable.  ValueError if it cannot run here."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef module = {

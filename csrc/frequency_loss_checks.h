@@ -11,7 +11,7 @@ inline void check_frequency_loss(const char* op, const Tensor& sr, const Tensor&
   if (s != ScalarType::Float && s != ScalarType::Half && s != ScalarType::BFloat16)
     fail(op, "sr has dtype ", dtype_name(sr), "; it must be float32, float16 or bfloat16");
   if (sr.dim() != 4) fail(op, "sr has shape ", shape_name(sr), "; it must be (N, C, H, W)");
-  if (sr.numel() == 0) fail(op, "sr has shape ", shape_name(sr), "; a mean needs an element");
+  if (sr.numel() == 0) fail(op, "sr has shape ", shape_name(sr), "; it must not be empty");
   // The kernels count pixels of one image in 32 bits.
   if (sr.size(2) > (1 << 30) || sr.size(3) > (1 << 30))
     fail(op, "sr has shape ", shape_name(sr), "; H and W must be at most 2^30");

@@ -55,7 +55,7 @@ def check_frequency_loss(op: str, sr: Tensor, hr: Tensor, scale: Tensor | None =
     if sr.ndim != 4:
         raise RuntimeError(f"{op}: sr has shape {list(sr.shape)}; it must be (N, C, H, W)")
     if sr.numel() == 0:
-        raise RuntimeError(f"{op}: sr has shape {list(sr.shape)}; a mean needs an element")
+        raise RuntimeError(f"{op}: sr has shape {list(sr.shape)}; it must not be empty")
     check_same(op, "hr", hr, "sr", sr)
     if scale is None:
         return
@@ -81,7 +81,7 @@ def check_features(op: str, name: str, t: Tensor, p: int) -> None:
     if t.ndim != 4 or t.shape[3] != p:
         raise RuntimeError(
             f"{op}: {name} has shape {list(t.shape)}; it must be (N, H, W, {p}): "
-            "channels last, rounded up to a multiple of 16"
+            "channels last, padded to a multiple of 16"
         )
     if 0 in t.shape:
         raise RuntimeError(f"{op}: {name} has shape {list(t.shape)}; it must not be empty")

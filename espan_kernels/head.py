@@ -116,7 +116,7 @@ def check_inputs(
     if mean is not None:
         _checks.check_device(OP, "mean", mean, "image", image)
         if mean.dtype != torch.float32 or mean.shape != (3,) or not mean.is_contiguous():
-            raise RuntimeError(f"{OP}: mean must be three contiguous values in float32")
+            raise RuntimeError(f"{OP}: mean must be three contiguous float32 values")
 
 
 def head_by_reference(

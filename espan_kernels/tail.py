@@ -198,7 +198,7 @@ class TailInputs(NamedTuple):
         if self.flag is not None:
             _checks.check_device(OP, "flag", self.flag, "last", last)
             if self.flag.dtype != torch.int32 or self.flag.numel() != 1:
-                raise RuntimeError(f"{OP}: flag must be one element in int32")
+                raise RuntimeError(f"{OP}: flag must be one int32 element")
 
     def empty_image(self) -> Tensor:
         """The result before it is written."""

@@ -53,7 +53,7 @@ void check(const Tensor& image, const Tensor& packed, const Description& d) {
   if (!packed.is_cpu()) fail(kOp, "packed is on ", device_name(packed), "; it must be on cpu");
   if ((packed.scalar_type() != ScalarType::Float && packed.scalar_type() != ScalarType::BFloat16) ||
       packed.dim() != 1 || !packed.is_contiguous())
-    fail(kOp, "packed is not what pack_network returns: one row of float32 or bfloat16");
+    fail(kOp, "packed must be a contiguous 1-D float32 or bfloat16 tensor from pack_network");
   if (d.channels < 1 || d.scale < 1 || d.head_kernel < 1 || d.head_kernel % 2 == 0)
     fail(kOp, "channels and scale must be at least 1, head_kernel odd; got ", d.channels, ", ",
          d.scale, ", ", d.head_kernel);
@@ -71,19 +71,20 @@ int64_t packed_size(const Description& d, Form form) {
 Form form_of(const Tensor& packed, const Description& d) {
   if (packed.scalar_type() == ScalarType::Float) {
     if (packed.numel() != packed_size(d, Form::winograd))
-      fail(kOp, "packed has ", packed.numel(), " values; a network of this description has ",
+      fail(kOp, "packed has ", packed.numel(), " values; for this network it must have ",
            packed_size(d, Form::winograd));
     return Form::winograd;
   }
   for (Form form : {Form::bfloat16, Form::bfloat16x3}) {
     if (packed.numel() != packed_size(d, form)) continue;
     if (isa() != Isa::amx)
-      fail(kOp, "packed is for the CPU path amx, the one in use is ", name(isa()),
+      fail(kOp, "packed is for the CPU path amx, but the path in use is ", name(isa()),
            "; pack the weights again");
     return form;
   }
-  fail(kOp, "packed has ", packed.numel(), " values; a network of this description has ",
-       packed_size(d, Form::bfloat16x3), ", or in bfloat16 ", packed_size(d, Form::bfloat16));
+  fail(kOp, "packed has ", packed.numel(), " values; for this network it must have ",
+       packed_size(d, Form::bfloat16x3), ", or ", packed_size(d, Form::bfloat16),
+       " if rounded to bfloat16");
 }
 
 std::tuple<Tensor, Tensor> network(const Tensor& image, const Tensor& packed, int64_t channels,

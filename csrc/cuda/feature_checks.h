@@ -41,7 +41,7 @@ inline void check_contiguous(const char* op, const char* name, const Tensor& t) 
 // The kernels load vectors of 16 bytes, but a view into a tensor may start anywhere.
 inline void check_aligned(const char* op, const char* name, const Tensor& t) {
   if (reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 != 0)
-    fail(op, name, " must begin at a multiple of 16 bytes");
+    fail(op, name, " must be aligned to 16 bytes");
 }
 
 inline void check_features(const char* op, const char* name, const Tensor& t, int64_t channels) {
@@ -49,7 +49,7 @@ inline void check_features(const char* op, const char* name, const Tensor& t, in
   const int64_t p = padded(channels);
   if (t.dim() != 4 || t.size(3) != p)
     fail(op, name, " has shape ", shape_name(t), "; it must be (N, H, W, ", p,
-         "): channels last, rounded up to a multiple of 16");
+         "): channels last, padded to a multiple of 16");
   if (t.numel() == 0) fail(op, name, " has shape ", shape_name(t), "; it must not be empty");
   check_contiguous(op, name, t);
   check_aligned(op, name, t);
@@ -70,7 +70,7 @@ inline void check_head_kernel(const char* op, int64_t kernel) {
 inline void check_mean(const char* op, const Tensor& mean, const Tensor& image) {
   check_device(op, "mean", mean, "image", image);
   if (mean.scalar_type() != ScalarType::Float || mean.numel() != 3 || !mean.is_contiguous())
-    fail(op, "mean must be three contiguous values in float32");
+    fail(op, "mean must be three contiguous float32 values");
 }
 
 inline void check_scale(const char* op, int64_t scale) {
@@ -80,7 +80,7 @@ inline void check_scale(const char* op, int64_t scale) {
 inline void check_flag(const char* op, const Tensor& flag, const Tensor& last) {
   check_device(op, "flag", flag, "last", last);
   if (flag.scalar_type() != ScalarType::Int || flag.numel() != 1)
-    fail(op, "flag must be one element in int32");
+    fail(op, "flag must be one int32 element");
 }
 
 inline void check_convs(const char* op, int64_t convs) {

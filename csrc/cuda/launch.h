@@ -34,10 +34,10 @@ class Launch {
   Launch(const char* op, const Tensor& t) : op_(op), guard_(t.get_device_index()) {
     // This library has its own static CUDA runtime; the guard sets the device of PyTorch's only.
     check(op, cudaSetDevice(t.get_device_index()));
-    if (aoti_torch_get_current_cuda_stream == nullptr) fail(op, "this torch has no CUDA");
+    if (aoti_torch_get_current_cuda_stream == nullptr) fail(op, "this PyTorch has no CUDA");
     void* stream = nullptr;
     if (aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream) != AOTI_TORCH_SUCCESS)
-      fail(op, "torch has no current stream on cuda:", t.get_device_index());
+      fail(op, "PyTorch has no current stream on cuda:", t.get_device_index());
     stream_ = static_cast<cudaStream_t>(stream);
   }
 

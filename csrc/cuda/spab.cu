@@ -60,7 +60,7 @@ void choose(const Launch& launch, const Tensor& x, const SpabArguments& p) {
     fewest = rows;
   });
   if (best == nullptr)
-    fail(kOp, "the GPU has too little shared memory: ", limits.block_bytes, " bytes");
+    fail(kOp, "the GPU has too little shared memory: ", limits.block_bytes, " bytes per block");
   best(launch, x, p);
 }
 

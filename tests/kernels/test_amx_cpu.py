@@ -239,7 +239,7 @@ def test_weights_of_one_path_on_another() -> None:
     rows = ESPAN.pack()
     expected, _ = ESPAN.run(x, rows)
     for packed in tiles:
-        with pytest.raises(RuntimeError, match="for the CPU path amx, the one in use is avx512"):
+        with pytest.raises(RuntimeError, match="the CPU path amx, but the path in use is avx512"):
             ESPAN.run(x, packed)
     with pytest.raises(ValueError, match="it must be float32, or on the CPU path amx bfloat16"):
         ESPAN.pack(torch.bfloat16)

@@ -281,7 +281,7 @@ IMAGE, META = torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8, device="meta")
         (IMAGE.double(), IMAGE.double(), "sr has dtype float64; it must be float32, float16 or"),
         (IMAGE.byte(), IMAGE.byte(), "sr has dtype (Byte|uint8); it must be float32"),
         (IMAGE[0], IMAGE[0], r"sr has shape \[3, 8, 8\]; it must be \(N, C, H, W\)"),
-        (IMAGE[:0], IMAGE[:0], r"sr has shape \[0, 3, 8, 8\]; a mean needs an element"),
+        (IMAGE[:0], IMAGE[:0], r"sr has shape \[0, 3, 8, 8\]; it must not be empty"),
         (IMAGE, IMAGE[:, :, 1:], r"hr has shape \[1, 3, 7, 8\]; .* of sr, \[1, 3, 8, 8\]"),
         (IMAGE, IMAGE.half(), "hr has dtype float16; .* of sr, float32"),
         (IMAGE, META, "hr is on meta; .* of sr, cpu"),

@@ -93,7 +93,7 @@ def test_bad_images(x: Tensor, message: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({0: 40}, r"packed has \d+ values; a network of this description has \d+"),
+        ({0: 40}, r"packed has \d+ values; for this network it must have \d+"),
         ({0: 0}, "channels and scale must be at least 1, head_kernel odd; got 0, 2, 5"),
         ({1: 4}, "channels and scale must be at least 1, head_kernel odd; got 8, 2, 4"),
         ({2: []}, "convs must have an entry for each block"),
@@ -114,7 +114,9 @@ def test_bad_descriptions(changes: dict[int, object], message: str) -> None:
 def test_bad_weights() -> None:
     packed = SMALL.pack()
     for bad in (packed.to(torch.float64), packed[None], packed.repeat(2)[::2]):
-        with pytest.raises(RuntimeError, match="packed is not what pack_network returns"):
+        with pytest.raises(
+            RuntimeError, match="packed must be a contiguous 1-D float32 or bfloat16"
+        ):
             op(X, bad, *description(SMALL))
 
 

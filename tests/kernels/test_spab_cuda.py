@@ -79,7 +79,7 @@ def test_bad_inputs() -> None:
     with pytest.raises(RuntimeError, match="espan::spab: packed is on cpu; it must be on"):
         spab(x, packed.cpu(), 28, 3)
     shifted = torch.zeros(x.numel() + 1, device="cuda", dtype=x.dtype)[1:].view(x.shape)
-    with pytest.raises(RuntimeError, match="x must begin at a multiple of 16 bytes"):
+    with pytest.raises(RuntimeError, match="x must be aligned to 16 bytes"):
         spab(shifted, packed, 28, 3)
     with pytest.raises(RuntimeError, match="x must be contiguous"):
         spab(x[:, :, ::2], packed, 28, 3)

@@ -96,8 +96,8 @@ HEAD, FIRST, LAST, ACTIVATION, PACKED, CHANNELS, SCALE, DTYPE, FLAG = range(9)
         (CHANNELS, 65, "channels is 65; it must be 1 to 64"),
         (SCALE, 5, "scale is 5; it must be 1 to 4"),
         (DTYPE, torch.float64, "dtype is .*float64; it must be uint8, float16"),
-        (FLAG, torch.zeros(2).int(), "flag must be one element in int32"),
-        (FLAG, torch.zeros(1), "flag must be one element in int32"),
+        (FLAG, torch.zeros(2).int(), "flag must be one int32 element"),
+        (FLAG, torch.zeros(1), "flag must be one int32 element"),
         (FLAG, torch.zeros(1, device="meta").int(), "flag is on meta; it must be on the device"),
     ],
 )
