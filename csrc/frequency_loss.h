@@ -49,9 +49,9 @@ struct Axis {
   }
 };
 
-inline Axis cut(int64_t size, int most_blocks) {
+inline Axis cut(int64_t size, int max_blocks) {
   const int blocks = static_cast<int>((size + kBlock - 1) / kBlock);
-  const int tiles = (blocks + most_blocks - 1) / most_blocks;
+  const int tiles = (blocks + max_blocks - 1) / max_blocks;
   return {static_cast<int>(size), blocks, tiles, blocks / tiles, blocks % tiles};
 }
 

@@ -11,11 +11,11 @@
 
 // Rows whose sums fit into registers beside the weights and one input element: AVX-512 has 32
 // registers, AVX2 and SSE have 16.  Indexed by the number of vectors in the width.
-constexpr int kMostVecs = 3;
+constexpr int kMaxVecs = 3;
 #if ESPAN_LANES == 16
-constexpr int kMostRows[kMostVecs + 1] = {0, 14, 14, 9};
+constexpr int kMaxRows[kMaxVecs + 1] = {0, 14, 14, 9};
 #else
-constexpr int kMostRows[kMostVecs + 1] = {0, 12, 6, 4};
+constexpr int kMaxRows[kMaxVecs + 1] = {0, 12, 6, 4};
 #endif
 
 struct Product {
@@ -81,11 +81,11 @@ inline void product_some(int64_t rows, const Product& p, const float* in, const 
 template <int kVecs, int kStep, bool kInitLast>
 inline void product_columns(int64_t rows, const Product& p, const float* in, const float* weights,
                             const float* init, float* out) {
-  constexpr int kMost = kMostRows[kVecs];
-  int64_t pieces = (rows + kMost - 1) / kMost;
+  constexpr int kMax = kMaxRows[kVecs];
+  int64_t pieces = (rows + kMax - 1) / kMax;
   for (; pieces > 0; --pieces) {
     const int64_t n = (rows + pieces - 1) / pieces;
-    product_some<kMost, kVecs, kStep, kInitLast>(n, p, in, weights, init, out);
+    product_some<kMax, kVecs, kStep, kInitLast>(n, p, in, weights, init, out);
     in += n * kStep;
     init += n * p.init_step;
     out += n * kLanes;
@@ -98,7 +98,7 @@ template <int kStep, bool kInitLast = false>
 inline void product(int64_t rows, int64_t vecs, const Product& p, const float* in,
                     const float* weights, const float* init, float* out) {
   while (vecs > 0) {
-    const int64_t now = vecs == 4 ? 2 : vecs < kMostVecs ? vecs : kMostVecs;
+    const int64_t now = vecs == 4 ? 2 : vecs < kMaxVecs ? vecs : kMaxVecs;
     if (now == 3)
       product_columns<3, kStep, kInitLast>(rows, p, in, weights, init, out);
     else if (now == 2)

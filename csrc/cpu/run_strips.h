@@ -16,8 +16,8 @@ inline int64_t threads_for(int64_t height) {
   return std::min<int64_t>(torch::stable::get_num_threads(), (height + 3) / 4);
 }
 
-constexpr Range kNothing{std::numeric_limits<float>::infinity(),
-                         -std::numeric_limits<float>::infinity(), 0};
+constexpr Range kEmptyRange{std::numeric_limits<float>::infinity(),
+                            -std::numeric_limits<float>::infinity(), 0};
 
 inline void join(Range& all, const Range& part) {
   all.low = std::min(all.low, part.low);
@@ -28,13 +28,13 @@ inline void join(Range& all, const Range& part) {
 // begin_strip(i) prepares strip i and returns the function run(thread, task, range) for its tasks.
 template <class BeginStrip>
 Range run_strips(const Plan& plan, int64_t threads, const BeginStrip& begin_strip) {
-  Range all = kNothing;
+  Range all = kEmptyRange;
   std::mutex mutex;
   for (int64_t i = 0; i < plan.strips(); ++i) {
     const auto run = begin_strip(i);
     Schedule schedule(plan);
     torch::stable::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {
-      Range range = kNothing;
+      Range range = kEmptyRange;
       for (Task task = schedule.start(); task.layer >= 0; task = schedule.next(task))
         run(thread, task, &range);
       const std::lock_guard<std::mutex> lock(mutex);

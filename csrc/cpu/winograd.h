@@ -149,7 +149,7 @@ inline void conv_block(const ConvRow& c, int64_t first, int64_t n, int64_t out_f
   float *in = c.scratch, *out = in + kPositions * position_in;
   for (int64_t g = 0; g < groups(c.inputs); ++g)
     transform_tiles_in(c, g, first, n, in + g * kBlock * kLanes, position_in);
-  alignas(64) const float zeros[kMostVecs * kLanes] = {};
+  alignas(64) const float zeros[kMaxVecs * kLanes] = {};
   const Product p{kLanes, kBlock * kLanes, c.inputs, c.weight_stride, 0, 0, kBlock * kLanes};
   for (int i = 0; i < kPositions; ++i)
     product<kLanes>(n, groups(c.outputs), p, in + i * position_in,

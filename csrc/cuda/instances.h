@@ -18,13 +18,13 @@ struct Tiling {
 
   Tiling(const char* op, int64_t batch, int64_t height, int64_t width, int tile_height,
          int tile_width) {
-    constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+    constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
     // Tiles may extend past the image, and coordinates are 32-bit.
-    if (height > kMost - 1024 || width > kMost - 1024)
+    if (height > kMax - 1024 || width > kMax - 1024)
       fail(op, "an image of ", height, " x ", width, " is too large");
     const int64_t across = (width + tile_width - 1) / tile_width;
     const int64_t down = (height + tile_height - 1) / tile_height;
-    if (across > kMost / down || across * down > kMost / batch)
+    if (across > kMax / down || across * down > kMax / batch)
       fail(op, "a batch of ", batch, " images of ", height, " x ", width, " is too large");
     x = static_cast<int>(across);
     y = static_cast<int>(down);
@@ -84,11 +84,11 @@ struct Streaming {
 
   Streaming(const char* op, int64_t batch, int64_t height, int64_t width, int strip_width) {
     // Loading the weights and filling and draining the rings takes as long as eight rows.
-    constexpr int64_t kStart = 8, kMostWaves = 16;
+    constexpr int64_t kStart = 8, kMaxWaves = 16;
     const Limits limits(op);
     strips = Tiling(op, batch, height, width, 1, strip_width).x;
     int64_t least = std::numeric_limits<int64_t>::max();
-    for (int64_t waves = 1; waves <= kMostWaves; ++waves) {
+    for (int64_t waves = 1; waves <= kMaxWaves; ++waves) {
       const int64_t most = waves * limits.sms / (strips * batch);
       const int64_t tall = (height + std::max<int64_t>(most, 1) - 1) / std::max<int64_t>(most, 1);
       const int64_t down = (height + tall - 1) / tall, all = down * strips * batch;

@@ -211,29 +211,29 @@ struct TailWork : Part<S> {
     const int64_t out_height = static_cast<int64_t>(p.height) * s;
     const int64_t out_width = static_cast<int64_t>(p.width) * s;
     const int64_t n = this->image / (static_cast<int64_t>(p.height) * p.width);
-    constexpr int kMost = kRow ? 4 : 1;
+    constexpr int kMax = kRow ? 4 : 1;
     bool out_of_range = false;
 #pragma unroll
-    for (int i = 0; i < 3 * kMost; ++i)
+    for (int i = 0; i < 3 * kMax; ++i)
       if (i < 3 * pixels) out_of_range |= !(values[i] >= -1 && values[i] <= 2);  // also for NaN
 
     if (p.type == Image::uint8) {
-      uint8_t levels[3 * kMost];
+      uint8_t levels[3 * kMax];
 #pragma unroll
-      for (int i = 0; i < 3 * kMost; ++i)
+      for (int i = 0; i < 3 * kMax; ++i)
         levels[i] = static_cast<uint8_t>(round_to_int(fminf(fmaxf(values[i], 0), 1) * 255));
       uint8_t* to =
           static_cast<uint8_t*>(p.image) + ((n * out_height + out_y) * out_width + out_x) * 3;
       if (kRow && s == 4) {
 #pragma unroll
-        for (int i = 0; i < 3 * kMost; i += 4)
-          if (i + 3 < 3 * kMost)
+        for (int i = 0; i < 3 * kMax; i += 4)
+          if (i + 3 < 3 * kMax)
             store_global(reinterpret_cast<uint32_t*>(to + i),
                          levels[i] | levels[i + 1] << 8 | levels[i + 2] << 16 |
                              static_cast<uint32_t>(levels[i + 3]) << 24);
       } else {
 #pragma unroll
-        for (int i = 0; i < 3 * kMost; ++i)
+        for (int i = 0; i < 3 * kMax; ++i)
           if (i < 3 * pixels) store_global(to + i, levels[i]);
       }
       return out_of_range;
@@ -242,26 +242,26 @@ struct TailWork : Part<S> {
     for (int c = 0; c < 3; ++c) {
       const int64_t i = ((n * 3 + c) * out_height + out_y) * out_width + out_x;
       if (p.type == Image::float32)
-        store_run<kMost>(static_cast<float*>(p.image) + i, values + c, pixels,
-                         [](float v) { return v; });
+        store_run<kMax>(static_cast<float*>(p.image) + i, values + c, pixels,
+                        [](float v) { return v; });
       else if (p.type == Image::float16)
-        store_run<kMost>(static_cast<uint16_t*>(p.image) + i, values + c, pixels,
-                         [](float v) { return static_cast<uint16_t>(Float16::pack(v, 0)); });
+        store_run<kMax>(static_cast<uint16_t*>(p.image) + i, values + c, pixels,
+                        [](float v) { return static_cast<uint16_t>(Float16::pack(v, 0)); });
       else
-        store_run<kMost>(static_cast<uint16_t*>(p.image) + i, values + c, pixels,
-                         [](float v) { return static_cast<uint16_t>(BFloat16::pack(v, 0)); });
+        store_run<kMax>(static_cast<uint16_t*>(p.image) + i, values + c, pixels,
+                        [](float v) { return static_cast<uint16_t>(BFloat16::pack(v, 0)); });
     }
     return out_of_range;
   }
 
   // Stores `pixels` neighbours of one colour, every third of `values`; 4 are stored at once.
-  template <int kMost, class V, class Convert>
+  template <int kMax, class V, class Convert>
   __device__ __forceinline__ static void store_run(V* to, const float* values, int pixels,
                                                    Convert convert) {
     struct alignas(4 * sizeof(V)) Four {
       V v[4];
     };
-    if constexpr (kMost == 4) {
+    if constexpr (kMax == 4) {
       if (pixels == 4) {
         store_global(reinterpret_cast<Four*>(to), Four{{convert(values[0]), convert(values[3]),
                                                         convert(values[6]), convert(values[9])}});
@@ -269,7 +269,7 @@ struct TailWork : Part<S> {
       }
     }
 #pragma unroll
-    for (int i = 0; i < kMost; ++i)
+    for (int i = 0; i < kMax; ++i)
       if (i < pixels) store_global(to + i, convert(values[3 * i]));
   }
 };
