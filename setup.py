@@ -1,10 +1,12 @@
-"""Builds the extension espan_kernels/_C.abi3.so: CPU kernels and, if nvcc is found, CUDA kernels.
+"""Builds the extension espan_kernels/_C.abi3.so: CPU kernels and, if possible, CUDA kernels.
 
-ESPAN_BUILD           auto (default): what the available compilers allow, and none outside Linux;
+Environment variables:
+
+ESPAN_BUILD           auto (default): what the installed compilers can build, none outside Linux;
                       none: no extension; cpu: no CUDA kernels; cuda: both kinds, or fail
-CXX                   the C++ compiler; default: c++ on PATH
-TORCH_CUDA_ARCH_LIST  architectures to compile for, such as "8.0 9.0a 12.0+PTX"
-CUDA_HOME             the CUDA toolkit; default: that of nvcc on PATH
+CXX                   the C++ compiler; default: the c++ on PATH
+TORCH_CUDA_ARCH_LIST  the architectures to compile for, such as "8.0 9.0a 12.0+PTX"
+CUDA_HOME             the CUDA toolkit; default: that of the nvcc on PATH
 """
 
 import glob
@@ -18,12 +20,12 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 from setuptools.command.egg_info import egg_info
 
-# Ampere to Blackwell (8.6 and 8.9 run the code of 8.0), and PTX for later architectures.
+# Ampere to Blackwell (8.6 and 8.9 run the code for 8.0), and PTX for later GPUs.
 DEFAULT_ARCHS = ("8.0", "9.0", "10.0", "12.0+PTX")
 
 
 def decide(requested: str, platform: str, cxx: str | None, nvcc: str | None) -> tuple[str, str]:
-    """What to build (none, cpu or cuda), and the reason for leaving out kernels, if any."""
+    """Decide what to build (none, cpu or cuda); if not everything, also return the reason."""
     if requested not in ("auto", "none", "cpu", "cuda"):
         raise SystemExit(f"ESPAN_BUILD is {requested!r}; it must be auto, none, cpu or cuda")
     if requested == "none":
@@ -48,7 +50,7 @@ def decide(requested: str, platform: str, cxx: str | None, nvcc: str | None) -> 
 
 
 def choose_archs(requested: str, known: str) -> list[str]:
-    """The requested architectures or, by default, those of DEFAULT_ARCHS that nvcc supports."""
+    """The architectures to compile for; by default, the default ones that nvcc supports."""
     archs = requested.replace(";", " ").split()
     if bad := [arch for arch in archs if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", arch)]:
         raise SystemExit(f"TORCH_CUDA_ARCH_LIST has {bad[0]!r}; write 8.0, 9.0a or 12.0+PTX")
@@ -56,14 +58,14 @@ def choose_archs(requested: str, known: str) -> list[str]:
 
 
 def number(arch: str) -> str:
-    """The name that nvcc uses for an architecture: 90 for 9.0+PTX."""
+    """Nvcc's name for an architecture: 90 for 9.0+PTX."""
     return arch.removesuffix("+PTX").replace(".", "")
 
 
 def gencode(arch: str) -> list[str]:
-    """The nvcc flags for an architecture: machine code and, if requested, PTX."""
+    """Nvcc's flags for an architecture: machine code, and PTX if requested."""
     general = number(arch)
-    exact = "90a" if general == "90" else general  # 90 has no wgmma; both run on the same GPUs
+    exact = "90a" if general == "90" else general  # the only one with wgmma, on the same GPUs
     flags = [f"-gencode=arch=compute_{exact},code=sm_{exact}"]
     if arch.endswith("+PTX"):
         flags.append(f"-gencode=arch=compute_{general},code=compute_{general}")
@@ -71,18 +73,18 @@ def gencode(arch: str) -> list[str]:
 
 
 def toolkit_version(nvcc: str) -> str:
-    """The version of the CUDA toolkit and its runtime, such as 13.0."""
+    """The version of the toolkit and its runtime, such as 13.0."""
     return re.search(r"release (\d+\.\d+)", ask(nvcc, "--version"))[1]
 
 
 def ask(*command: str) -> str:
-    """The output of a command, stdout and stderr."""
+    """The output of a command, both streams."""
     result = subprocess.run(command, text=True, capture_output=True)
     return result.stdout + result.stderr
 
 
 class EggInfo(egg_info):
-    """Records why there are no compiled kernels, in metadata that each install replaces."""
+    """Records why there are no compiled kernels.  Each install replaces the package's metadata."""
 
     not_compiled = ""
 
@@ -95,10 +97,10 @@ class EggInfo(egg_info):
 
 
 class BuildWithoutExtension(build_py):
-    """Removes the extension of an earlier build in an editable install."""
+    """Removes the extension of an earlier build from an editable install."""
 
     def run(self) -> None:
-        """Remove it from the source tree, from where an editable install would load it."""
+        """Remove it from the source tree, from which an editable install would load it."""
         super().run()
         for path in glob.glob("espan_kernels/_C.*") * self.editable_mode:
             os.remove(path)
@@ -108,7 +110,7 @@ def main() -> None:
     """Decide what to build, then run setuptools."""
     home = os.environ.get("CUDA_HOME")
     nvcc = shutil.which("nvcc", path=f"{home}/bin" if home else None)
-    compiler = (os.environ.get("CXX") or "c++").split()[0]  # as PyTorch's build_ext chooses it
+    compiler = (os.environ.get("CXX") or "c++").split()[0]  # the one that PyTorch's build_ext calls
     requested = os.environ.get("ESPAN_BUILD", "auto")
     what, reason = decide(requested, sys.platform, shutil.which(compiler), nvcc)
     if what == "none":
@@ -121,15 +123,15 @@ def main() -> None:
 
 def build_extension(nvcc: str | None, reason: str) -> None:
     """Run setuptools with the extension; ``reason`` is why it has no CUDA kernels."""
-    from torch.utils import cpp_extension  # may not be installed if no extension is built
+    from torch.utils import cpp_extension  # only an extension needs torch to be installed
 
     cxx = ["-O3", "-std=c++17", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
     flags, archs, version, toolkit = {}, [], "", {}
     sources = glob.glob("csrc/**/*.cpp", recursive=True) + glob.glob("csrc/cuda/*.cu") * bool(nvcc)
     if nvcc:
-        # nvcc reports its own location: the one on PATH may be a link or a script.
+        # Ask nvcc for its location, because the one on PATH may be a link or a script.
         home = os.path.realpath(re.search(r"TOP=(.*)", ask(nvcc, "--dryrun", "-c", "x.cu"))[1])
-        cpp_extension.CUDA_HOME = home  # unset with a CPU-only PyTorch
+        cpp_extension.CUDA_HOME = home  # a CPU-only torch leaves it unset
         version = toolkit_version(nvcc)
         wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
         archs = choose_archs(wanted, ask(nvcc, "--list-gpu-arch"))
@@ -137,18 +139,19 @@ def build_extension(nvcc: str | None, reason: str) -> None:
         flags["nvcc"] += [flag for arch in archs for flag in gencode(arch)]
         toolkit = {"include_dirs": [f"{home}/include"], "library_dirs": [f"{home}/lib64"]}
         toolkit["libraries"] = ["cudart_static", "dl", "rt", "pthread"]
-        # With a CPU-only PyTorch, the ninja file does not track the headers of .cu files.
+        # Where torch has no CUDA, its ninja file does not track the headers of .cu files.
         newest = max(map(os.path.getmtime, glob.glob("csrc/**/*.*h", recursive=True)))
         for built in glob.glob("build/temp*/csrc/cuda/*.o"):
             if os.path.getmtime(built) < newest:
                 os.remove(built)
     else:
         print(f"espan: building CPU kernels only: {reason.replace('_', ' ')}", flush=True)
-    # These warnings concern inlined functions (psabi) and GCC 12's own headers.
+    # Disable two warnings, one about inlined functions, one about headers of GCC 12.
     cxx += ["-fvisibility=hidden", "-Wno-psabi", "-Wno-maybe-uninitialized"]
     cxx += [f"-DESPAN_CUDA_ARCHS={','.join(archs)}", f"-DESPAN_CUDA_ABSENT={reason}"]
     cxx += [f"-DESPAN_CUDA_VERSION={version}"]
-    # A CUDA build of libtorch provides the current CUDA stream.  Our static cudart is not exported.
+    # A CUDA build of libtorch provides the current CUDA stream.  The symbols of our static cudart
+    # stay private.
     gnu_linker = ["-Wl,--no-as-needed,-ltorch,--as-needed,--exclude-libs,ALL"]
     extension = cpp_extension.CppExtension(
         "espan_kernels._C",
@@ -158,7 +161,7 @@ def build_extension(nvcc: str | None, reason: str) -> None:
         py_limited_api=True,
         **toolkit,
     )
-    # Force: the result depends on environment variables, and ninja tracks what is stale.
+    # Force a build, because its result depends on the environment; ninja detects what is stale.
     options = {"bdist_wheel": {"py_limited_api": "cp310"}, "build_ext": {"force": True}}
     commands = {"egg_info": EggInfo, "build_ext": cpp_extension.BuildExtension}
     setup(ext_modules=[extension], cmdclass=commands, options=options)
