@@ -1,17 +1,40 @@
-"""Writes the speed tables of the README and the docs from the committed results.
+"""Writes the speed tables and the chart in the documents from the committed results.
 
 Usage: python benchmarks/report.py
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / name for name in ("README.md", "docs/performance.md", "docs/training.md")]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import chart
+
+DOCUMENTS = [ROOT / name for name in ("docs/performance.md", "docs/training.md")]
+CHARTS = {theme: ROOT / f"docs/images/speed-{theme}.svg" for theme in chart.COLOURS}
 # How many times as fast as the best other of each precision espan should be, by network.
 DEFAULT = "espan (default)"
 TARGETS = {"ESPAN": {"fp32": 3.0, "bf16": 1.5}, "SPAN": {"fp32": 2.5}}
+
+# The rows of the GPU table: a label, the run in h200.json, and its name for this way.
+GPU_WAYS = (
+    ("official code, fp32", 0, "official"),
+    ("PyTorch, fp32", 0, "eager fp32"),
+    ("PyTorch, TF32", 0, "eager TF32"),
+    ("PyTorch, fp16, channels last", 0, "eager fp16 channels-last"),
+    ("the same in a CUDA graph", 0, "graphed fp16 channels-last"),
+    ("torch.compile (max-autotune), fp16, channels last", 0, "compiled fp16 channels-last"),
+    ("espan's first kernels, fp16, CUDA graph", 0, "espan fp16 graphed, first kernels"),
+    ("the same, second run", 1, "espan fp16 graphed, first kernels"),
+    ("espan, fp16, CUDA graph", 1, "espan fp16 graphed"),
+)
+GPU_SIZES = ("256x256", "510x339", "1920x1080")
+# The targets take the rate of a large fp16 matrix product to be this; see `espan info espan` for
+# the multiply-adds of ESPAN x4 at 256x256.
+TFLOPS, GMACS = 798, 12.56
 
 
 def peers(results: dict[str, Any]) -> str:
@@ -70,6 +93,80 @@ def targets(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def gpu(results: dict[str, Any]) -> str:
+    """Median milliseconds on a GPU, with the run that each row is from."""
+    lines = ["| median ms | measured | " + " | ".join(GPU_SIZES) + " |"]
+    lines.append("|---|---|" + "---|" * len(GPU_SIZES))
+    for label, number, way in GPU_WAYS:
+        run = results["runs"][number]
+        times = (run["network_ms"][size].get(way) for size in GPU_SIZES)
+        cells = ["–" if time is None else f"{time:#.3g}" for time in times]
+        lines.append(f"| {label} | {run['date']} | {' | '.join(cells)} |")
+    lines.append("")
+    lines += [
+        f"{run['date']}: {run['gpu']}, driver {run['driver']}, torch {run['torch']}, "
+        f"CUDA {run['cuda']}; {run['what']}.  "
+        for run in results["runs"]
+    ]
+    return "\n".join(lines).rstrip()
+
+
+def gpu_targets(results: dict[str, Any]) -> str:
+    """The times of espan on a GPU against the targets."""
+    peers, ours = (run["network_ms"] for run in results["runs"])
+    mine = {size: ours[size]["espan fp16 graphed"] for size in GPU_SIZES}
+    lines = ["| ESPAN ×4, fp16 | target | measured | |", "|---|---|---|---|"]
+
+    def row(what: str, target: str, measured: str, met: bool) -> None:
+        lines.append(f"| {what} | {target} | {measured} | {'met' if met else 'not met'} |")
+
+    for label, way, target in (
+        ("the official code in fp32", "official", 16),
+        ("`torch.compile` in fp16", "compiled fp16 channels-last", 3.5),
+    ):
+        ratio = peers["510x339"][way] / mine["510x339"]
+        row(f"510x339, against {label}", f"{target:g} times as fast", f"{ratio:.1f}", ratio >= target)
+    for size, target in (("510x339", 2.3), ("1920x1080", 1.65)):
+        width, height = map(int, size.split("x"))
+        floor = 2 * GMACS / TFLOPS * width * height / 256**2
+        ratio = mine[size] / floor
+        what = f"{size}, against {floor:.3g} ms at {TFLOPS} TFLOP/s"
+        row(what, f"at most {target:g} times the time", f"{ratio:.2f}", ratio <= target)
+    row("256x256", "0.09 ms", f"{mine['256x256']:.3f} ms", mine["256x256"] <= 0.09)
+    return "\n".join(lines)
+
+
+def panels(results: dict[str, dict[str, Any]]) -> list[chart.Panel]:
+    """The chart: ESPAN on a GPU and on a CPU, each with what else could run it."""
+    peers, ours = (run["network_ms"]["510x339"] for run in results["h200"]["runs"])
+    on_gpu = [
+        ("official code, fp32", peers["official"]),
+        ("PyTorch, TF32", peers["eager TF32"]),
+        ("PyTorch, fp16, CUDA graph", peers["graphed fp16 channels-last"]),
+        ("torch.compile, fp16", peers["compiled fp16 channels-last"]),
+        ("espan, fp16, CUDA graph", ours["espan fp16 graphed"]),
+    ]
+    machine = results["cpu_peers"]["machine"]
+    (case,) = (c for c in results["cpu_peers"]["cases"] if c["case"] == "ESPAN 510x339")
+    bits = ", 17 bits" if machine["path"] == "amx" else ""
+    on_cpu = [
+        (name.replace(DEFAULT, f"espan (default{bits})"), time["median_ms"])
+        for name, time in case["times"].items()
+    ]
+    # In fp32, then in bf16; the slowest first.
+    on_cpu.sort(key=lambda bar: (bar[0].endswith("bf16"), -bar[1]))
+    what = "ESPAN ×4, one 510×339 image to 2040×1356; shorter is faster"
+    processor = machine["processor"].replace("(R)", "")
+    return [
+        chart.Panel(f"GPU: {results['h200']['runs'][1]['gpu']}", what, on_gpu),
+        chart.Panel(
+            f"CPU: {processor}, {machine['threads']} threads, {machine['path'].upper()}",
+            what,
+            on_cpu,
+        ),
+    ]
+
+
 def training(results: dict[str, Any]) -> str:
     """Median milliseconds of each way to do a thing, ours first, and how many times ours it is."""
     machine = results["machine_info"]
@@ -94,6 +191,8 @@ def training(results: dict[str, Any]) -> str:
 TABLES = {
     "cpu_peers": ("cpu_peers", peers),
     "cpu_targets": ("cpu_peers", targets),
+    "gpu": ("h200", gpu),
+    "gpu_targets": ("h200", gpu_targets),
     "training": ("training", training),
 }
 
@@ -119,3 +218,5 @@ if __name__ == "__main__":
     measured = load()
     for document in DOCUMENTS:
         document.write_text(updated(document.read_text("utf-8"), measured), "utf-8")
+    for theme, path in CHARTS.items():
+        path.write_text(chart.svg(panels(measured), theme), "utf-8")
