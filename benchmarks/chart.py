@@ -1,18 +1,18 @@
-"""A bar chart as SVG, in colours for a light or a dark page."""
+"""A bar chart as SVG, for a light or a dark page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-# Text, bars, highlighted bars: those of GitHub's themes.
+# Text, bars and highlighted bars, in the colours of GitHub's themes.
 COLOURS = {"light": ("#1f2328", "#afb8c1", "#0969da"), "dark": ("#e6edf3", "#565d67", "#4493f8")}
-WIDTH, LABELS, VALUES = 760, 250, 70  # of the picture, and of the columns beside the bars
-ROW, BAR, TITLE = 24, 16, 44
+WIDTH, LABELS, VALUES = 760, 250, 70  # width of the chart, of the labels and of the values
+ROW, BAR, TITLE = 24, 16, 44  # height of a row, of its bar and of a panel's title
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Bars on a scale of their own: (label, milliseconds); labels of espan are highlighted."""
+    """Bars on one scale: (label, milliseconds).  Those of espan are highlighted."""
 
     title: str
     subtitle: str
@@ -20,7 +20,7 @@ class Panel:
 
 
 def svg(panels: Sequence[Panel], theme: str) -> str:
-    """The panels one below the other, with a transparent background."""
+    """The panels, one below the other, on a transparent background."""
     ink, plain, highlighted = COLOURS[theme]
     shapes: list[str] = []
     y = 0

@@ -1,4 +1,4 @@
-"""Writes the speed tables and the chart in the documents from the committed results.
+"""Write the tables and the chart of the documentation from the committed results.
 
 Usage: python benchmarks/report.py
 """
@@ -13,13 +13,16 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import chart
 
-DOCUMENTS = [ROOT / name for name in ("docs/performance.md", "docs/training.md")]
+DOCUMENTS = [
+    ROOT / "docs" / name
+    for name in ("performance.md", "notes/cpu.md", "notes/gpu.md", "notes/training.md")
+]
 CHARTS = {theme: ROOT / f"docs/images/speed-{theme}.svg" for theme in chart.COLOURS}
-# How many times as fast as the best other of each precision espan should be, by network.
 DEFAULT = "espan (default)"
+# How many times as fast as the best other of each precision espan should be, by network.
 TARGETS = {"ESPAN": {"fp32": 3.0, "bf16": 1.5}, "SPAN": {"fp32": 2.5}}
 
-# The rows of the GPU table: a label, the run in h200.json, and its name for this way.
+# The rows of the GPU table: the label, the run in h200.json, and the key of the times in it.
 GPU_WAYS = (
     ("official code, fp32", 0, "official"),
     ("PyTorch, fp32", 0, "eager fp32"),
@@ -32,15 +35,16 @@ GPU_WAYS = (
     ("espan, fp16, CUDA graph", 1, "espan fp16 graphed"),
 )
 GPU_SIZES = ("256x256", "510x339", "1920x1080")
-# The targets take the rate of a large fp16 matrix product to be this; see `espan info espan` for
-# the multiply-adds of ESPAN x4 at 256x256.
+# For the lowest possible time: the rate of the tensor cores, and the multiply-adds of ESPAN x4 at
+# 256x256 (`espan info espan`).
 TFLOPS, GMACS = 798, 12.56
+COPY_SHARE = 0.8  # the target of the loss: its bandwidth as a share of that of a copy
 
 
 def peers(results: dict[str, Any]) -> str:
-    """Median milliseconds of each way to run each case, and how many times ours that is.
+    """Median milliseconds of each way to run each case, and as a multiple of espan's time.
 
-    Ours is espan in fp32 asked for by name, or in results without it, what espan picks by itself.
+    espan's time is that of explicit fp32 or, if the results do not have it, of the default.
     """
     cases = results["cases"]
     machine = results["machine"]
@@ -66,7 +70,7 @@ def peers(results: dict[str, Any]) -> str:
 
 
 def targets(results: dict[str, Any]) -> str:
-    """Ours against the fastest other: fp32 asked for by name against fp32, any against bf16."""
+    """espan against the fastest peer: explicit fp32 against fp32, anything against bf16."""
     lines = ["| case | against | espan | times as fast | target | |", "|---|---|---|---|---|---|"]
     for case in results["cases"]:
         medians = {name: time["median_ms"] for name, time in case["times"].items()}
@@ -94,7 +98,7 @@ def targets(results: dict[str, Any]) -> str:
 
 
 def gpu(results: dict[str, Any]) -> str:
-    """Median milliseconds on a GPU, with the run that each row is from."""
+    """Median milliseconds on a GPU, with the date of the run that each row is from."""
     lines = ["| median ms | measured | " + " | ".join(GPU_SIZES) + " |"]
     lines.append("|---|---|" + "---|" * len(GPU_SIZES))
     for label, number, way in GPU_WAYS:
@@ -112,10 +116,10 @@ def gpu(results: dict[str, Any]) -> str:
 
 
 def gpu_targets(results: dict[str, Any]) -> str:
-    """The times of espan on a GPU against the targets."""
+    """The times on a GPU against the targets."""
     peers, ours = (run["network_ms"] for run in results["runs"])
     mine = {size: ours[size]["espan fp16 graphed"] for size in GPU_SIZES}
-    lines = ["| ESPAN ×4, fp16 | target | measured | |", "|---|---|---|---|"]
+    lines = ["| what | target | measured | |", "|---|---|---|---|"]
 
     def row(what: str, target: str, measured: str, met: bool) -> None:
         lines.append(f"| {what} | {target} | {measured} | {'met' if met else 'not met'} |")
@@ -125,19 +129,24 @@ def gpu_targets(results: dict[str, Any]) -> str:
         ("`torch.compile` in fp16", "compiled fp16 channels-last", 3.5),
     ):
         ratio = peers["510x339"][way] / mine["510x339"]
-        row(f"510x339, against {label}", f"{target:g} times as fast", f"{ratio:.1f}", ratio >= target)
+        what = f"510x339, against {label}"
+        row(what, f"{target:g} times as fast", f"{ratio:.1f}", ratio >= target)
     for size, target in (("510x339", 2.3), ("1920x1080", 1.65)):
         width, height = map(int, size.split("x"))
         floor = 2 * GMACS / TFLOPS * width * height / 256**2
         ratio = mine[size] / floor
-        what = f"{size}, against {floor:.3g} ms at {TFLOPS} TFLOP/s"
-        row(what, f"at most {target:g} times the time", f"{ratio:.2f}", ratio <= target)
-    row("256x256", "0.09 ms", f"{mine['256x256']:.3f} ms", mine["256x256"] <= 0.09)
+        what = f"{size}, against the {floor:.3g} ms that {TFLOPS} TFLOP/s would take"
+        row(what, f"at most {target:g} times as long", f"{ratio:.2f}", ratio <= target)
+    row("256x256", "at most 0.09 ms", f"{mine['256x256']:.3f} ms", mine["256x256"] <= 0.09)
+    for dtype, loss in results["runs"][1]["frequency_loss_16x3x512x512"].items():
+        share = loss["one pass, share of copy"]
+        what = f"loss and gradient, 16x3x512x512, {dtype}, bandwidth"
+        row(what, f"{COPY_SHARE:.0%} of a copy's", f"{share:.0%}", share >= COPY_SHARE)
     return "\n".join(lines)
 
 
 def panels(results: dict[str, dict[str, Any]]) -> list[chart.Panel]:
-    """The chart: ESPAN on a GPU and on a CPU, each with what else could run it."""
+    """The chart: ESPAN on a GPU and on a CPU, by espan and by its peers."""
     peers, ours = (run["network_ms"]["510x339"] for run in results["h200"]["runs"])
     on_gpu = [
         ("official code, fp32", peers["official"]),
@@ -153,7 +162,7 @@ def panels(results: dict[str, dict[str, Any]]) -> list[chart.Panel]:
         (name.replace(DEFAULT, f"espan (default{bits})"), time["median_ms"])
         for name, time in case["times"].items()
     ]
-    # In fp32, then in bf16; the slowest first.
+    # fp32, then bf16; the slowest first.
     on_cpu.sort(key=lambda bar: (bar[0].endswith("bf16"), -bar[1]))
     what = "ESPAN ×4, one 510×339 image to 2040×1356; shorter is faster"
     processor = machine["processor"].replace("(R)", "")
@@ -168,7 +177,7 @@ def panels(results: dict[str, dict[str, Any]]) -> list[chart.Panel]:
 
 
 def training(results: dict[str, Any]) -> str:
-    """Median milliseconds of each way to do a thing, ours first, and how many times ours it is."""
+    """Median milliseconds of each way to do a thing, and as a multiple of the first way's time."""
     machine = results["machine_info"]
     lines = ["| what | way | median ms | times the first |", "|---|---|---|---|"]
     first: dict[str, float] = {}
@@ -187,7 +196,7 @@ def training(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-# The file of results and the function of each table.
+# Each table: the file of results, and the function that formats it.
 TABLES = {
     "cpu_peers": ("cpu_peers", peers),
     "cpu_targets": ("cpu_peers", targets),
@@ -198,13 +207,13 @@ TABLES = {
 
 
 def load() -> dict[str, Any]:
-    """The committed results, by the names of their files."""
+    """The committed results by file name."""
     folder = ROOT / "benchmarks" / "results"
     return {name: json.loads((folder / f"{name}.json").read_text()) for name, _ in TABLES.values()}
 
 
 def updated(text: str, results: dict[str, Any]) -> str:
-    """A document's text with the tables between its marks replaced."""
+    """The text of a document with its tables replaced by those of the results."""
     for name, (source, table) in TABLES.items():
         begin, end = f"<!-- {name}: made by benchmarks/report.py -->", f"<!-- end of {name} -->"
         if begin in text:

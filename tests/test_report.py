@@ -1,23 +1,46 @@
-"""The speed tables in the documents are what the committed results say."""
+"""The tables and the chart in the documentation show the committed results."""
 
-from pathlib import Path
+import re
 
 import pytest
 
-from benchmarks import report
-
-ROOT = Path(__file__).parent.parent
+from benchmarks import chart, report
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/performance.md", "docs/training.md"])
-def test_documents_are_up_to_date(name):
-    assert ROOT / name in report.DOCUMENTS
-    text = (ROOT / name).read_text("utf-8")
+def other_results():
     results = report.load()
-    assert report.updated(text, results) == text, "run python benchmarks/report.py"
     results["cpu_peers"]["cases"][0]["times"]["OpenVINO fp32"]["median_ms"] += 100
     results["training"]["benchmarks"][0]["stats"]["median"] += 1
-    assert report.updated(text, results) != text
+    results["h200"]["runs"][1]["network_ms"]["510x339"]["espan fp16 graphed"] += 1
+    return results
+
+
+@pytest.mark.parametrize("document", report.DOCUMENTS, ids=lambda path: path.name)
+def test_documents_are_up_to_date(document):
+    text = document.read_text("utf-8")
+    assert report.updated(text, report.load()) == text, "run python benchmarks/report.py"
+    assert report.updated(text, other_results()) != text
+
+
+def test_every_table_is_shown():
+    shown = "".join(document.read_text("utf-8") for document in report.DOCUMENTS)
+    assert all(f"<!-- {name}: made by" in shown for name in report.TABLES)
+
+
+@pytest.mark.parametrize("theme", report.CHARTS)
+def test_chart_is_up_to_date(theme):
+    text = report.CHARTS[theme].read_text("utf-8")
+    assert chart.svg(report.panels(report.load()), theme) == text, "run python benchmarks/report.py"
+    assert chart.svg(report.panels(other_results()), theme) != text
+
+
+def test_bars_are_in_proportion():
+    bars = [("a", 4.0), ("espan", 1.0)]
+    svg = chart.svg([chart.Panel("title", "subtitle", bars)], "light")
+    slow, fast = map(float, re.findall(r'<rect [^>]* width="([\d.]+)"', svg))
+    assert slow == pytest.approx(4 * fast)
+    assert re.findall(r"[\d.]+ ms", svg) == ["4.00 ms", "1.00 ms"]
+    assert svg.count(chart.COLOURS["light"][2]) == 1  # the bar of espan is highlighted
 
 
 def test_targets():

@@ -1,0 +1,87 @@
+"""The documentation: links, commands, the example experiment, the map of the source."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from espan.cli.main import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
+PAGES += [ROOT / "examples/README.md", ROOT / "espan/weights/README.md"]
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def prose(page: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text("utf-8"), re.DOTALL | re.M)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_page
+def test_links(page):
+    """Every relative link and picture exists, and so does the heading that it names."""
+    targets = re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"", prose(page))
+    for target in ("".join(pair) for pair in targets):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{target} does not exist"
+        assert not anchor or anchor in anchors(file), f"{target} names no heading of that page"
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) < 150
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The arguments of every `espan` command in the shell examples of a page."""
+    for line in "\n".join(blocks(page, "sh")).splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["espan"]:
+            yield words[1:]
+        elif "espan" in words and words[words.index("espan") - 1] == "-m":
+            yield words[words.index("espan") + 1 :]
+
+
+@each_page
+def test_commands(page):
+    """Every command and option in an example exists."""
+    known = typer.main.get_command(app).commands
+    for name, *arguments in commands(page):
+        options = {option for parameter in known[name].params for option in parameter.opts}
+        unknown = [a for a in arguments if a.startswith("-") and a not in options]
+        assert not unknown, f"espan {name} has no {unknown}"
+
+
+def test_commands_are_found():
+    assert ["train", "--list"] in list(commands(ROOT / "README.md"))
+
+
+def test_experiment():
+    experiment = pytest.importorskip("espan.training.experiment")
+    stages = pytest.importorskip("espan.training.stages")
+    (text,) = blocks(ROOT / "docs/training.md", "toml")
+    assert len(stages.plan(experiment.parse(text, "docs/training.md"), None)) == 2
+
+
+def test_map():
+    """Every path in CONTRIBUTING's map exists."""
+    rows = re.findall(r"^\| (`[^|]*) \|", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.M)
+    paths = [path for row in rows for path in re.findall(r"`([^`]+)`", row)]
+    assert len(paths) > 20
+    missing = [path for path in paths if "<op>" not in path and not (ROOT / path).exists()]
+    assert not missing
