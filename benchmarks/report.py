@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import chart
 
+ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [
     ROOT / "docs" / name
     for name in ("performance.md", "notes/cpu.md", "notes/gpu.md", "notes/training.md")
@@ -70,7 +69,7 @@ def peers(results: dict[str, Any]) -> str:
 
 
 def targets(results: dict[str, Any]) -> str:
-    """espan against the fastest peer: explicit fp32 against fp32, anything against bf16."""
+    """The times on a CPU against the targets: explicit fp32 against fp32, any against bf16."""
     lines = ["| case | against | espan | times as fast | target | |", "|---|---|---|---|---|---|"]
     for case in results["cases"]:
         medians = {name: time["median_ms"] for name, time in case["times"].items()}

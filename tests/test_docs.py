@@ -1,4 +1,4 @@
-"""The documentation: links, commands, the example experiment, the map of the source."""
+"""What the documentation names exists: links, commands, options, experiment keys, files."""
 
 import re
 import shlex
@@ -78,10 +78,10 @@ def test_experiment():
     assert len(stages.plan(experiment.parse(text, "docs/training.md"), None)) == 2
 
 
-def test_map():
-    """Every path in CONTRIBUTING's map exists."""
-    rows = re.findall(r"^\| (`[^|]*) \|", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.M)
-    paths = [path for row in rows for path in re.findall(r"`([^`]+)`", row)]
-    assert len(paths) > 20
-    missing = [path for path in paths if "<op>" not in path and not (ROOT / path).exists()]
+@each_page
+def test_paths(page):
+    """Every path of the source tree that is named exists."""
+    folders = "benchmarks|csrc|docs|espan|espan_kernels|examples|tests"
+    paths = re.findall(rf"`((?:{folders})/[\w./*-]*)`", prose(page))
+    missing = [path for path in paths if not any(ROOT.glob(path.rstrip("/")))]
     assert not missing
