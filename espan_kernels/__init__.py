@@ -1,14 +1,18 @@
-"""Kernels for the SPAN family of super-resolution networks, with their plain PyTorch meaning.
+"""Kernels for the SPAN family of super-resolution networks.
 
-:func:`gate` is SPAB's gate; :func:`frequency_loss` and :func:`frequency_loss_gradient` are the
-frequency-aware training loss; :func:`head`, :func:`spab` and :func:`tail`
-are a network's first convolution, a whole block and its end, on packed weights (:func:`pack_head`,
-:func:`pack_spab`, :func:`pack_tail`), for GPUs; :func:`network` is a whole network on the CPU
-(:func:`pack_network`).  :mod:`~espan_kernels.reference` defines each op in plain PyTorch;
-:mod:`~espan_kernels.backends` reports which implementations can run here, and why others cannot.
+* :func:`gate`: SPAB's gate.
+* :func:`frequency_loss`, :func:`frequency_loss_gradient`: the frequency-aware training loss.
+* :func:`head`, :func:`spab`, :func:`tail`: the first convolution, a whole block and the last
+  layers, for GPUs.  They take weights packed by :func:`pack_head`, :func:`pack_spab` and
+  :func:`pack_tail`.
+* :func:`network`: a whole network on the CPU.  It takes weights packed by :func:`pack_network`.
+
+:mod:`~espan_kernels.reference` defines each op in plain PyTorch.
+:mod:`~espan_kernels.backends` reports which implementations can run on this machine, and why the
+others cannot.
 """
 
-from espan_kernels import _on_gpus, backends, reference  # noqa: F401  (_on_gpus: to be registered)
+from espan_kernels import _on_gpus, backends, reference  # noqa: F401  (_on_gpus registers itself)
 from espan_kernels.frequency_loss import frequency_loss, frequency_loss_gradient
 from espan_kernels.gate import gate
 from espan_kernels.head import head, pack_head

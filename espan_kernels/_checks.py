@@ -1,6 +1,6 @@
-"""Input checks for the reference, for Triton and for tracing, and of weights before packing.
+"""Input checks for the reference, Triton and tracing, and for weights before packing.
 
-Compiled kernels have their own, in csrc, with the same messages.
+Compiled kernels have their own checks, in csrc, with the same messages.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def check_device(op: str, name: str, t: Tensor, like_name: str, like: Tensor) ->
 
 
 def check_same(op: str, name: str, t: Tensor, like_name: str, like: Tensor) -> None:
-    """``t`` has the shape, dtype and device of ``like``."""
+    """Check that ``t`` has the shape, dtype and device of ``like``."""
     check_device(op, name, t, like_name, like)
     if t.dtype != like.dtype:
         raise RuntimeError(
@@ -37,7 +37,7 @@ def check_same(op: str, name: str, t: Tensor, like_name: str, like: Tensor) -> N
 
 
 def check_gate(op: str, o: Tensor, **others: Tensor) -> None:
-    """``o`` is floating-point and every other tensor has its shape, dtype and device."""
+    """Check that ``o`` is floating-point and that ``others`` match its shape, dtype and device."""
     if o.dtype not in FLOATING:
         raise RuntimeError(
             f"{op}: o has dtype {_name(o.dtype)}; it must be float32, float16, bfloat16 or float64"
@@ -47,7 +47,7 @@ def check_gate(op: str, o: Tensor, **others: Tensor) -> None:
 
 
 def check_frequency_loss(op: str, sr: Tensor, hr: Tensor, scale: Tensor | None = None) -> None:
-    """The images, and the scale of the gradient if there is one."""
+    """Check the images, and the scale of the gradient if there is one."""
     if sr.dtype not in DTYPES:
         raise RuntimeError(
             f"{op}: sr has dtype {_name(sr.dtype)}; it must be float32, float16 or bfloat16"
@@ -73,7 +73,7 @@ def check_channels(op: str, channels: int) -> None:
 
 
 def check_features(op: str, name: str, t: Tensor, p: int) -> None:
-    """``t`` is a feature map of P channels with at least one pixel."""
+    """Check that ``t`` is a feature map of ``p`` channels with at least one pixel."""
     if t.dtype not in DTYPES:
         raise RuntimeError(
             f"{op}: {name} has dtype {_name(t.dtype)}; it must be float16, bfloat16 or float32"
@@ -89,7 +89,7 @@ def check_features(op: str, name: str, t: Tensor, p: int) -> None:
 
 
 def check_features_like(op: str, name: str, t: Tensor, like_name: str, like: Tensor) -> None:
-    """``t`` is a feature map with the shape, dtype and device of ``like``."""
+    """Check that ``t`` is a feature map with the shape, dtype and device of ``like``."""
     check_same(op, name, t, like_name, like)
     _check_contiguous(op, name, t)
 
@@ -100,7 +100,7 @@ def _check_contiguous(op: str, name: str, t: Tensor) -> None:
 
 
 def check_packed(op: str, packed: Tensor, dtype: torch.dtype, size: int) -> None:
-    """``packed`` is one row of ``size`` values of ``dtype``."""
+    """Check that ``packed`` has the shape (``size``,) and dtype ``dtype``."""
     if packed.dtype != dtype:
         raise RuntimeError(
             f"{op}: packed has dtype {_name(packed.dtype)}; it must be {_name(dtype)}"
@@ -113,7 +113,7 @@ def check_packed(op: str, packed: Tensor, dtype: torch.dtype, size: int) -> None
 
 
 def check_dtype(op: str, dtype: torch.dtype) -> None:
-    """``dtype`` is one that feature maps may have."""
+    """Check that feature maps may have this dtype."""
     if dtype not in DTYPES:
         raise RuntimeError(f"{op}: dtype is {dtype}; it must be float16, bfloat16 or float32")
 

@@ -1,8 +1,8 @@
-"""Loads the compiled library and registers what it lacks.
+"""Loads the compiled library and registers the ops that it does not implement.
 
-Each op's module registers its reference here; compiled kernels take precedence.  On GPUs that they
-were not built for, `_on_gpus.py` decides.  :mod:`espan_kernels.backends` reports what was found,
-and why the rest was not.
+Each op's module registers its reference implementation here.  Compiled kernels take precedence.
+On GPUs for which they were not built, `_on_gpus.py` chooses the implementation.
+:mod:`espan_kernels.backends` reports what is available, and why the rest is not.
 """
 
 import importlib.metadata
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# As in csrc/bindings.cpp; used where that library cannot be loaded.
+# The schemas in csrc/bindings.cpp, for when the compiled library cannot be loaded.
 SCHEMAS = (
     "gate(Tensor o, Tensor x) -> Tensor",
     "gate_backward(Tensor grad, Tensor o, Tensor x) -> (Tensor, Tensor)",
@@ -35,7 +35,7 @@ SCHEMAS = (
 
 
 def _load() -> tuple[ModuleType | None, str]:
-    """The compiled library, or why there is none."""
+    """The compiled library, or None and the reason."""
     if importlib.util.find_spec("espan_kernels._C") is None:
         return None, _why_absent()
     try:
@@ -60,7 +60,7 @@ def _why_absent() -> str:
 compiled, why_not_compiled = _load()
 cuda_archs: str = compiled.cuda_archs() if compiled else ""
 cuda_version: str = compiled.cuda_version() if compiled else ""
-# find_spec does not import it: that waits for the first CUDA tensor.
+# find_spec does not import Triton, which is imported with the first CUDA tensor.
 triton_installed = importlib.util.find_spec("triton") is not None
 
 _fragment = torch.library.Library("espan", "FRAGMENT")
@@ -73,20 +73,23 @@ references: dict[str, Callable[..., Any]] = {}  # by op
 
 
 def implement(op: str, function: Callable[..., Any]) -> None:
-    """Make ``function`` the implementation of ``espan::op`` where no kernel takes precedence."""
+    """Register ``function`` as the implementation of ``espan::op`` where there is no kernel."""
     references[op] = function
     _fragment.impl(op, function, "CompositeExplicitAutograd")
 
 
 def implement_on_gpus(op: str, function: Callable[..., Any]) -> None:
-    """Make ``function``, which takes the dispatch keys first, that of ``espan::op`` on CUDA."""
+    """Register ``function`` as the CUDA implementation of ``espan::op``.
+
+    Its first argument is the set of dispatch keys.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
         _fragment.impl(op, function, "CUDA", with_keyset=True, allow_override=True)
 
 
 def refuse_gradients(op: str) -> None:
-    """Make ``espan::op``, which is for inference, raise where an input requires a gradient."""
+    """Make ``espan::op`` raise if an input requires a gradient."""
     overload = getattr(torch.ops.espan, op).default
 
     def forward(*arguments: Any) -> Any:
@@ -104,8 +107,8 @@ def refuse_gradients(op: str) -> None:
 
 
 def promote_under_autocast(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in the wider dtype if autocast is on, as PyTorch's own pointwise ops do."""
-    # Where autocast is not available, asking whether it is enabled would raise.
+    """Cast both to the wider dtype if autocast is on, as PyTorch's own pointwise ops do."""
+    # is_autocast_enabled raises on devices without autocast.
     device = a.device.type
     if (
         a.dtype != b.dtype
@@ -118,7 +121,7 @@ def promote_under_autocast(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def strides_like(t: Tensor, result: Tensor) -> Tensor:
-    """``result`` with the strides that every implementation promises: those of empty_like(t)."""
+    """``result`` with the strides of empty_like(t), which every implementation guarantees."""
     if result.stride() == torch.empty_like(t, device="meta").stride():
         return result
     return torch.empty_like(t).copy_(result)

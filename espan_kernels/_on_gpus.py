@@ -1,8 +1,8 @@
-"""Which kernels an op runs on a GPU: those of the best backend for that device.
+"""Runs each op on a GPU with the best backend for that GPU.
 
-The dispatcher has one implementation of an op for all GPUs, and a machine may have GPUs of several
-kinds.  If the compiled kernels run on all of them, nothing is registered here.  Otherwise each call
-chooses by its device.
+PyTorch's dispatcher has one implementation of an op for all GPUs, but a machine may have different
+ones.  If the compiled kernels run on all of them, this module registers nothing.  Otherwise, it
+registers implementations that choose a backend in each call.
 """
 
 import importlib
@@ -15,7 +15,7 @@ import torch
 
 from espan_kernels import _library, backends
 
-# The module in espan_kernels.triton that has the op.  It is imported when a GPU first needs it.
+# The module of espan_kernels.triton with each op.  It is imported when a GPU first needs it.
 TRITON = {
     "gate": "gate",
     "gate_backward": "gate",
@@ -28,9 +28,9 @@ TRITON = {
 
 
 def implementation(op: str, backend: str) -> Callable[..., Any]:
-    """The function that runs ``op`` on ``backend``; it takes the dispatch keys first."""
+    """The function that runs ``op`` on ``backend``; its first argument is the dispatch keys."""
     if backend == "cuda":
-        # Taken before `register` takes its place.
+        # The compiled kernel, which `register` is about to override.
         return torch.library.get_kernel(f"espan::{op}", "CUDA").call_boxed
     if backend == "triton":
         function = getattr(importlib.import_module(f"espan_kernels.triton.{TRITON[op]}"), op)
@@ -40,7 +40,7 @@ def implementation(op: str, backend: str) -> Callable[..., Any]:
 
 
 def by_device(op: str) -> Callable[..., Any]:
-    """An implementation of ``op`` that uses the best backend for its first argument's device."""
+    """An implementation of ``op`` that uses the best backend for the device of its first input."""
     found = {"cuda": implementation(op, "cuda")} if _library.cuda_archs else {}
     choose = cache(backends.choose)
 
@@ -54,17 +54,17 @@ def by_device(op: str) -> Callable[..., Any]:
 
 
 def register() -> None:
-    """Register `by_device` for every op unless the compiled kernels run on all GPUs here."""
+    """Register `by_device` for every op, unless the compiled kernels run on all GPUs."""
     try:
         gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
         if all(backends.choose(gpu) == "cuda" for gpu in gpus):
             return
         for op in TRITON:
             _library.implement_on_gpus(op, by_device(op))
-    except Exception as error:  # raised here, it would keep PyTorch from starting CUDA
-        warnings.warn(f"espan cannot choose its kernels by GPU: {error!r}", stacklevel=2)
+    except Exception as error:  # an exception here would stop PyTorch from initialising CUDA
+        warnings.warn(f"espan cannot select kernels for the GPUs: {error!r}", stacklevel=2)
 
 
-# Asking for a GPU's capability starts CUDA, which takes a second and memory, and which a process
-# must not do before it forks.  So this runs when something else starts CUDA.
+# Querying a GPU's capability initialises CUDA, which takes a second and memory, and must not happen
+# before a process forks.  Therefore this waits until something else initialises CUDA.
 torch.cuda._lazy_call(register)

@@ -1,4 +1,4 @@
-"""Which implementations of the ops can run here, and why the others cannot."""
+"""Reports which implementations of the ops can run on this machine, and why the others cannot."""
 
 import contextlib
 import ctypes
@@ -14,7 +14,7 @@ import torch
 
 from espan_kernels import _library
 
-# What runs on a device, best first.  The reference runs on every device.
+# The backends of each device type, best first.  The reference runs on every device.
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
 _NAMES = ("cuda", "triton", "cpu", "reference")
@@ -32,14 +32,15 @@ class Backend:
 
     name: str
     available: bool
-    reason: str  # why not, in plain words; empty if available
+    reason: str  # why it is not available; empty if it is
     details: Mapping[str, str] = field(default_factory=dict)
 
 
 def available(device: torch.device | str | None = None) -> dict[str, Backend]:
-    """Every backend by name: cuda, triton, cpu, reference.
+    """All backends by name: cuda, triton, cpu, reference.
 
-    ``device`` is the GPU that is meant; by default the current one.
+    Args:
+        device: the GPU to report on; by default the current one.  CPU devices are ignored.
     """
     gpu = None if device is None else torch.device(device)
     if gpu is not None and gpu.type != "cuda":
@@ -51,14 +52,17 @@ def available(device: torch.device | str | None = None) -> dict[str, Backend]:
 
 
 def choose(device: torch.device | str, requested: str = "auto") -> str:
-    """The best backend for ``device``, or ``requested`` if that can run on it.
+    """The best backend for ``device``, or ``requested`` if it can run on that device.
 
-    This decides for all of espan: the ops of :mod:`espan_kernels` themselves, and what is built on
-    them.
+    All of espan uses this function: the ops of :mod:`espan_kernels`, and the code built on them.
+
+    Args:
+        device: any device.
+        requested: "auto", or the name of a backend.
 
     Raises:
-        ValueError: there is no backend of that name.
-        RuntimeError: it cannot run on that device here; the message says why.
+        ValueError: if there is no backend named ``requested``.
+        RuntimeError: if it cannot run on ``device``; the message gives the reason.
     """
     place = torch.device(device)
     usable = _PREFERENCE.get(place.type, ("reference",))
@@ -82,7 +86,7 @@ def cpu_path() -> str:
 
 
 def _why_not(name: str, gpu: torch.device | None) -> str:
-    """Why the backend cannot run, the first two on ``gpu``; empty if it can."""
+    """Why the backend cannot run (cuda and triton: on ``gpu``); empty if it can."""
     if name == "cuda":
         return _why_no_cuda(gpu)
     if name == "triton":
@@ -100,13 +104,16 @@ def _why_no_cuda(gpu: torch.device | None) -> str:
     capability = torch.cuda.get_device_capability(gpu)
     code = _code_for(_library.cuda_archs, capability)
     if not code:
-        return f"this build has kernels for {_library.cuda_archs}, and {_name_of(gpu)}"
-    # Code of the same major version of CUDA runs on an older driver; PTX it could not compile.
+        return (
+            f"this build has kernels for compute capability {_library.cuda_archs}, "
+            f"but {_found(gpu)}"
+        )
+    # An older driver of the same major version runs machine code, but cannot compile newer PTX.
     driver, built = _driver(), _version(_library.cuda_version)
     if driver is not None and driver < (built if code == "PTX" else built[:1]):
         return (
-            f"this build is of CUDA {_library.cuda_version}, and the NVIDIA driver supports CUDA "
-            f"{driver[0]}.{driver[1]} at most; update the driver, or build with an older toolkit"
+            f"this build needs CUDA {_library.cuda_version}, but the NVIDIA driver supports only "
+            f"CUDA {driver[0]}.{driver[1]}; update the driver, or build with an older toolkit"
         )
     return ""
 
@@ -117,13 +124,13 @@ def _why_no_triton(gpu: torch.device | None) -> str:
     if reason := _why_no_gpu(gpu):
         return reason
     if torch.cuda.get_device_capability(gpu) < _TRITON_FROM:
-        return f"Triton needs a GPU of compute capability 8.0 or later, and {_name_of(gpu)}"
+        return f"Triton needs compute capability 8.0 or later, but {_found(gpu)}"
     # Triton compiles a launcher in C for each kernel.
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "Triton needs a C compiler: install gcc, or set CC"
     headers = sysconfig.get_config_var("INCLUDEPY")
     if not os.path.exists(os.path.join(headers, "Python.h")):
-        return f"Triton needs Python's headers, and there is no Python.h in {headers}"
+        return f"Triton needs the Python headers, but there is no Python.h in {headers}"
     return ""
 
 
@@ -142,14 +149,14 @@ def _why_no_gpu(gpu: torch.device | None) -> str:
     return ""
 
 
-def _name_of(gpu: torch.device | None) -> str:
+def _found(gpu: torch.device | None) -> str:
     major, minor = torch.cuda.get_device_capability(gpu)
-    return f"the GPU ({torch.cuda.get_device_name(gpu)}) is {major}.{minor}"
+    return f"the GPU ({torch.cuda.get_device_name(gpu)}) has {major}.{minor}"
 
 
 def _driver() -> tuple[int, int] | None:
-    """The newest version of CUDA that the NVIDIA driver supports; None if it does not say."""
-    # The driver itself: PyTorch's name for this differs between versions.
+    """The newest version of CUDA that the NVIDIA driver supports; None if unknown."""
+    # Ask the driver itself: the name of PyTorch's function for this differs between versions.
     number = ctypes.c_int(0)
     try:
         driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
@@ -164,10 +171,11 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def _code_for(archs: str, capability: tuple[int, int]) -> str:
-    """What of ``archs`` runs on a GPU of ``capability``: "machine code", "PTX" or nothing.
+    """The kind of code in ``archs`` that runs on ``capability``: "machine code", "PTX" or "".
 
-    Machine code runs on its own major version from its minor version on, PTX on everything from
-    its version on; of the architecture-specific kinds, 9.0a runs on 9.0 only and 10.0f as 10.0.
+    Machine code runs on GPUs of the same major version and the same or a later minor version.  PTX
+    runs on its own and all later versions.  The architecture-specific 9.0a runs only on 9.0; the
+    family-specific 10.0f runs where 10.0 does.
     """
     best = ""
     for arch in archs.split(","):
@@ -185,7 +193,7 @@ def _code_for(archs: str, capability: tuple[int, int]) -> str:
 def _details(name: str) -> dict[str, str]:
     details: dict[str, str] = {}
     if name == "triton" and _library.triton_installed:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # it has other names
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # under another name
             details["triton"] = importlib.metadata.version("triton")
     if name == "cuda" and _library.cuda_archs:
         details["CUDA"] = _library.cuda_version
@@ -195,8 +203,8 @@ def _details(name: str) -> dict[str, str]:
     if _library.compiled is not None:
         details["path"] = cpu_path()
         by_name = "ESPAN_CPU" in os.environ
-        details["chosen by"] = "ESPAN_CPU" if by_name else "the widest this machine can run"
+        details["chosen by"] = "ESPAN_CPU" if by_name else "default (the widest available)"
         if details["path"] == "amx":
-            details["fp32 unless named"] = "three products of bf16, 17 bits"
+            details["default fp32"] = "three products of bf16, 17 bits"
         details["threads"] = str(torch.get_num_threads())
     return details

@@ -66,7 +66,7 @@ def test_best_backend_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_library, "cuda_archs", "8.0")
     assert backends.choose("cuda") == "triton"
     assert backends.available()["cuda"].reason == (
-        "this build has kernels for 8.0, and the GPU (NVIDIA H100) is 9.0"
+        "this build has kernels for compute capability 8.0, but the GPU (NVIDIA H100) has 9.0"
     )
     monkeypatch.setattr(_library, "triton_installed", False)
     assert backends.choose("cuda") == "reference"
@@ -80,10 +80,12 @@ def test_the_device_that_is_meant_is_asked() -> None:
     for device, name, capability in (("cuda:1", "Tesla T4", 7.5), ("cuda:2", "Tesla V100", 7.0)):
         assert backends.choose(device) == "reference"
         found = backends.available(device)
-        gpu = f"the GPU ({name}) is {capability}"
-        assert found["cuda"].reason == f"this build has kernels for 8.0,9.0,12.0+PTX, and {gpu}"
+        gpu = f"the GPU ({name}) has {capability}"
+        assert found["cuda"].reason == (
+            f"this build has kernels for compute capability 8.0,9.0,12.0+PTX, but {gpu}"
+        )
         assert found["triton"].reason == (
-            f"Triton needs a GPU of compute capability 8.0 or later, and {gpu}"
+            f"Triton needs compute capability 8.0 or later, but {gpu}"
         )
         for backend in ("cuda", "triton"):
             with pytest.raises(RuntimeError, match=name):
@@ -119,9 +121,9 @@ def test_an_old_driver(
     assert backends.choose("cuda") == ("cuda" if runs else "triton")
     if not runs:
         assert backend.reason == (
-            f"this build is of CUDA {toolkit}, and the NVIDIA driver supports CUDA "
-            f"{driver // 1000}.{driver % 1000 // 10} at most; update the driver, or build with an "
-            "older toolkit"
+            f"this build needs CUDA {toolkit}, but the NVIDIA driver supports only CUDA "
+            f"{driver // 1000}.{driver % 1000 // 10}; update the driver, or build with an older "
+            "toolkit"
         )
 
 
@@ -312,5 +314,5 @@ def test_a_failure_does_not_keep_pytorch_from_starting_cuda(
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(backends, "choose", fail)
-    with pytest.warns(UserWarning, match="cannot choose its kernels by GPU.*no such thing"):
+    with pytest.warns(UserWarning, match="cannot select kernels for the GPUs.*no such thing"):
         _on_gpus.register()
