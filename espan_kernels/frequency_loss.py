@@ -1,4 +1,4 @@
-"""The frequency-aware loss as an op: wrappers, gradient, shapes for tracing, reference."""
+"""The frequency-aware loss as an op: functions, gradient, fake kernels, reference kernels."""
 
 from typing import Any
 
@@ -19,25 +19,30 @@ def frequency_loss(
     dct: float = DCT_WEIGHT,
     squared: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """``pixel * L + hf * HF + dct * DCT``: equations 7 to 9 of the ESPAN paper.
+    """Compute the frequency-aware loss, ``pixel * L + hf * HF + dct * DCT``.
 
-    With ``d = hr - sr``: ``L = mean(d ** 2)``, or ``mean(|d|)`` unless ``squared``;
-    ``HF = mean(|d - B(d)|)`` with ``B`` a 5x5 Gaussian blur of sigma 1.1 (Eq. 7); ``DCT =
-    mean(|DCT(d)|)`` with the orthonormal DCT-II of 8x8 blocks of each channel (Eq. 8); the sum is
-    Eq. 9.  Borders, and edges that are not a multiple of 8, are reflected.  Means run over all
-    elements, the DCT's over all coefficients; the derivative of ``|.|`` at 0 is 0.  Arithmetic is
-    float32.  Equivalent to :func:`espan_kernels.reference.frequency_loss`.
+    These are equations 7 to 9 of the ESPAN paper.  With ``d = hr - sr``:
 
-    Differentiable once.  The backward pass reads ``sr`` and ``hr`` again: for 16-bit types, forward
-    and backward move 10 bytes per element, where keeping a float32 gradient would move 14 and hold
-    4; for float32 it is 20 either way.  A trainer that knows the incoming gradient in advance calls
-    :func:`frequency_loss_gradient` instead, which moves 6 and 12.
+    * ``L = mean(d ** 2)``, or ``mean(|d|)`` unless ``squared``;
+    * ``HF = mean(|d - B(d)|)``, where ``B`` is a 5x5 Gaussian blur of sigma 1.1 (Eq. 7);
+    * ``DCT = mean(|DCT(d)|)``, with the orthonormal DCT-II of the 8x8 blocks of each channel
+      (Eq. 8);
+    * the weighted sum is Eq. 9.
+
+    Borders are reflected, and so are edges that are not a multiple of 8.  The means are over all
+    elements, that of the DCT over all coefficients.  The derivative of ``|.|`` at 0 is 0.
+    Arithmetic is float32.  Equivalent to :func:`espan_kernels.reference.frequency_loss`.
+
+    The loss is differentiable once.  The backward pass reads ``sr`` and ``hr`` again.  For 16-bit
+    types, forward and backward move 10 bytes per element; storing a float32 gradient would move 14
+    and occupy 4.  For float32, either way moves 20.  If the incoming gradient is known, call
+    :func:`frequency_loss_gradient` instead, which moves 6 bytes (16-bit) or 12 (float32).
 
     Args:
         sr: (N, C, H, W) in any memory layout, at least one element; float32, float16 or bfloat16.
             The default weights are meant for values in 0 to 1.
-        hr: of the shape, dtype and device of ``sr``.  Under autocast the dtypes may differ; the
-            wider one is used.
+        hr: a tensor with the shape, dtype and device of ``sr``.  Under autocast the dtypes may
+            differ; the wider one is used.
         pixel: weight of L; 0 leaves it out of the sum.
         hf: weight of HF, alpha in the paper.
         dct: weight of DCT, beta in the paper.
@@ -49,8 +54,8 @@ def frequency_loss(
         does not depend on the number of threads.
 
     Raises:
-        RuntimeError: an unsupported dtype or shape, ``hr`` that does not match ``sr``, or a second
-            derivative.
+        RuntimeError: if a dtype or shape is unsupported, ``hr`` does not match ``sr``, or a second
+            derivative is requested.
     """
     sr, hr = _library.promote_under_autocast(sr, hr)
     return torch.ops.espan.frequency_loss(sr, hr, pixel, hf, dct, squared)
@@ -66,28 +71,30 @@ def frequency_loss_gradient(
     dct: float = DCT_WEIGHT,
     squared: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, its terms and ``scale`` times its gradient for ``sr``, in one pass over both.
+    """Compute the loss, its terms and ``scale`` times its gradient in one pass over the images.
 
-    It is not differentiable; pass the gradient to ``sr.backward``::
+    The gradient is with respect to ``sr``.  The function itself is not differentiable; pass the
+    gradient to ``sr.backward``::
 
         scale = scaler.scale(torch.ones((), device=sr.device))  # torch.ones without a GradScaler
         loss, terms, gradient = frequency_loss_gradient(sr, hr, scale)
         sr.backward(gradient)
 
-    ``scale`` is applied before the gradient is rounded to the dtype of ``sr``: without it, 1/N of
-    16x3x512x512 elements is 8e-8, where float16 ends.
+    ``scale`` is applied before the gradient is rounded to the dtype of ``sr``.  Without it, the
+    factor 1/N for 16x3x512x512 elements is 8e-8, about the smallest number in float16.
 
     Args:
-        sr: as in :func:`frequency_loss`.
-        hr: as there.
-        scale: a float32 tensor of one element on the device of ``sr``.
-        pixel, hf, dct, squared: as there.
+        sr: as for :func:`frequency_loss`.
+        hr: as for :func:`frequency_loss`.
+        scale: a float32 tensor with one element, on the device of ``sr``.
+        pixel, hf, dct, squared: as for :func:`frequency_loss`.
 
     Returns:
-        The loss, the terms, and the gradient: like ``sr``, with its strides if it is dense.
+        The loss and the terms, as :func:`frequency_loss` returns them, and the gradient: a tensor
+        like ``sr``, with the same strides if ``sr`` is dense.
 
     Raises:
-        RuntimeError: as there.
+        RuntimeError: as for :func:`frequency_loss`.
     """
     sr, hr = _library.promote_under_autocast(sr.detach(), hr.detach())
     return torch.ops.espan.frequency_loss_gradient(sr, hr, scale.detach(), pixel, hf, dct, squared)
@@ -126,7 +133,7 @@ def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
 
 
 def register_gradient(namespace: str) -> None:
-    """Make ``namespace::frequency_loss`` differentiable once, by its ``_gradient``."""
+    """Make ``namespace::frequency_loss`` differentiable once, using its ``_gradient`` op."""
     ops = getattr(torch.ops, namespace)
 
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:

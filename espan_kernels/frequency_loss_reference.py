@@ -1,18 +1,19 @@
-"""The frequency-aware loss in plain PyTorch, its gradient written out beside it.
+"""The frequency-aware loss in plain PyTorch, with an explicit gradient.
 
-Everything is linear up to the norms, so only the difference ``d = HR - SR`` is needed.  The paper
-leaves three points open; all implementations agree on these:
+All operations before the norms are linear, so only the difference ``d = HR - SR`` is needed.  The
+paper leaves three details open.  All implementations agree on them:
 
-* **Borders** are reflected without repeating the edge pixel (NumPy's ``reflect``), repeatedly where
-  the image is smaller than the padding: a row 0 1 2 continues 1 0 1 2 1 ..., and a single pixel is
-  repeated.  An edge that is not a multiple of 8 is padded for the DCT by the same rule.
+* **Borders** are reflected without repeating the edge pixel (NumPy's ``reflect``).  Where the image
+  is smaller than the padding, the reflection repeats: a row 0 1 2 continues 1 0 1 2 1 ..., and a
+  single pixel is repeated.  For the DCT, an edge that is not a multiple of 8 is padded in the same
+  way.
 * **The mean of the DCT** is over all coefficients, including those of padded blocks, so that
   padding does not make the term larger.
-* **The blur** is computed as ``d + w1 (sum of the two nearest - 2 d) + w2 (...)``, so that
-  a constant difference has exactly no high frequencies, and no gradient of random sign.
+* **The blur** is computed as ``d + w1 (sum of the two nearest - 2 d) + w2 (...)``, so that the high
+  frequencies of a constant difference are exactly zero, without a gradient of random sign.
 
-The constants of the loss are defined here.  ``csrc/frequency_loss.h`` has their values for C++, and
-a test compares them.
+The constants of the loss are defined here.  ``csrc/frequency_loss.h`` repeats their values for C++,
+and a test compares them.
 """
 
 import math
@@ -20,19 +21,19 @@ import math
 import torch
 from torch import Tensor
 
-SIGMA = 1.1  # of the 5x5 Gaussian
-HF_WEIGHT, DCT_WEIGHT = 1.0, 0.001  # the defaults: alpha and beta of Sec. 3.3
+SIGMA = 1.1  # standard deviation of the 5x5 Gaussian, in pixels
+HF_WEIGHT, DCT_WEIGHT = 1.0, 0.001  # default weights: alpha and beta in Sec. 3.3 of the paper
 
 
 def gaussian() -> tuple[float, float]:
-    """The weights of the neighbours at distance 1 and 2; all weights of an axis sum to 1."""
+    """The weights at distance 1 and 2; the five weights along an axis sum to 1."""
     one, two = (math.exp(-k * k / (2 * SIGMA * SIGMA)) for k in (1, 2))
     total = 1 + 2 * one + 2 * two
     return one / total, two / total
 
 
 def dct_matrix() -> Tensor:
-    """The orthonormal DCT-II of 8 samples: rows are frequencies."""
+    """The matrix (8, 8) of the orthonormal DCT-II, float64; rows are frequencies."""
     k, n = torch.arange(8, dtype=torch.float64)[:, None], torch.arange(8, dtype=torch.float64)
     matrix = torch.cos(math.pi * (2 * n + 1) * k / 16) / 2
     matrix[0] = math.sqrt(1 / 8)
@@ -40,7 +41,7 @@ def dct_matrix() -> Tensor:
 
 
 def reflected(size: int, before: int, after: int) -> list[int]:
-    """Where the pixels -before ... size + after - 1 of a row come from."""
+    """The source index of each pixel -before ... size + after - 1 of a reflected row."""
     period = max(2 * (size - 1), 1)
     return [min(i % period, (period - i) % period) for i in range(-before, size + after)]
 
@@ -51,7 +52,7 @@ def _take(d: Tensor, dim: int, before: int, after: int) -> Tensor:
 
 
 def _blur(d: Tensor) -> Tensor:
-    """The 5x5 Gaussian, one axis after the other."""
+    """Apply the 5x5 Gaussian, one axis after the other."""
     w1, w2 = gaussian()
     for dim in (3, 2):
         size = d.shape[dim]
@@ -62,12 +63,12 @@ def _blur(d: Tensor) -> Tensor:
 
 
 def _blur_transposed(s: Tensor) -> Tensor:
-    """The transpose of :func:`_blur`.
+    """Apply the transpose of :func:`_blur`.
 
-    Over one period of the reflected image, an edge pixel occurs once and every other pixel twice;
-    on the period the blur is symmetric.  Hence its transpose is the blur itself between a
-    weighting by 1 / occurrences and one by occurrences; with the factor 2 / occurrences, which is
-    2 at edges and 1 elsewhere, that is a product before and a quotient after.
+    In one period of the reflected image, an edge pixel occurs once and every other pixel twice, and
+    on that period the blur is symmetric.  Hence the transpose is: divide by the occurrences, blur,
+    multiply by the occurrences.  The factor 2 / occurrences is 2 at the edges and 1 elsewhere; so
+    multiply by it, blur, and divide by it.
     """
     edge_y, edge_x = (_edge_factor(s, dim) for dim in (2, 3))
     edge = edge_y[:, None] * edge_x
@@ -81,7 +82,7 @@ def _edge_factor(s: Tensor, dim: int) -> Tensor:
 
 
 def _coefficients(d: Tensor) -> Tensor:
-    """The DCT of every 8x8 block, laid out as the padded image is."""
+    """The DCT of every 8x8 block, laid out like the padded image."""
     k = dct_matrix().to(d)
     for dim in (2, 3):
         if d.shape[dim] % 8:
@@ -91,7 +92,7 @@ def _coefficients(d: Tensor) -> Tensor:
 
 
 def _coefficients_transposed(c: Tensor, height: int, width: int) -> Tensor:
-    """The transpose of :func:`_coefficients` for an image of ``height`` and ``width``."""
+    """Apply the transpose of :func:`_coefficients` for an image of ``height`` x ``width``."""
     k = dct_matrix().to(c)
     columns = (c.reshape(-1, 8) @ k).reshape(-1, 8, c.shape[3])
     g = (k.T @ columns).reshape(c.shape)
@@ -103,7 +104,7 @@ def _coefficients_transposed(c: Tensor, height: int, width: int) -> Tensor:
 
 
 def _sign(v: Tensor) -> Tensor:
-    """The derivative of ``|v|``, 0 at 0; unlike torch.sign, NaN where ``v`` is NaN."""
+    """The derivative of ``|v|``: 0 at 0 and, unlike torch.sign, NaN where ``v`` is NaN."""
     return torch.where(v.isnan(), v, v.sign())
 
 
@@ -120,15 +121,16 @@ def frequency_loss(
     dct: float = DCT_WEIGHT,
     squared: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """``pixel * L + hf * HF + dct * DCT``, differentiable by autograd.
+    """Compute ``pixel * L + hf * HF + dct * DCT``, differentiable by autograd.
 
-    With ``d = hr - sr``, ``B`` the 5x5 Gaussian blur (sigma 1.1) and ``DCT`` the orthonormal DCT-II
-    of 8x8 blocks, each a mean over all elements: ``L = mean(d ** 2)``, or ``mean(|d|)`` unless
-    ``squared``; ``HF = mean(|d - B(d)|)``; ``DCT = mean(|DCT(d)|)``.
+    With ``d = hr - sr``, the 5x5 Gaussian blur ``B`` (sigma 1.1) and the orthonormal DCT-II ``DCT``
+    of 8x8 blocks, the terms are means over all elements: ``L = mean(d ** 2)``, or ``mean(|d|)``
+    unless ``squared``; ``HF = mean(|d - B(d)|)`` (Eq. 7 of the ESPAN paper); ``DCT =
+    mean(|DCT(d)|)`` (Eq. 8).
 
     Args:
         sr: (N, C, H, W), floating-point; 16-bit types are computed in float32.
-        hr: like ``sr``.
+        hr: a tensor with the shape and device of ``sr``, floating-point.
         pixel, hf, dct: weights of L, HF and DCT.
         squared: whether L is the mean square or the mean absolute difference.
 
@@ -154,16 +156,17 @@ def frequency_loss_gradient(
     dct: float = DCT_WEIGHT,
     squared: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The results of :func:`frequency_loss` and ``scale`` times the gradient for ``sr``.
+    """Compute the results of :func:`frequency_loss` and ``scale`` times the gradient for ``sr``.
 
     Args:
-        sr: as there.
-        hr: as there.
-        scale: a tensor of one element, the gradient with respect to the loss.
-        pixel, hf, dct, squared: as there.
+        sr: as for :func:`frequency_loss`.
+        hr: as for :func:`frequency_loss`.
+        scale: a tensor with one element, the gradient with respect to the loss.
+        pixel, hf, dct, squared: as for :func:`frequency_loss`.
 
     Returns:
-        The loss, the terms, and the gradient like ``sr``, rounded to its dtype once, at the end.
+        The loss, the terms, and the gradient: a tensor like ``sr``, rounded to its dtype once, at
+        the end.
     """
     loss, terms = frequency_loss(sr, hr, pixel, hf, dct, squared)
     d = _difference(sr, hr)

@@ -1,4 +1,4 @@
-"""SPAB's gate as an op: wrapper, gradient, shapes for tracing, reference."""
+"""SPAB's gate as an op: function, gradient, fake kernels, reference kernels."""
 
 from typing import Any
 
@@ -10,25 +10,26 @@ from espan_kernels._checks import check_gate
 
 
 def gate(o: Tensor, x: Tensor) -> Tensor:
-    """``y = (o + x) * (sigmoid(o) - 1/2)``, computed in one pass over memory.
+    """Compute ``(o + x) * (sigmoid(o) - 1/2)`` in one pass over memory.
 
-    The parameter-free attention of SPAN with its residual connection (Wan et al., *Swift
-    Parameter-free Attention Network for Efficient Super-Resolution*, 2023): ``o`` is the output of
-    a block's last convolution, ``x`` the block's input.  Equivalent to
-    :func:`espan_kernels.reference.gate`; arithmetic is float32 for the 16-bit types.
+    This is the parameter-free attention of SPAN together with its residual connection (Wan et al.,
+    *Swift Parameter-free Attention Network for Efficient Super-Resolution*, 2023): ``o`` is the
+    output of a block's last convolution, ``x`` the block's input.  Equivalent to
+    :func:`espan_kernels.reference.gate`.  Arithmetic is float32 for 16-bit types.
 
     Args:
-        o: any shape, also empty, in any memory layout; float32, float16, bfloat16 or float64.
-        x: of the shape, dtype and device of ``o``: nothing is broadcast.  Under autocast the
-            dtypes may differ and the wider one is used, as PyTorch's own pointwise ops do.
+        o: a tensor of any shape and memory layout, possibly empty; float32, float16, bfloat16 or
+            float64.
+        x: a tensor with the shape, dtype and device of ``o``; it is not broadcast.  Under autocast
+            the dtypes may differ and the wider one is used, as in PyTorch's own pointwise ops.
 
     Returns:
-        A tensor like ``o``, with its strides if it has no gaps (as ``torch.empty_like``).  Where
-        both inputs have the same strides and no gaps, nothing is copied.
+        A tensor like ``o``, with the strides of ``torch.empty_like(o)``.  If both inputs have the
+        same strides without gaps, nothing is copied.
 
     Raises:
-        RuntimeError: a dtype that is not floating-point, or ``x`` that does not match ``o``; and in
-            the backward pass, if a second derivative is asked for.
+        RuntimeError: if a dtype is not floating-point or ``x`` does not match ``o``; in the
+            backward pass, if a second derivative is requested.
     """
     return torch.ops.espan.gate(*_library.promote_under_autocast(o, x))
 
@@ -57,7 +58,7 @@ def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
 
 
 def register_gradient(namespace: str) -> None:
-    """Make ``namespace::gate`` differentiable once, by ``namespace::gate_backward``."""
+    """Make ``namespace::gate`` differentiable once, using ``namespace::gate_backward``."""
     ops = getattr(torch.ops, namespace)
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The first convolution as one op: wrapper, packing, reference on packed weights."""
+"""The first convolution as one op: function, weight packing, reference on packed weights."""
 
 import torch
 from torch import Tensor
@@ -12,24 +12,24 @@ MAX_KERNEL = 11
 
 
 def head(image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kernel: int) -> Tensor:
-    """A kernel x kernel convolution of an RGB image, in one launch.
+    """Convolve an RGB image with a kernel x kernel convolution, in one launch.
 
-    Equivalent to :func:`espan_kernels.reference.head` with its result in NHWC.
+    Equivalent to :func:`espan_kernels.reference.head` with the result in NHWC.
 
     Args:
-        image: (N, 3, H, W) of any strides; uint8, which stands for 0-1, float16, bfloat16 or
-            float32.
-        packed: from :func:`pack_head`, on the device of ``image``; its dtype is that of the
-            result.
+        image: (N, 3, H, W) with any strides; float16, bfloat16 or float32 with values in 0-1, or
+            uint8, which is divided by 255.
+        packed: the result of :func:`pack_head`, on the device of ``image``.
         mean: (3,) float32, subtracted from the image before the zero padding; or None.
-        channels: C, up to 64.
-        kernel: odd, up to 11.
+        channels: the number of output channels C, up to 64.
+        kernel: the kernel size, odd, up to 11.
 
     Returns:
-        (N, H, W, P), P = C rounded up to a multiple of 16, zero beyond C.
+        Feature maps (N, H, W, P) with the dtype of ``packed``, where P is C rounded up to a
+        multiple of 16.  Channels beyond C are zero.
 
     Raises:
-        RuntimeError: inputs that do not fit together; an input that requires a gradient.
+        RuntimeError: if the inputs do not match, or one of them requires a gradient.
     """
     return torch.ops.espan.head(image, packed, mean, channels, kernel)
 
@@ -42,7 +42,7 @@ def pack_head(
 ) -> Tensor:
     """Pack a (C, 3, k, k) weight and a (C,) bias for :func:`head`.
 
-    Args and result: as of :func:`espan_kernels.pack_spab`.
+    Arguments and result are those of :func:`espan_kernels.pack_spab`.
     """
     channels, kernel = weight.shape[0], weight.shape[-1]
     _check(channels, kernel)
@@ -57,12 +57,12 @@ def pack_head(
 
 
 def _steps(kernel: int) -> tuple[int, int]:
-    """Groups of three rows of taps, and steps of 16 values in a row of 3 ``kernel``."""
+    """The groups of three kernel rows, and the steps of 16 values in a row of 3 ``kernel``."""
     return -(-kernel // 3), -(-3 * kernel // 16)
 
 
 def _pack(weight: Tensor) -> Tensor:
-    """Steps (three rows of taps, 16 of a row's RGBRGB...) of three taps dy."""
+    """The weight in steps (three kernel rows, 16 values of a row RGBRGB...) of three taps dy."""
     channels, _, kernel, _ = weight.shape
     p, (groups, runs) = padded(channels), _steps(kernel)
     rows = weight.permute(2, 3, 1, 0).reshape(kernel, 3 * kernel, channels)  # dy, (dx, rgb), C
@@ -85,7 +85,7 @@ def unpack(packed: Tensor, channels: int, kernel: int) -> tuple[Tensor, Tensor]:
 
 
 def sizes(channels: int, kernel: int) -> cuda_fragments.Sizes:
-    """Of a packed tensor."""
+    """The sizes of the parts of a packed tensor."""
     groups, runs = _steps(kernel)
     return cuda_fragments.Sizes(groups * runs * 3 * 16 * padded(channels), padded(channels))
 
@@ -99,7 +99,7 @@ def _check(channels: int, kernel: int) -> None:
 def check_inputs(
     image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kernel: int
 ) -> None:
-    """The checks of :func:`head`."""
+    """Check the arguments of :func:`head`."""
     _check(channels, kernel)
     if image.dtype not in _checks.IMAGE_DTYPES:
         raise RuntimeError(

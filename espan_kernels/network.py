@@ -1,4 +1,4 @@
-"""The whole network on the CPU as one op: packing its weights, its wrapper, its shape."""
+"""The whole network on the CPU as one op: function, weight packing, fake kernel."""
 
 from __future__ import annotations
 
@@ -23,31 +23,32 @@ def network(
     concat_activation: bool,
     scale: int,
 ) -> tuple[Tensor, Tensor]:
-    """Upscale a batch of images by a network of the SPAN family, on the CPU.
+    """Upscale a batch of images with a network of the SPAN family, on the CPU.
 
-    Equal to :func:`espan_kernels.reference.network` with the kernels that were packed, to rounding.
-    Memory beyond input and output is bounded whatever the size: the image streams through all
-    layers in strips.  The result is the same to the last bit for any number of threads.
+    Equal to :func:`espan_kernels.reference.network` with the same weights, up to rounding.  The
+    image streams through all layers in strips, so the memory beyond input and output is bounded for
+    images of any size.  The result is bitwise the same for any number of threads.
 
     Args:
-        image: (N, 3, H, W) on the CPU, of any strides, also empty.  float32 in 0-1; or uint8, which
-            is taken as ``image / 255``.
-        packed: what :func:`pack_network` returned.
-        channels: C, the width of the feature maps.
-        head_kernel: odd width of the first convolution.
-        convs: of each block, 2 or 3.
-        concat_activation: the concat takes the first activation of the last block (SPAN).
-        scale: s, the upscaling factor.
+        image: (N, 3, H, W) on the CPU with any strides, possibly empty; float32 with values in 0-1,
+            or uint8, which is divided by 255.
+        packed: the result of :func:`pack_network`.
+        channels: the number of channels C of the feature maps.
+        head_kernel: the kernel size of the first convolution, odd.
+        convs: the number of convolutions in each block, 2 or 3.
+        concat_activation: whether the concat includes the first activation of the last block, as in
+            SPAN.
+        scale: the upscaling factor s.
 
     Returns:
         The upscaled images (N, 3, s*H, s*W): float32, not clamped, contiguous; or, for a uint8
-        image, ``round(255 * clamp(y, 0, 1))`` in uint8, channels last.  And for each image what its
-        values were before they were clamped, (N, 3) float32: the least, the greatest, and 1 if any
-        was infinite or NaN, else 0.
+        image, ``round(255 * clamp(y, 0, 1))`` in uint8, channels last.  Also the range of each
+        image before clamping, (N, 3) float32: the smallest and the largest value, and 1 if any
+        value was infinite or NaN, else 0.
 
     Raises:
-        RuntimeError: a wrong dtype, device or shape; weights that do not fit the description; or no
-            compiled library.
+        RuntimeError: if a dtype, device or shape is wrong, the weights do not match the other
+            arguments, or there is no compiled library.
     """
     if _library.compiled is None:
         raise RuntimeError(f"espan::network: {_library.why_not_compiled}")
@@ -67,33 +68,38 @@ def pack_network(
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Pack the weights of a network in the form that :func:`network` reads.
+    """Pack the weights of a network for :func:`network`.
 
-    The form decides the arithmetic.  Winograd's transform of the weights, in float32, runs on
-    every CPU path.  The path ``amx`` also has tiles of bf16 for the matrix unit, which other paths
-    refuse: in two halves, which keep 17 bits of each value and take three products, or in one.
+    The layout of the weights selects the arithmetic.  Winograd-transformed weights, in float32, run
+    on every CPU path.  The path ``amx`` also has a layout of bf16 tiles for the matrix unit, which
+    other paths reject.  It stores each weight as two bf16 halves, which keep 17 bits of each value
+    and take three products, or as a single bf16 value.
 
-    Each kernel is a weight (outputs, inputs, k, k) and a bias (outputs,), in float64 or float32;
-    Winograd's transform of the weights is computed in float64 and rounded once.
+    Each kernel is a weight (outputs, inputs, k, k) and a bias (outputs,), in float64 or float32.
+    The Winograd transform of the weights is computed in float64 and rounded once.
 
     Args:
-        head: (C, 3, k, k): the first convolution.  An img_range is folded into its weight.
-        blocks: of each block its 2 or 3 convolutions, (C, C, 3, 3).
-        concat_last: (C, C, 3, 3): what the concat with its 1x1 convolution makes of the last block.
-        concat_side: what it makes of the head's output, of the first block's and, for SPAN, of the
-            first activation in the last block: weights (C, C), added to the former.
-        upsample: (3*s*s, C, 3, 3): the last convolution, in the order of ``pixel_shuffle``.
-        scale: s.
+        head: the first convolution, (C, 3, k, k).  An img_range is folded into its weight.
+        blocks: the 2 or 3 convolutions of each block, (C, C, 3, 3).
+        concat_last: the layers from the output of the last block to the 1x1 convolution of the
+            concat, merged into one convolution (C, C, 3, 3).
+        concat_side: the 1x1 weights (C, C) that the concat applies to the output of the head, the
+            output of the first block and, for SPAN, the first activation of the last block.
+        upsample: the last convolution, (3*s*s, C, 3, 3), its outputs in the order of
+            ``pixel_shuffle``.
+        scale: the upscaling factor s.
         mean: RGB in 0-1, subtracted from the image before the head's zero padding.
-        dtype: of the arithmetic.  float32 is Winograd's.  bfloat16, on the path ``amx`` only,
-            rounds weights and feature maps to 8 bits and sums in float32.  None is the fastest that
-            is as good as float32 on photographs: on ``amx`` the two halves, elsewhere float32.
+        dtype: selects the arithmetic.  float32 uses Winograd's algorithm.  bfloat16, on the path
+            ``amx`` only, rounds weights and feature maps to 8 bits and sums in float32.  None is
+            the fastest that is as accurate as float32 on photographs: bf16 halves on ``amx``,
+            float32 elsewhere.
 
     Returns:
-        One row: float32 for Winograd, bfloat16 for tiles.
+        A 1-D tensor: float32 for Winograd, bfloat16 for tiles.
 
     Raises:
-        ValueError: a weight whose shape does not fit the others; a dtype that the path lacks.
+        ValueError: if the shapes of the weights do not match, or the CPU path does not support
+            ``dtype``.
     """
     channels = head[0].shape[0]
     square = (channels, channels, 3, 3)
@@ -113,7 +119,7 @@ def pack_network(
     tiles = amx and dtype != torch.float32
     layers: list[tuple[Tensor, Tensor | None]] = []
     form = cpu_amx_tiles if tiles else cpu_winograd
-    # By tiles the sums of concat_last begin with the side's: its bias is put there.
+    # With tiles, the sums of concat_last start from those of the side: the bias is added there.
     bias = concat_last[1]
 
     def side(i: int, bias: Tensor | None = None) -> None:
@@ -161,7 +167,7 @@ def _(
     scale: int,
 ) -> tuple[Tensor, Tensor]:
     n, _, height, width = image.shape
-    # Bytes leave as images are stored, pixel by pixel; floats as tensors are, plane by plane.
+    # uint8 results are interleaved, as in image files; float32 results are planar.
     layout = torch.channels_last if image.dtype == torch.uint8 else torch.contiguous_format
     shape = (n, 3, scale * height, scale * width)
     return (

@@ -1,4 +1,4 @@
-"""What each op means, in plain PyTorch: for tests, for benchmarks, and where no kernel can run."""
+"""The definition of each op in plain PyTorch, used in tests, benchmarks and as the fallback."""
 
 from collections.abc import Sequence
 
@@ -12,14 +12,14 @@ __all__ = ["frequency_loss", "frequency_loss_gradient", "gate", "gate_backward"]
 
 
 def gate(o: Tensor, x: Tensor) -> Tensor:
-    """SPAB's gate, ``(o + x) * (sigmoid(o) - 1/2)``; its gradient comes by autograd.
+    """SPAB's gate, ``(o + x) * (sigmoid(o) - 1/2)``, differentiable by autograd.
 
-    ``tanh(o/2) / 2`` is the same as ``sigmoid(o) - 1/2`` and keeps its digits near zero, where the
-    difference, as written, loses them: worth about 2 dB of agreement in fp16.
+    It computes ``sigmoid(o) - 1/2`` as ``tanh(o/2) / 2``, which is the same but does not lose
+    digits by cancellation near zero.  In fp16, the result is about 2 dB closer to the exact one.
 
     Args:
-        o: any shape, floating-point.
-        x: like ``o``.
+        o: a floating-point tensor of any shape.
+        x: a tensor like ``o``.
 
     Returns:
         A tensor like ``o``.
@@ -28,7 +28,7 @@ def gate(o: Tensor, x: Tensor) -> Tensor:
 
 
 def gate_backward(grad: Tensor, o: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of :func:`gate` with respect to ``o`` and ``x``, written out.
+    """The gradients of :func:`gate` with respect to ``o`` and ``x``, given that of its result.
 
     With ``h = tanh(o/2) / 2``: ``grad_x = grad * h`` and
     ``grad_o = grad * (h + (o + x) * (1/4 - h**2))``.
@@ -38,12 +38,12 @@ def gate_backward(grad: Tensor, o: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def spab(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """A block of SPAN: 3x3 convolutions with SiLU between them, then the gate.
+    """A block of SPAN (SPAB): 3x3 convolutions with SiLU between them, then the gate.
 
     Args:
-        x: (N, C, H, W).
-        weights: two or three of (C, C, 3, 3).
-        biases: as many of (C,).
+        x: (N, C, H, W), floating-point.
+        weights: two or three tensors (C, C, 3, 3).
+        biases: as many tensors (C,).
 
     Returns:
         The block's output and its first activation, both (N, C, H, W).
@@ -58,11 +58,11 @@ def head(image: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None) -> Te
     """The first convolution.
 
     Args:
-        image: (N, 3, H, W); uint8 stands for 0-1, or any floating-point dtype.
+        image: (N, 3, H, W), floating-point, or uint8, which is divided by 255.
         weight: (C, 3, k, k), k odd.
         bias: (C,).
-        mean: (3,) in float32 or wider: subtracted before the image is rounded to the dtype of
-            ``weight``, and before the zero padding.
+        mean: (3,) in float32 or wider, subtracted before the image is rounded to the dtype of
+            ``weight``, and before the zero padding; or None.
 
     Returns:
         (N, C, H, W) in the dtype of ``weight``.
@@ -84,17 +84,20 @@ def tail(
     up_bias: Tensor,
     scale: int,
 ) -> Tensor:
-    """From the features to the image: the folded concat, a 3x3 to 3 s^2 channels, pixel shuffle.
+    """The last layers: the folded concat, a 3x3 convolution to 3 s^2 channels, pixel shuffle.
 
     Args:
-        last: the last block's output, (N, C, H, W).
-        sides: what else the concat takes, each (N, C, H, W).
-        last_weight: (C, C, 3, 3), side_weight: (C, len(sides) C, 1, 1), bias: (C,).
-        up_weight: (3 s^2, C, 3, 3), up_bias: (3 s^2,).
-        scale: s.
+        last: the output of the last block, (N, C, H, W).
+        sides: the other inputs of the concat, each (N, C, H, W).
+        last_weight: (C, C, 3, 3).
+        side_weight: (C, len(sides) C, 1, 1).
+        bias: (C,).
+        up_weight: (3 s^2, C, 3, 3).
+        up_bias: (3 s^2,).
+        scale: the upscaling factor s.
 
     Returns:
-        (N, 3, s H, s W), not clamped.
+        An image batch (N, 3, s H, s W), not clamped.
     """
     fused = F.conv2d(last, last_weight, bias, padding=1)
     fused = fused + F.conv2d(torch.cat(list(sides), dim=1), side_weight)
@@ -112,13 +115,13 @@ def network(
     scale: int,
     mean: Sequence[float] = (0.0, 0.0, 0.0),
 ) -> Tensor:
-    """A whole network, from the kernels that :func:`espan_kernels.pack_network` takes.
+    """A whole network, with the weights that :func:`espan_kernels.pack_network` takes.
 
     Args:
-        image: (N, 3, H, W); uint8 stands for 0-1, or any floating-point dtype.
-        head_kernel, blocks, concat_last, concat_side, upsample: weights and biases.
-        scale: s.
-        mean: RGB, subtracted from the image.
+        image: (N, 3, H, W), floating-point with values in 0-1, or uint8, which is divided by 255.
+        head_kernel, blocks, concat_last, concat_side, upsample: as for ``pack_network``.
+        scale: the upscaling factor s.
+        mean: RGB in 0-1, subtracted from the image before the zero padding.
 
     Returns:
         (N, 3, s H, s W) in the dtype of the weights, not clamped.

@@ -1,4 +1,4 @@
-"""A whole SPAN block as one op: wrapper, packing, reference on packed weights."""
+"""A whole SPAN block as one op: function, weight packing, reference on packed weights."""
 
 from collections.abc import Sequence
 
@@ -15,23 +15,25 @@ OP = "espan::spab"
 def spab(
     x: Tensor, packed: Tensor, channels: int, convs: int, with_activation: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Two or three 3x3 convolutions with SiLU between them, gate and residual, in one launch.
+    """Run a SPAN block in one launch: 3x3 convolutions with SiLU between them, gate, residual.
 
     Equivalent to :func:`espan_kernels.reference.spab` on feature maps in NHWC with padded channels.
 
     Args:
-        x: (N, H, W, P) contiguous, P = C rounded up to a multiple of 16, zero beyond C.  float16 or
-            bfloat16 on CUDA; also float32 elsewhere, where the reference runs.
-        packed: from :func:`pack_spab`, of the dtype and on the device of ``x``.
-        channels: C, up to 64.
-        convs: 2 or 3.
-        with_activation: also return the block's first activation, which SPAN's concat takes.
+        x: feature maps (N, H, W, P), contiguous, where P is C rounded up to a multiple of 16;
+            channels beyond C must be zero.  float16 or bfloat16 on CUDA; elsewhere, where the
+            reference runs, also float32.
+        packed: the result of :func:`pack_spab`, with the dtype and device of ``x``.
+        channels: the number of channels C, up to 64.
+        convs: the number of convolutions, 2 or 3.
+        with_activation: whether to return the block's first activation, an input of SPAN's concat.
 
     Returns:
-        y like ``x``, and the activation like ``x`` or an empty tensor.
+        The output of the block, a tensor like ``x``; and the activation, a tensor like ``x``, or an
+        empty tensor.
 
     Raises:
-        RuntimeError: inputs that do not fit together; an input that requires a gradient.
+        RuntimeError: if the inputs do not match, or one of them requires a gradient.
     """
     return torch.ops.espan.spab(x, packed, channels, convs, with_activation)
 
@@ -45,12 +47,16 @@ def pack_spab(
     """Pack two or three (C, C, 3, 3) weights and (C,) biases for :func:`spab`.
 
     Args:
-        weights, biases: in any floating-point dtype.
-        dtype: of the feature maps.
-        device: of the feature maps.
+        weights, biases: tensors of any floating-point dtype.
+        dtype: the dtype of the feature maps: float16, bfloat16 or float32.
+        device: the device of the feature maps.
 
     Returns:
-        One row of ``dtype`` on ``device``; its layout is that of the GPU kernels.
+        A 1-D tensor of ``dtype`` on ``device``, in the layout of
+        :mod:`~espan_kernels.packing.cuda_fragments`.
+
+    Raises:
+        RuntimeError: if a shape or ``dtype`` is unsupported.
     """
     convs, channels = len(weights), weights[0].shape[0]
     _check(channels, convs)
@@ -58,7 +64,8 @@ def pack_spab(
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         _checks.check_weight("pack_spab", f"weights[{i}]", weight, (channels, channels, 3, 3))
         _checks.check_weight("pack_spab", f"biases[{i}]", bias, (channels,))
-    # All are stored halved (exact but for subnormals): SiLU and gate are functions of tanh(o/2).
+    # Weights and biases are halved, because SiLU and the gate are functions of tanh(o/2).  This is
+    # exact except for subnormal values.
     stacked = torch.stack([w.detach().double().cpu() for w in weights])
     p = padded(channels)
     bias = cuda_fragments.pad(torch.stack([b.detach().double().cpu() for b in biases]), convs, p)
@@ -94,7 +101,7 @@ def unpack(packed: Tensor, channels: int, convs: int) -> tuple[Tensor, Tensor]:
 
 
 def sizes(channels: int, convs: int) -> cuda_fragments.Sizes:
-    """Of a packed tensor."""
+    """The sizes of the parts of a packed tensor."""
     p = padded(channels)
     streamed = cuda_fragments.streamed_size(p, p) if cuda_fragments.is_streamed(p) else 0
     return cuda_fragments.Sizes(convs * p * p * 9, convs * p, convs * streamed)
@@ -107,7 +114,7 @@ def _check(channels: int, convs: int) -> None:
 
 
 def check_inputs(x: Tensor, packed: Tensor, channels: int, convs: int) -> None:
-    """The checks of :func:`spab`."""
+    """Check the arguments of :func:`spab`."""
     _check(channels, convs)
     _checks.check_features(OP, "x", x, padded(channels))
     _checks.check_device(OP, "packed", packed, "x", x)

@@ -1,4 +1,4 @@
-"""From the features to the image as one op: wrapper, packing, reference on packed weights."""
+"""The last layers as one op: function, weight packing, reference on packed weights."""
 
 from typing import Any, NamedTuple
 
@@ -23,26 +23,29 @@ def tail(
     dtype: torch.dtype,
     flag: Tensor | None = None,
 ) -> Tensor:
-    """The folded concat, a 3x3 to 3 s^2 channels and the pixel shuffle, in one launch.
+    """Run the last layers in one launch: folded concat, 3x3 to 3 s^2 channels, pixel shuffle.
 
     Equivalent to :func:`espan_kernels.reference.tail` with ``sides = [head, first(, activation)]``.
 
     Args:
-        head, first, last, activation: feature maps (N, H, W, P) contiguous, of one dtype and shape.
-        packed: from :func:`pack_tail`, of their dtype and on their device.
-        channels: C, up to 64.
-        scale: s, 1 to 4.
-        dtype: of the image: uint8 (clamped to 0-1, rounded), float16, bfloat16 or float32 (not
-            clamped).
-        flag: int32, one element: set to 1 if any value before clamping is outside [-1, 2] or not
-            finite, which no photograph causes; otherwise left unchanged.
+        head: the output of :func:`espan_kernels.head`, feature maps (N, H, W, P), contiguous.
+        first: the output of the first block, like ``head``.
+        last: the output of the last block, like ``head``.
+        activation: the first activation of the last block (SPAN), like ``head``; or None.
+        packed: the result of :func:`pack_tail`, with the dtype and device of the feature maps.
+        channels: the number of channels C, up to 64.
+        scale: the upscaling factor s, 1 to 4.
+        dtype: the dtype of the image: uint8 (clamped to 0-1, times 255, rounded), or float16,
+            bfloat16 or float32 (not clamped).
+        flag: int32, one element; set to 1 if any value before clamping is outside [-1, 2] or not
+            finite, and otherwise left unchanged.  No photograph causes such values.
 
     Returns:
-        (N, 3, s H, s W): uint8 with the strides of NHWC, so that its ``permute(0, 2, 3, 1)`` is an
-        ordinary image; the others contiguous.
+        The image batch (N, 3, s H, s W).  uint8 images have NHWC strides, so that
+        ``permute(0, 2, 3, 1)`` returns a contiguous tensor; the others are contiguous.
 
     Raises:
-        RuntimeError: inputs that do not fit together; an input that requires a gradient.
+        RuntimeError: if the inputs do not match, or one of them requires a gradient.
     """
     return torch.ops.espan.tail(head, first, last, activation, packed, channels, scale, dtype, flag)
 
@@ -58,7 +61,7 @@ def pack_tail(
 ) -> Tensor:
     """Pack the weights of :func:`espan_kernels.reference.tail` for :func:`tail`.
 
-    Args and result: as of :func:`espan_kernels.pack_spab`.
+    ``dtype``, ``device`` and the result are as for :func:`espan_kernels.pack_spab`.
     """
     channels, sides = bias.shape[0], side_weight.shape[1] // bias.shape[0]
     scale = round((up_bias.shape[0] / 3) ** 0.5)
@@ -83,10 +86,10 @@ def pack_tail(
 
 
 def _up_rows(rows: Tensor, scale: int) -> Tensor:
-    """The rows (rgb, dy, dx) of the upsampling convolution in the order of the output tiles.
+    """Reorder the rows (rgb, dy, dx) of the upsampling convolution to the order of output tiles.
 
-    Lane q of a quad has the 3 r values of r neighbouring pixels of the result: r = s for s > 2, so
-    that it stores a row of its pixel's s x s; else one pixel, q-th of s x s.
+    Lane q of a quad holds the 3 r values of r adjacent pixels of the result.  For s > 2, r = s: the
+    lane stores one row of the s x s pixels.  Otherwise r = 1: it stores pixel q of the s x s.
     """
     run = scale if scale > 2 else 1
     tiles = 6 if scale > 2 else 2
@@ -132,7 +135,7 @@ def _bias_numbers(scale: int) -> Tensor:
 
 
 def sizes(channels: int, scale: int, sides: int) -> cuda_fragments.Sizes:
-    """Of a packed tensor."""
+    """The sizes of the parts of a packed tensor."""
     p, up = padded(channels), 48 if scale > 2 else 16
     wide = cuda_fragments.streamed_size(p, p) + cuda_fragments.streamed_size(p, up)
     streamed = wide + sides * p * p if cuda_fragments.is_streamed(p) else 0
@@ -163,7 +166,7 @@ def _check(channels: int, scale: int, sides: int) -> None:
 
 
 class TailInputs(NamedTuple):
-    """The arguments of :func:`tail`, in their order."""
+    """The arguments of :func:`tail`, in order."""
 
     head: Tensor
     first: Tensor
@@ -177,12 +180,12 @@ class TailInputs(NamedTuple):
 
     @property
     def sides(self) -> dict[str, Tensor]:
-        """What the concat takes beside the last block's output."""
+        """The inputs of the concat other than the output of the last block, by name."""
         sides = {"head": self.head, "first": self.first}
         return sides if self.activation is None else sides | {"activation": self.activation}
 
     def check(self) -> None:
-        """The checks of :func:`tail`."""
+        """Check the arguments."""
         last, count = self.last, len(self.sides)
         _check(self.channels, self.scale, count)
         _checks.check_features(OP, "last", last, padded(self.channels))
@@ -201,7 +204,7 @@ class TailInputs(NamedTuple):
                 raise RuntimeError(f"{OP}: flag must be one int32 element")
 
     def empty_image(self) -> Tensor:
-        """The result before it is written."""
+        """An uninitialised tensor for the result."""
         n, height, width, _ = self.last.shape
         height, width = self.scale * height, self.scale * width
         if self.dtype == torch.uint8:

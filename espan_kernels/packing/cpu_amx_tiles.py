@@ -1,12 +1,13 @@
-"""Weights in the order in which the CPU path amx reads them: tiles of bf16 for the matrix unit.
+"""The weights of `network` for the CPU path amx: bf16 tiles for the matrix unit.
 
-A layer is a tensor (kernel rows, values, outputs): what a kernel row reads for one pixel follows
-each other in memory, and is padded with zeros to chunks of 32 values, outputs to groups of 16.
-With 48 channels a kernel row of three pixels is four and a half chunks.  A
-tile has the weights of a chunk for a group, as pairs of inputs: [pair][output][2].  Tiles follow
-each other as [chunk][group], or where weights are kept in two halves as [chunk][group][high, low]:
-the weight rounded to bf16, and rounded what that took away.  Biases are in fp32, seen as bf16.  16
-such values come first: the network's mean colour.
+A layer is a tensor (kernel rows, values, outputs).  The values that a kernel row reads for one
+pixel are adjacent in memory.  They are padded with zeros to chunks of 32, and the outputs to groups
+of 16.  With 48 channels, a kernel row of three pixels is four and a half chunks.
+
+A tile holds the weights of one chunk and one group, as pairs of inputs: [pair][output][2].  The
+order of tiles is [chunk][group] or, with two halves for each weight, [chunk][group][high, low]:
+high is the weight rounded to bf16, and low is the remainder rounded to bf16.  Biases are fp32,
+viewed as bf16.  The mean colour of the network comes first: 16 fp32 values, viewed as bf16.
 """
 
 from collections.abc import Sequence
@@ -19,12 +20,12 @@ CHUNK, GROUP = 32, 16
 
 
 def head(weight: Tensor) -> Tensor:
-    """(outputs, 3, k, k) -> (k, 3 k, outputs): the pixels of an image are not padded."""
+    """(outputs, 3, k, k) -> (k, 3 k, outputs); the pixels of an image are not padded."""
     return weight.detach().double().cpu().permute(2, 3, 1, 0).flatten(1, 2)
 
 
 def conv(weight: Tensor) -> Tensor:
-    """(outputs, inputs, 3, 3) -> (3, 3 P, outputs) with P the inputs padded to whole groups."""
+    """(outputs, inputs, 3, 3) -> (3, 3 P, outputs); P is the inputs padded to whole groups."""
     rows = weight.detach().double().cpu().permute(2, 3, 1, 0)
     return pad(rows, (0, 0, 0, -rows.shape[2] % GROUP)).flatten(1, 2)
 
@@ -37,7 +38,7 @@ def pointwise(weight: Tensor) -> Tensor:
 def join(
     mean: Sequence[float], layers: Sequence[tuple[Tensor, Tensor | None]], *, halves: bool
 ) -> Tensor:
-    """One flat tensor in bf16.  The first layer, the head, is in two halves in any case."""
+    """Join the layers to a flat bf16 tensor.  The first layer, the head, always has two halves."""
     parts = [_vector(torch.tensor(mean, dtype=torch.float32))]
     for i, (weight, bias) in enumerate(layers):
         outputs = weight.shape[2]

@@ -1,8 +1,9 @@
-"""Weights of `network` on the CPU, in float32, for Winograd's convolution.
+"""The weights of `network` for every CPU path: float32, for Winograd convolution.
 
-A layer is a matrix (products, outputs), then its bias; rows are padded with zeros to whole vectors.
-A 3x3 convolution is transformed for Winograd's F(4x4, 3x3), in float64 and rounded once: G g G^T,
-(36, inputs, outputs).  The first 16 values are the network's mean colour.
+A layer is a matrix (products, outputs), followed by its bias; rows are padded with zeros to whole
+vectors.  A 3x3 convolution is transformed for Winograd's F(4x4, 3x3): G g G^T, (36, inputs,
+outputs), computed in float64 and rounded once.  The first 16 values are the mean colour of the
+network.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 LANES = 16
-# G for the points 0, 1, -1, 2, -2 and infinity: kernel -> 6 values.
+# G for the points 0, 1, -1, 2, -2 and infinity: 3 kernel values -> 6.
 _G = [
     [1 / 4, 0, 0],
     [-1 / 6, -1 / 6, -1 / 6],
@@ -39,21 +40,22 @@ def head(weight: Tensor) -> Tensor:
 
 
 def upsample_order(scale: int) -> Tensor:
-    """From (colour, dy, dx) to (dy, dx, colour), the order of pixels in a row of an image.
+    """Indices that reorder outputs from (colour, dy, dx) to (dy, dx, colour), as in image rows.
 
-    What pads a row repeats its first output, so that the range of all is the range of the image.
+    The padding of a row repeats its first output, so that the range of all outputs is the range of
+    the image.
     """
     order = torch.arange(3 * scale * scale).view(3, -1).T.flatten()
     return torch.cat([order, order[:1].expand(-len(order) % LANES)])
 
 
 def _pad(rows: Tensor) -> Tensor:
-    """Rows of whole vectors."""
+    """Pad rows with zeros to whole vectors."""
     return torch.nn.functional.pad(rows, (0, -rows.shape[-1] % LANES))
 
 
 def join(mean: Sequence[float], layers: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
-    """One flat tensor in float32: the mean colour, then each layer's rows and its bias or zeros."""
+    """Join to a flat float32 tensor: mean colour, then each layer's rows and its bias or zeros."""
     parts = [torch.tensor([*mean, *[0.0] * (LANES - len(mean))], dtype=torch.float64)]
     for rows, bias in layers:
         zeros = torch.zeros(rows.shape[-1], dtype=torch.float64)

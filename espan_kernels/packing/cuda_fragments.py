@@ -1,10 +1,15 @@
-"""Weights of `head`, `spab` and `tail` in the order in which CUDA and Triton read them.
+"""The weights of `head`, `spab` and `tail` for CUDA and Triton.
 
-A packed tensor is flat, of the dtype of the feature maps: convolution weights as `mma.m16n8k16`
-wants them in its registers; biases in float32, seen as that dtype; then, for `spab` and `tail` with
-up to 32 channels, the weights once more, as `wgmma` reads them from shared memory.  A warp reads a
-step's weights with one 16-byte load per lane and pair of output tiles, or a block reads all of them
-with one bulk copy, so the GPU shuffles nothing.  The reference reads the same tensor.
+A packed tensor is flat and has the dtype of the feature maps.  It contains:
+
+* the weights, in the register layout of `mma.m16n8k16`;
+* the biases in float32, viewed as the dtype of the feature maps;
+* for `spab` and `tail` with up to 32 channels, the weights again, in the shared-memory layout of
+  `wgmma`.
+
+A warp reads the weights of a step with one 16-byte load per lane and pair of output tiles, or a
+block reads all weights with one bulk copy.  The GPU does not rearrange them.  The reference unpacks
+the same tensor.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,15 +28,16 @@ def pad(weight: Tensor, *sizes: int) -> Tensor:
 
 
 def group(channels: int) -> int:
-    """Output tiles of 8 channels that a lane stores together: 4 are 16 bytes, 2 are 8."""
+    """The output tiles of 8 channels that a lane stores together: 4 are 16 bytes, 2 are 8."""
     return 4 if channels % 32 == 0 else 2
 
 
 def output_order(channels: int) -> Tensor:
-    """The channel in each column of the output tiles: (P,).
+    """The channel in each column of the output tiles, (P,).
 
-    Of an mma's 8 columns lane q of a quad has columns 2q and 2q + 1.  Channels are dealt so that a
-    lane's columns of one group of tiles are neighbours in memory: it stores them at once.
+    Lane q of a quad holds columns 2q and 2q + 1 of the 8 columns of an mma.  The channels are
+    assigned so that the columns that a lane holds in one group of tiles are adjacent in memory, and
+    it can store them with one instruction.
     """
     g = group(channels)
     # tile = (block, j), column = (q, e)  ->  channel = (block, q, j, e)
@@ -39,14 +45,14 @@ def output_order(channels: int) -> Tensor:
 
 
 def natural(rows: Tensor, channels: int) -> Tensor:
-    """Rows in the order of the output tiles, in that of the channels again."""
+    """Reorder rows from the order of the output tiles to the order of the channels."""
     return rows[output_order(channels).argsort().to(rows.device)]
 
 
 def fragments(b: Tensor) -> Tensor:
-    """(..., 16, N) -> (..., N/16, 32, 8): what each lane has of the mma's B, two tiles a load.
+    """(..., 16, N) -> (..., N/16, 32, 8): each lane's part of the mma operand B, two tiles a load.
 
-    Lane 4n + q has rows 2q, 2q + 1, 2q + 8, 2q + 9 of column n.
+    Lane 4n + q holds rows 2q, 2q + 1, 2q + 8, 2q + 9 of column n.
     """
     lead = b.shape[:-2]
     b = b.reshape(*lead, 2, 4, 2, b.shape[-1] // 16, 2, 8)  # h, q, e, pair, tile, n
@@ -56,17 +62,18 @@ def fragments(b: Tensor) -> Tensor:
 
 
 def conv3x3(weight: Tensor) -> Tensor:
-    """(N, P, 3, 3), rows in the order of the tiles -> steps (dx, 16 channels) of three taps dy."""
+    """(N, P, 3, 3), rows in tile order -> steps (dx, 16 channels) of three taps dy."""
     n, channels = weight.shape[:2]
     b = weight.view(n, channels // 16, 16, 3, 3).permute(4, 1, 3, 2, 0)
     return fragments(b).flatten()
 
 
 def conv1x1(weight: Tensor) -> Tensor:
-    """(N, P), rows in the order of the tiles -> steps of 16 channels.
+    """(N, P), rows in tile order -> steps of 16 channels.
 
-    The kernel reads this operand's pixels from memory, 4 or 8 neighbouring channels a lane, so the
-    rows of B follow: with u the step within 32 channels, row (h, q, e) is channel 8q + 4u + 2h + e.
+    The kernel reads the pixels of this operand from memory, 4 or 8 adjacent channels per lane.  The
+    rows of B have the matching order: in step u of 32 channels, row (h, q, e) is channel
+    8q + 4u + 2h + e.
     """
     n, channels = weight.shape
     u = group(channels) // 2
@@ -75,11 +82,12 @@ def conv1x1(weight: Tensor) -> Tensor:
 
 
 def streamed_conv3x3(weight: Tensor) -> Tensor:
-    """(N, P, 3, 3), rows in the order of the tiles -> B of csrc/cuda/stream.cuh.
+    """(N, P, 3, 3), rows in tile order -> operand B of csrc/cuda/stream.cuh.
 
-    Steps (dx, 16 channels) of two chunks of 8 channels, each with N columns of 16 bytes for the
-    taps dy in the order 0 2 1 0 2, in whose windows of three are the rotations that one product for
-    all three taps needs.
+    The result consists of steps (dx, 16 channels) of two chunks of 8 channels.  Each chunk has N
+    columns of 16 bytes for the taps dy in the order 0 2 1 0 2.  One product computes all three
+    taps; it needs the taps in a rotated order, and every rotation is a window of three in that
+    sequence.
     """
     n, channels = weight.shape[:2]
     b = weight.view(n, channels // 16, 2, 8, 3, 3).permute(5, 1, 2, 4, 0, 3)
@@ -87,7 +95,7 @@ def streamed_conv3x3(weight: Tensor) -> Tensor:
 
 
 def streamed_conv1x1(weight: Tensor) -> Tensor:
-    """(N, P), rows in the order of the tiles -> steps of 16 channels, as above."""
+    """(N, P), rows in tile order -> steps of 16 channels, in chunks as in `streamed_conv3x3`."""
     n, channels = weight.shape
     return weight.view(n, channels // 16, 2, 8).permute(1, 2, 0, 3).flatten()
 
@@ -98,7 +106,7 @@ def is_streamed(p: int) -> bool:
 
 
 def streamed_size(p: int, outputs: int) -> int:
-    """Values of :func:`streamed_conv3x3`."""
+    """The number of values in the result of :func:`streamed_conv3x3`."""
     return 15 * p * outputs
 
 
@@ -108,21 +116,21 @@ def join(
     dtype: torch.dtype,
     streamed: Sequence[Tensor] = (),
 ) -> Tensor:
-    """One flat tensor of ``dtype``: the weights, the biases as float32, the streamed weights."""
+    """Join to a flat tensor of ``dtype``: weights, biases as float32, streamed weights."""
     flat = torch.cat([w.flatten() for w in weights]).to(dtype)
     flat_biases = torch.cat([b.flatten() for b in biases]).float().view(dtype)
     return torch.cat([flat, flat_biases, *(s.to(dtype) for s in streamed)])
 
 
 class Sizes(NamedTuple):
-    """How many values of each kind a packed tensor has, in this order."""
+    """The number of values in each part of a packed tensor, in the order of the parts."""
 
     weights: int
     biases: int  # in float32
     streamed: int = 0
 
     def total(self, dtype: torch.dtype) -> int:
-        """Values of ``dtype`` in all."""
+        """The size of the packed tensor in values of ``dtype``."""
         return self.weights + self.biases * 4 // dtype.itemsize + self.streamed
 
     def split(self, packed: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,7 +141,10 @@ class Sizes(NamedTuple):
 
 @lru_cache(maxsize=64)
 def inverse(pack: Callable[..., Tensor], *arguments: int) -> Tensor:
-    """Where ``pack`` puts each weight; ``pack`` moves a tensor of 1-based numbers, 0 is padding."""
+    """The position in the packed tensor of each weight.
+
+    ``pack`` returns a packed tensor of 1-based weight numbers, in which 0 is padding.
+    """
     packed = pack(*arguments)
     order = torch.empty(int(packed.max()), dtype=torch.int64)
     positions = packed.nonzero().squeeze(1)

@@ -1,7 +1,7 @@
-"""Feature maps as `head`, `spab` and `tail` keep them: (N, H, W, P), contiguous.
+"""The feature maps of `head`, `spab` and `tail`: (N, H, W, P), contiguous.
 
-P is the number of channels C rounded up to a multiple of 16.  The padding has zero weights and
-stays zero.
+P is the number of channels C rounded up to a multiple of 16.  The weights of the padding channels
+are zero, so these stay zero.
 """
 
 import torch

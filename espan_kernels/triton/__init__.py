@@ -1,1 +1,1 @@
-"""The ops as Triton kernels.  Import a module of this package only where Triton is to be used."""
+"""The ops as Triton kernels.  The modules of this package import Triton."""

@@ -1,12 +1,12 @@
-"""A 3x3 convolution with what follows it in a SPAN block, each one launch, in Triton.
+"""A 3x3 convolution of a SPAN block with its activation or gate, in one Triton launch.
 
 Feature maps are (N, H, W, P) in float16 or bfloat16; products are summed in float32 on the tensor
-cores.  Weights are read as pack_spab lays them out: 16 input channels by P output channels, halved,
-so the sum is o/2.
+cores.  Weights have the layout of pack_spab: 16 input channels by P output channels, halved, so the
+sum is o/2.
 
-A program goes down a strip of ``block`` columns.  It reads each row of the input once for each of
-the three columns of taps and multiplies it by all three rows of taps, for the sums of three rows of
-the output; its weights stay in shared memory.
+A program processes a strip of ``block`` columns from top to bottom.  It reads each input row three
+times, once for each column of taps, and multiplies it by all three rows of taps.  The products are
+added to the sums of three output rows.  The weights stay in shared memory.
 """
 # Triton does not allow the annotations of typing inside a kernel:
 # mypy: disable-error-code="no-untyped-def"
@@ -18,17 +18,17 @@ from torch import Tensor
 
 from espan_kernels.triton.gate import _launchable
 
-# One binary for all sizes: Triton would compile again for sizes of 1 and multiples of 16.
+# Not specialised: Triton would compile other binaries for sizes of 1 and multiples of 16.
 SIZES = ["height", "width", "across"]
 
-BLOCK = 64  # columns of a program: the M of a tensor-core product on Hopper
-# Output channels of a program, at most: with 64, registers would spill.
+BLOCK = 64  # pixel columns per program: the M of a tensor-core product on Hopper
+# Maximum number of output channels per program: with 64, registers would spill.
 COLUMNS = 32
 
 
 @triton.jit
 def _column(channel, p: tl.constexpr):
-    """The column of the packed weights that has this output channel; see output_order."""
+    """The column of the packed weights with this output channel; see output_order."""
     group: tl.constexpr = 4 if p % 32 == 0 else 2
     r = channel % (8 * group)
     tile = r % (2 * group) // 2
@@ -37,21 +37,21 @@ def _column(channel, p: tl.constexpr):
 
 @triton.jit
 def _of_column(column):
-    """Where fragments() of packing/cuda_fragments.py places a column of 16 rows."""
+    """The offset at which fragments() of packing/cuda_fragments.py stores a column of 16 rows."""
     return column // 16 * 256 + column % 8 * 32 + column // 8 % 2 * 4
 
 
 @triton.jit
 def _of_row(k, columns: tl.constexpr):
-    """Where it places row k % 16 of step k // 16, of three taps and that many columns each."""
+    """The offset at which it stores row k % 16 of step k // 16 (three taps of ``columns``)."""
     return k // 16 * (3 * 16 * columns) + k % 8 // 2 * 8 + k % 16 // 8 * 2 + k % 2
 
 
 @triton.jit
 def _three_rows(column, kept, packed: tl.constexpr):
-    """Where three rows of taps lie, each of the columns ``column``: one matrix, read at once.
+    """Offsets and mask of three rows of taps, each with the columns ``column``, as one matrix.
 
-    Its columns are a power of 2, so there is a fourth row, which is not kept.
+    The number of columns must be a power of 2, so there is a fourth row, which is masked out.
     """
     columns: tl.constexpr = column.shape[0]
     dy = tl.arange(0, 4)[:, None]
@@ -62,7 +62,7 @@ def _three_rows(column, kept, packed: tl.constexpr):
 
 @triton.jit
 def _split_rows(products):
-    """The products of each of three rows of taps."""
+    """Split the products by the three rows of taps."""
     block: tl.constexpr = products.shape[0]
     columns: tl.constexpr = products.shape[1] // 4
     products = tl.permute(tl.reshape(products, (block, 2, 2, columns)), (0, 3, 1, 2))
@@ -74,9 +74,10 @@ def _split_rows(products):
 
 @triton.jit
 def _taps(weight_ptr, k, column, kept, p: tl.constexpr, packed: tl.constexpr):
-    """A 3x3's three columns of taps, each of three rows: rows ``k``, zero from P on.
+    """Load the three columns of taps of a 3x3 convolution, each with three rows of taps.
 
-    ``column`` are those wanted of the weights' ``packed`` columns, zero where not ``kept``.
+    ``k`` are the input channels; the taps are zero from P on.  ``column`` selects from the
+    ``packed`` columns of the weights; the taps are zero where not ``kept``.
     """
     place, there = _three_rows(column, kept, packed)
     at = weight_ptr + _of_row(k, packed)[:, None] + place[None, :]
@@ -90,7 +91,7 @@ def _taps(weight_ptr, k, column, kept, p: tl.constexpr, packed: tl.constexpr):
 
 @triton.jit
 def _strip(across, height, rows: tl.constexpr, block: tl.constexpr):
-    """Columns and first row of this program, and how many rows are before its image."""
+    """The columns and the first row of this program, and the number of rows before its image."""
     strip = tl.program_id(0)
     down = (height + rows - 1) // rows
     x = strip % across * block + tl.arange(0, block)
@@ -100,13 +101,13 @@ def _strip(across, height, rows: tl.constexpr, block: tl.constexpr):
 
 @triton.jit
 def _conv3x3(x_ptr, y, x, before, height, width, k, taps, upper, middle, p: tl.constexpr):
-    """The products of row ``y`` of the input.
+    """Add the products of input row ``y`` to the sums of three output rows.
 
-    ``upper`` are the sums of row y - 1 of the output, which lack only its lowest taps, ``middle``
-    those of row y.  Returns row y - 1, complete, and ``upper`` and ``middle`` for the next row.
+    ``upper`` holds the sums of output row y - 1, which lack only the lowest row of taps; ``middle``
+    those of row y.  Returns the complete row y - 1, and ``upper`` and ``middle`` for the next row.
     """
     at = x_ptr + (((before + y) * width + x) * p)[:, None] + k[None, :]
-    row = tl.where((y >= 0) & (y < height), width, 0)  # its pixels: none, outside the image
+    row = tl.where((y >= 0) & (y < height), width, 0)  # pixels in row y: none outside the image
     of_p = (k < p)[None, :]
     a = tl.load(at - p, mask=((x > 0) & (x <= row))[:, None] & of_p, other=0.0)
     products = tl.dot(a, taps[0])
@@ -120,7 +121,7 @@ def _conv3x3(x_ptr, y, x, before, height, width, k, taps, upper, middle, p: tl.c
 
 @triton.jit
 def _sigmoid(h):
-    """The sigmoid of ``o = 2 h``, to 1e-7: enough where results are rounded to 16 bits."""
+    """The sigmoid of ``o = 2 h``, to 1e-7: enough because results are rounded to 16 bits."""
     return 1.0 / (1.0 + tl.exp2(-2.8853900817779268 * h))
 
 
@@ -142,9 +143,10 @@ def conv_kernel(
     block: tl.constexpr,
     stages: tl.constexpr,
 ):
-    """``silu(conv(x))``, or ``gate(conv(x), residual)`` if ``gated``: ``block`` pixels by ``rows``.
+    """Compute ``block`` x ``rows`` pixels of ``silu(conv(x))``, or ``gate(conv(x), residual)``.
 
-    ``depth`` is P or the power of 2 above it; ``columns`` are the output channels of a program.
+    ``depth`` is P rounded up to a power of 2; ``columns`` is the number of output channels per
+    program.
     """
     x, y0, before = _strip(across, height, rows, block)
     k = tl.arange(0, depth)
@@ -173,19 +175,23 @@ def conv_kernel(
 
 
 def strips(x: Tensor, groups: int, halo: int, resident: int) -> tuple[tuple[int, int], int, int]:
-    """How to cut feature maps ``x`` for programs of BLOCK columns and one of ``groups``.
+    """Divide feature maps into strips, one per program, and choose the number of rows of a strip.
 
-    ``halo`` are the rows that a program reads beyond its own, ``resident`` the programs that an SM
-    holds at once.  Time is taken to be the rows of a program times the rounds of programs.  On an
-    H200 that finds the fastest of 4 to 32 rows for each kernel at 510x339 and 1920x1080, or one
-    that is 5% slower.
+    The cost model is: rows of a program times rounds of programs.  On an H200, for each kernel at
+    510x339 and 1920x1080, it selects from 4 to 32 rows the fastest, or one that is 5% slower.
+
+    Args:
+        x: the feature maps (N, H, W, P).
+        groups: the number of groups of output channels; each program computes one.
+        halo: the rows that a program reads beyond its own.
+        resident: the number of programs that run on an SM at the same time.
 
     Returns:
-        The grid, the strips beside each other, and the rows of a program.
+        The grid, the number of strips side by side, and the rows of a program.
     """
     batch, height, width = x.shape[:3]
     across = triton.cdiv(width, BLOCK)
-    processors = 132  # where the interpreter runs, the rows are all the same
+    processors = 132  # in the interpreter, where the choice does not matter
     if x.is_cuda:
         processors = torch.cuda.get_device_properties(x.device).multi_processor_count
 
@@ -201,13 +207,13 @@ def strips(x: Tensor, groups: int, halo: int, resident: int) -> tuple[tuple[int,
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
-    """``silu(conv(x))``, or ``gate(conv(x), residual)`` where there is a residual.
+    """Compute ``silu(conv(x))``, or ``gate(conv(x), residual)`` if there is a residual.
 
     Args:
-        x: (N, H, W, P) contiguous, float16 or bfloat16.
-        weight: (9 P P,) of the dtype of ``x``, one layer's part of what pack_spab returns.
-        bias: (P,) in float32, likewise.
-        residual: like ``x``.
+        x: feature maps (N, H, W, P), contiguous, float16 or bfloat16.
+        weight: (9 P P,) with the dtype of ``x``: the weights of one layer, from pack_spab.
+        bias: (P,) float32: the bias of that layer, from pack_spab.
+        residual: a tensor like ``x``, or None.
 
     Returns:
         A tensor like ``x``.

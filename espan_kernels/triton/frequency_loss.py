@@ -1,9 +1,10 @@
 """The frequency-aware loss in Triton: torch.ops.espan_triton.frequency_loss and its _gradient.
 
-The same op, checks and layouts as torch.ops.espan.frequency_loss, in three launches: the pixel and
-high-pass terms, with the signs of the high-pass values in a byte each; the DCT, with the gradient;
-and the sum of the programs' sums.  Images whose sides are not multiples of 8 go to the reference:
-the gradient of a reflected edge would have to reach pixels of other programs.
+The op, its checks and layouts are those of torch.ops.espan.frequency_loss.  There are three
+launches: the first computes the pixel and high-pass terms, and stores the sign of each high-pass
+value in a byte; the second computes the DCT term and the gradient; the third adds up the programs'
+sums.  Images whose sides are not multiples of 8 use the reference, because the gradient of a
+reflected edge would affect pixels of other programs.
 """
 # Triton does not allow the annotations of typing inside a kernel, nor unpacking in a tuple:
 # mypy: disable-error-code="no-untyped-def, assignment, misc"
@@ -24,18 +25,18 @@ from espan_kernels.frequency_loss import (
 from espan_kernels.frequency_loss_reference import dct_matrix, gaussian
 from espan_kernels.triton.gate import _launchable
 
-BLOCK = 128  # pixels of a row: one a thread
-ROWS = 32  # that a program of the first kernel goes down
+BLOCK = 128  # pixel columns per program: one per thread
+ROWS = 32  # rows per program of the first kernel
 SUM_BLOCK = 256
 BLUR1, BLUR2 = (tl.constexpr(weight) for weight in gaussian())
-# cos(k pi / 16) / 2; C4 is also the DCT's row 0.
+# cos(k pi / 16) / 2; C4 is also the value of row 0 of the DCT matrix.
 C4, C1, C2, C3, _, C5, C6, C7 = (tl.constexpr(v) for v in dct_matrix()[:, 0].tolist())
 SIZES = ["height", "width", "tiles_x", "tiles_y"]
 
 
 @triton.jit
 def _reflected(i, n):
-    """Where pixel ``i`` of a row of ``n`` comes from if the row is continued by reflection."""
+    """The source index of pixel ``i`` of a row of ``n`` that is continued by reflection."""
     period = tl.maximum(2 * (n - 1), 1)
     i = i % period
     i = tl.where(i < 0, i + period, i)
@@ -44,13 +45,13 @@ def _reflected(i, n):
 
 @triton.jit
 def _edge(i, n):
-    """The blur is its own transpose between these factors and their inverses."""
+    """The factor of pixel ``i`` in the transposed blur: multiply by it, blur, divide by it."""
     return tl.where((i == 0) | (i == n - 1), 2.0, 1.0)
 
 
 @triton.jit
 def _blur(a, b, c, d, e):
-    """The middle of five neighbours, blurred; as in the reference also where they are infinite."""
+    """The middle of five neighbours, blurred; infinite values behave as in the reference."""
     return c + BLUR1 * (b + d - 2.0 * c) + BLUR2 * (a + e - 2.0 * c)
 
 
@@ -61,7 +62,7 @@ def _sign(v):
 
 @triton.jit
 def _dct(v):
-    """The orthonormal DCT-II of a tuple of eight: cos(k pi / 16) / 2 by even and odd halves."""
+    """The orthonormal DCT-II of a tuple of eight, from its even and odd halves."""
     a, b, c, d, e, f, g, h = v
     s0 = a + h
     s1 = b + g
@@ -99,7 +100,7 @@ def _dct_transposed(v):
 
 @triton.jit
 def _transposed(v):
-    """Eight tensors of (8 M,): each 8 x 8 of them transposed."""
+    """Transpose each 8 x 8 block of eight tensors (8 M,)."""
     a, b, c, d, e, f, g, h = v
     n: tl.constexpr = a.shape[0]
     even = tl.join(tl.join(a, e), tl.join(c, g))
@@ -134,7 +135,7 @@ def high_pass_kernel(
     rows: tl.constexpr,
     block: tl.constexpr,
 ):
-    """Of ``block`` pixels by ``rows``: the sums of two terms, and the signs of the second."""
+    """The pixel and high-pass sums of ``block`` x ``rows`` pixels, and the high-pass signs."""
     tile = tl.program_id(0)
     x = tile % tiles_x * block + tl.arange(0, block)
     y0 = tile // tiles_x % tiles_y * rows
@@ -146,8 +147,8 @@ def high_pass_kernel(
     x4 = _reflected(x + 2, width)
     pixel = tl.zeros((block,), tl.float32)
     high = tl.zeros((block,), tl.float32)
-    # The last rows, blurred along x, and as they are.  Not one tensor for all: Triton takes what
-    # it is assigned in the loop for the same.
+    # The previous rows: h blurred along x, d not.  Each needs its own zero tensor: Triton would
+    # treat variables that share one as the same variable in the loop.
     h0 = tl.zeros((block,), tl.float32)
     h1 = tl.zeros((block,), tl.float32)
     h2 = tl.zeros((block,), tl.float32)
@@ -185,12 +186,12 @@ def high_pass_kernel(
 @triton.jit
 def _weighted_sign(at, edge):
     sign = tl.load(at).to(tl.float32)
-    return tl.where(sign < -1.0, float("nan"), sign) * edge  # NaN is stored as -128
+    return tl.where(sign < -1.0, float("nan"), sign) * edge  # -128 stands for NaN
 
 
 @triton.jit
 def _sign_row(signs_ptr, y, x, height, width):
-    """Row ``y`` of the signs by their factors: as it is, and blurred along x."""
+    """Row ``y`` of the signs multiplied by their edge factors, unblurred and blurred along x."""
     y = _reflected(y, height)
     signs_ptr += y * width
     edge = _edge(y, height)
@@ -218,7 +219,7 @@ def dct_kernel(
     squared: tl.constexpr,
     block: tl.constexpr,
 ):
-    """Of ``block`` pixels by 8: the sum of the third term, and the gradient, if wanted."""
+    """The DCT sum of ``block`` x 8 pixels, and the gradient if ``grad_ptr`` is not None."""
     tile = tl.program_id(0)
     x = tile % tiles_x * block + tl.arange(0, block)
     y = tile // tiles_x % tiles_y * 8
@@ -229,7 +230,7 @@ def dct_kernel(
     for i in tl.static_range(8):
         d = d + (_difference(sr_ptr, hr_ptr, at + i * width),)
     c = _dct(_transposed(_dct(d)))
-    # Thread 8 n + k has frequency k along y of block n, and in c those along x.
+    # Thread 8 n + k holds frequency k along y of block n; c[i] is frequency i along x.
     total = tl.abs(c[0])
     for i in tl.static_range(1, 8):
         total += tl.abs(c[i])
@@ -260,7 +261,7 @@ def dct_kernel(
 
 @triton.jit
 def _sum(sums_ptr, n, stride: tl.constexpr, block: tl.constexpr):
-    """In float64, in a fixed order."""
+    """Sum ``n`` values in float64, in a fixed order."""
     i = tl.arange(0, block)
     total = tl.zeros((block,), tl.float64)
     for start in range(0, n, block):
@@ -283,7 +284,7 @@ def sum_kernel(
     dct_weight,
     block: tl.constexpr,
 ):
-    """One program: the terms and the loss."""
+    """Compute the terms and the loss, in a single program."""
     pixel = _sum(sums_ptr, tiles, 2, block) / elements
     high = _sum(sums_ptr + 1, tiles, 2, block) / elements
     dct = _sum(dct_sums_ptr, dct_tiles, 1, block) / elements
@@ -307,7 +308,7 @@ def _run(
     dct: float,
     squared: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Loss and terms of contiguous images of whole blocks; fills ``grad``, if there is one."""
+    """Return loss and terms of contiguous images of whole blocks; fill ``grad`` if not None."""
     planes = sr.shape[0] * sr.shape[1]
     height, width = sr.shape[2:]
     elements = sr.numel()
@@ -367,7 +368,7 @@ def _run(
 def frequency_loss(
     sr: Tensor, hr: Tensor, pixel: float, hf: float, dct: float, squared: bool
 ) -> tuple[Tensor, Tensor]:
-    """As torch.ops.espan.frequency_loss."""
+    """See :func:`espan_kernels.frequency_loss`."""
     check_frequency_loss("espan_triton::frequency_loss", sr, hr)
     if not _whole_blocks(sr):
         return frequency_loss_by_reference(sr, hr, pixel, hf, dct, squared)
@@ -385,7 +386,7 @@ def frequency_loss_gradient(
     dct: float,
     squared: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As torch.ops.espan.frequency_loss_gradient."""
+    """See :func:`espan_kernels.frequency_loss_gradient`."""
     check_frequency_loss("espan_triton::frequency_loss_gradient", sr, hr, scale)
     if not _whole_blocks(sr):
         return frequency_loss_gradient_by_reference(sr, hr, scale, pixel, hf, dct, squared)

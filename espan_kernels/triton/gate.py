@@ -1,7 +1,7 @@
 """SPAB's gate in Triton: torch.ops.espan_triton.gate and gate_backward.
 
-The same op, checks and layouts as torch.ops.espan.gate.  float64, which only gradient checks use,
-goes to the reference.
+The op, its checks and layouts are those of torch.ops.espan.gate.  float64, which only gradient
+checks use, runs on the reference.
 """
 # Triton does not allow the annotations of typing inside a kernel:
 # mypy: disable-error-code="no-untyped-def"
@@ -21,7 +21,7 @@ from espan_kernels.gate import (
     register_gradient,
 )
 
-# Four warps of 8 elements a thread: one 16-byte access for the 16-bit types, two for float32.
+# Four warps with 8 elements per thread: one 16-byte access for 16-bit types, two for float32.
 BLOCK = 1024
 
 
@@ -29,8 +29,8 @@ BLOCK = 1024
 def _sigmoid_minus_half(o):
     """``tanh(o/2) / 2``.
 
-    (1 - e) / (2 (1 + e)) with e = exp(-|o|) loses digits near zero; below 0.6 the series takes
-    over, where its first term left out is 5e-8 of the sum.
+    With e = exp(-|o|), this is (1 - e) / (2 (1 + e)), which loses digits near zero.  Below 0.6 the
+    Taylor series is used; its first omitted term is 5e-8 of the sum there.
     """
     e = tl.exp(-tl.abs(o))
     magnitude = 0.5 * (1.0 - e) / (1.0 + e)
@@ -45,7 +45,7 @@ def _sigmoid_minus_half(o):
 
 @triton.jit
 def gate_kernel(o_ptr, x_ptr, y_ptr, n, block: tl.constexpr):
-    """One block of ``y = (o + x) (sigmoid(o) - 1/2)`` over flat arrays of ``n`` elements."""
+    """Compute one block of ``y = (o + x) (sigmoid(o) - 1/2)`` on flat arrays of ``n`` elements."""
     i = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = i < n
     o = tl.load(o_ptr + i, mask=inside, other=0.0).to(tl.float32)
@@ -64,14 +64,14 @@ def gate_backward_kernel(
     n,
     block: tl.constexpr,
 ):
-    """One block of the gradients, from those of ``y``."""
+    """Compute one block of the gradients with respect to ``o`` and ``x``."""
     i = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = i < n
     g = tl.load(grad_ptr + i, mask=inside, other=0.0).to(tl.float32)
     o = tl.load(o_ptr + i, mask=inside, other=0.0).to(tl.float32)
     x = tl.load(x_ptr + i, mask=inside, other=0.0).to(tl.float32)
     h = _sigmoid_minus_half(o)
-    # sigmoid'(o); 1/4 - h^2 would be the same, but with no digits left beyond |o| = 17.
+    # sigmoid'(o).  1/4 - h^2 is the same, but has no correct digits left beyond |o| = 17.
     e = tl.exp(-tl.abs(o))
     slope = e / ((1.0 + e) * (1.0 + e))
     grad_o = g * (h + (o + x) * slope)
@@ -80,18 +80,18 @@ def gate_backward_kernel(
 
 
 def _launchable(kernel: Any) -> Any:
-    """What torch.compile can see into; the interpreter's kernels can only be called as they are."""
+    """``kernel`` wrapped for torch.compile, except in the interpreter, which cannot be traced."""
     return kernel if triton.knobs.runtime.interpret else wrap_triton(kernel)
 
 
 def _laid_out_like(dense: Tensor, t: Tensor) -> Tensor:
-    """``t`` itself where its elements lie in memory as those of ``dense``, else a copy."""
+    """``t`` itself if it has the memory layout of ``dense``, else a copy with that layout."""
     return t if t.stride() == dense.stride() else torch.empty_like(dense).copy_(t)
 
 
 @triton_op("espan_triton::gate", mutates_args={})
 def gate(o: Tensor, x: Tensor) -> Tensor:
-    """As :func:`espan_kernels.gate`."""
+    """See :func:`espan_kernels.gate`."""
     check_gate("espan_triton::gate", o, x=x)
     if o.dtype == torch.float64:
         return gate_by_reference(o, x)

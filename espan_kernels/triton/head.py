@@ -27,17 +27,17 @@ WARPS = 8
 
 
 def columns_of(p: int, major: int) -> int:
-    """Channels of a program on compute capability ``major``.
+    """The number of channels per program on compute capability ``major``.
 
-    The sums of nine rows of 32 take half of the registers: too many where these also hold what the
-    tensor cores multiply.
+    The sums of nine rows of 32 channels take half of the registers.  That is too many on GPUs where
+    the registers also hold the operands of the tensor cores.
     """
     return min(triton.next_power_of_2(p), COLUMNS if major in (9, 10) else 16)
 
 
 @triton.jit
 def _there(inside, x, y, height, width):
-    """Which taps are on pixels, of those of row ``y`` that are ``inside`` on the left."""
+    """Whether a tap is on a pixel; ``inside`` is false left of the image and beyond the kernel."""
     return inside & (x < tl.where((y >= 0) & (y < height), width, 0))
 
 
@@ -68,10 +68,10 @@ def head_kernel(
     rows: tl.constexpr,
     block: tl.constexpr,
 ):
-    """``block`` pixels by ``rows`` of the features, ``columns`` channels of them.
+    """Compute ``columns`` channels of ``block`` x ``rows`` pixels of the features.
 
-    A row of taps is 3 ``kernel`` values RGBRGB...; ``depth`` is the power of 2 from there on.  Each
-    row of the image is read once, for the sums of ``kernel`` rows of the features.
+    A row of taps has 3 ``kernel`` values RGBRGB...; ``depth`` is that number rounded up to a power
+    of 2.  Each row of the image is read once and added to the sums of ``kernel`` rows of features.
     """
     x, y0, before = _strip(across, height, rows, block)
     channel = tl.program_id(1) * columns + tl.arange(0, columns)
@@ -105,11 +105,11 @@ def head_kernel(
         if value.dtype == tl.uint8:
             a = a * (1.0 / 255.0)
         if mean_ptr is not None:
-            # Zero outside, not minus the mean: the padding stands for the mean colour.
+            # Zero outside the image, not -mean: the mean is subtracted before the zero padding.
             a = tl.where(_there(inside, x_in, y, height, width), a - mean, 0.0)
         value = _row(image_ptr, inside, x_in, y + 1, height, width, stride_y)
         a = a.to(weight_ptr.dtype.element_ty)
-        # From the sums that lack only the lowest taps, complete then, to new ones.
+        # The first sums lack only the lowest taps and are now complete; the last ones are new.
         following = ()
         for dy in tl.static_range(kernel - 1, 0, -1):
             following = following + (tl.dot(a, taps[dy], sums[kernel - dy]),)
@@ -123,7 +123,7 @@ def head_kernel(
 
 @triton_op("espan_triton::head", mutates_args={})
 def head(image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kernel: int) -> Tensor:
-    """As torch.ops.espan.head; float32, which tensor cores would round, goes to the reference."""
+    """See :func:`espan_kernels.head`.  float32 uses the reference: tensor cores would round it."""
     check_inputs(image, packed, mean, channels, kernel)
     if packed.dtype == torch.float32:
         return head_by_reference(image, packed, mean, channels, kernel)

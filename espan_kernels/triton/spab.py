@@ -1,4 +1,4 @@
-"""A SPAN block in Triton, one launch for each convolution: torch.ops.espan_triton.spab."""
+"""A SPAN block in Triton, one launch per convolution: torch.ops.espan_triton.spab."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from espan_kernels.triton.conv import conv
 def spab(
     x: Tensor, packed: Tensor, channels: int, convs: int, with_activation: bool
 ) -> tuple[Tensor, Tensor]:
-    """As torch.ops.espan.spab; float32, which tensor cores would round, goes to the reference."""
+    """See :func:`espan_kernels.spab`.  float32 uses the reference: tensor cores would round it."""
     check_inputs(x, packed, channels, convs)
     if x.dtype == torch.float32:
         return spab_by_reference(x, packed, channels, convs, with_activation)

@@ -1,9 +1,10 @@
-"""From the features to the image in Triton, in two launches: torch.ops.espan_triton.tail.
+"""The last layers in Triton, in two launches: torch.ops.espan_triton.tail.
 
-Two, because the second convolution needs its neighbours' values of the first, and a Triton program
-cannot read what it holds at another pixel but through memory.  Computing them again for each tap
-would cost nine times the first convolution; the map between the launches, of 2 P bytes a pixel, is
-11 MB at 510x339 and stays in the L2 of a large GPU.
+The second convolution needs the results of the first at neighbouring pixels.  In Triton, a program
+can access the values of another pixel only through memory, so each convolution is a launch.
+Recomputing the values for each tap would cost nine times the first convolution.  The feature map
+between the launches has 2 P bytes per pixel: 11 MB at 510x339, which stays in the L2 of a large
+GPU.
 """
 # Triton does not allow the annotations of typing inside a kernel:
 # mypy: disable-error-code="no-untyped-def"
@@ -31,9 +32,9 @@ from espan_kernels.triton.gate import _launchable
 
 @triton.jit
 def _side(weight_ptr, k, column, kept, p: tl.constexpr):
-    """Rows ``k`` of a matrix of weights in the order of cuda_fragments.conv1x1."""
-    # A group of 16 or 32 channels is one or two steps of 16 rows, of whose channels (q, step, h, e)
-    # the row is (h, q, e).
+    """Load rows ``k`` of a 1x1 weight in the layout of cuda_fragments.conv1x1."""
+    # A group of 16 or 32 channels is one or two steps of 16 rows.  Channel (q, step, h, e) of the
+    # group is row (h, q, e) of that step.
     steps: tl.constexpr = 2 if p % 32 == 0 else 1
     step = k // (16 * steps) * steps + k % (4 * steps) // 4
     row = step * (16 * p) + k % (16 * steps) // (4 * steps) * 8 + k % 4
@@ -60,7 +61,7 @@ def concat_kernel(
     block: tl.constexpr,
     stages: tl.constexpr,
 ):
-    """The folded concat: a 3x3 of the last map and 1x1s of the others."""
+    """The folded concat: the sum of a 3x3 of the last feature map and 1x1s of the others."""
     x, y0, before = _strip(across, height, rows, block)
     k = tl.arange(0, depth)
     channel = tl.program_id(1) * columns + tl.arange(0, columns)
@@ -112,11 +113,11 @@ def upsample_kernel(
     block: tl.constexpr,
     stages: tl.constexpr,
 ):
-    """A 3x3 to 3 scale^2 channels, shuffled into the image.
+    """A 3x3 convolution to 3 scale^2 channels, followed by the pixel shuffle.
 
-    ``depth`` is P or the power of 2 above it; ``columns`` are the outputs of a program.  uint8
-    images are interleaved, others planar; the outputs are in that order, so that neighbours are
-    stored together.
+    ``depth`` is P rounded up to a power of 2; ``columns`` is the number of outputs per program.
+    uint8 images are interleaved, others planar.  The outputs are in the order of the image, so that
+    stores are contiguous.
     """
     x, y0, before = _strip(across, height, rows, block)
     k = tl.arange(0, depth)
@@ -131,7 +132,7 @@ def upsample_kernel(
         rgb = output // (scale * scale)
         dy = output // scale % scale
         dx = output % scale
-    # As _up_rows() of tail.py deals them: the lane's values two in each tile of 8 columns.
+    # The order of _up_rows() in tail.py: a lane has two values in each tile of 8 columns.
     run: tl.constexpr = scale if scale > 2 else 1
     packed: tl.constexpr = 48 if scale > 2 else 16
     lane = (dy * scale + dx) // run
@@ -158,7 +159,7 @@ def upsample_kernel(
         valid = (x < row)[:, None] & kept[None, :]
         if flag_ptr is not None:
             plausible = (o >= -1.0) & (o <= 2.0)  # false for NaN
-            # Along one axis: Triton 3.7 does not compile the reduction of both for sm_100.
+            # Reduce one axis only: Triton 3.7 fails to compile a reduction of both for sm_100.
             outside = tl.maximum(outside, tl.max((valid & ~plausible).to(tl.int32), 1))
         if interleaved:
             of_pixel = 3 * ((before + y - 1) * scale * row_size + x * scale)
@@ -173,12 +174,12 @@ def upsample_kernel(
 
 
 def stages_of(depth: int) -> int:
-    """Rows in shared memory at a time for the concat: three, or what fits in 99 KB."""
+    """The rows that the concat holds in shared memory: three, or as many as fit in 99 KB."""
     return 3 if depth <= 32 else 1
 
 
 def up_columns_of(depth: int, scale: int) -> int:
-    """Outputs of a program: with more channels, registers would spill on sm_80."""
+    """The number of outputs per program: fewer for wide networks, else sm_80 spills registers."""
     outputs = max(16, triton.next_power_of_2(3 * scale * scale))
     return min(outputs, COLUMNS if depth <= 32 else 16)
 
@@ -195,7 +196,7 @@ def tail(
     dtype: torch.dtype,
     flag: Tensor | None,
 ) -> Tensor:
-    """As torch.ops.espan.tail; float32, which tensor cores would round, goes to the reference."""
+    """See :func:`espan_kernels.tail`.  float32 uses the reference: tensor cores would round it."""
     t = TailInputs(head, first, last, activation, packed, channels, scale, dtype, flag)
     t.check()
     if last.dtype == torch.float32:
