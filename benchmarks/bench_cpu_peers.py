@@ -1,14 +1,15 @@
-"""Times the network on the CPU against what else could run it, in one process, interleaved.
+"""Times the network on the CPU against other runtimes, interleaved in one process.
 
     python benchmarks/bench_cpu_peers.py [--threads 2] [--rounds 15] [--output FILE]
 
-Peers: PyTorch eager and compiled; and ONNX Runtime, OpenVINO and ncnn where they are installed
-(`pip install onnx onnxscript onnxruntime openvino ncnn pnnx`); what is missing is said.  Each is
-compared with the fp64 network before it is timed.  The largest error of an fp32 result must be
-below 1e-4 of the largest value, that of a bf16 result at most twice that of PyTorch eager in bf16.
-"espan (default)" is what espan picks by itself, which with AMX keeps 17 bits; "espan fp32" is fp32
-asked for by name, and the one that the targets judge.  A round runs everyone once, in random order,
-so that whatever else the machine does meets all alike; the result is the median over the rounds.
+The other runtimes are PyTorch, eager and compiled, and ONNX Runtime, OpenVINO and ncnn if they are
+installed (`pip install onnx onnxscript onnxruntime openvino ncnn pnnx`); those that are missing are
+reported.  Each is compared with the fp64 network before it is timed.  The largest error of an fp32
+result must be below 1e-4 of the largest value; that of a bf16 result, at most twice that of PyTorch
+eager in bf16.  "espan (default)" runs with the default dtype, which with AMX keeps 17 bits; "espan
+fp32" runs with dtype=torch.float32, and is the one to which the targets apply.  A round runs each
+once, in random order, so that other load on the machine affects all alike; the result is the median
+over the rounds.
 """
 
 import argparse
@@ -39,13 +40,13 @@ Run = Callable[[], Tensor]
 SIZES = {"ESPAN": [(256, 256), (339, 510)], "SPAN c48": [(256, 256)]}
 ARCHITECTURES = {"ESPAN": ESPAN, "SPAN c48": SPAN_C48}
 PACKAGES = ("torch", "onnxruntime", "openvino", "ncnn")
-# The share of the largest value by which an fp32 result may differ from fp64, and how many times
-# the error of PyTorch eager in bf16 that of another bf16 result may be.
+# The allowed error of an fp32 result, relative to the largest value, and of a bf16 result, relative
+# to the error of PyTorch eager in bf16.
 FP32_ALLOWED, BF16_FACTOR = 1e-4, 2
 
 
 def random_network(architecture: Architecture) -> Network:
-    """Weights of about unit gain, so that nothing vanishes or overflows."""
+    """A network whose weights have about unit gain, so that nothing vanishes or overflows."""
     generator = torch.Generator().manual_seed(0)
     plain = Network(architecture).eval().requires_grad_(False)
     for parameter in plain.parameters():
@@ -135,7 +136,7 @@ def ncnn(plain: Network, x: Tensor, folder: Path, threads: int, precision: str) 
 
 
 def competitors(plain: Network, x: Tensor, folder: Path, threads: int) -> dict[str, Run]:
-    """Everyone who can run here, by name and precision."""
+    """All runtimes that can run on this machine, by name and precision."""
     narrow, narrow_x = in_bfloat16(plain), x.bfloat16()
     makers: dict[str, Callable[[], Run]] = {
         "espan (default)": lambda: ours(plain, x, None),
@@ -177,7 +178,7 @@ def competitors(plain: Network, x: Tensor, folder: Path, threads: int) -> dict[s
 
 
 def measure(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each round."""
+    """The milliseconds of each round, by name."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     order = list(runs)
     for _ in range(rounds):
@@ -208,7 +209,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    # Read by the peers' own thread pools when they start.
+    # The other runtimes read it when their thread pools start.
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     torch.set_num_threads(options.threads)
     cases = []

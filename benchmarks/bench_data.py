@@ -1,9 +1,10 @@
-"""Times what training waits for: a batch of crops, and what of it is left to the host of a GPU.
+"""Times the data loading of training: a whole batch of crops, and the host's part with a GPU.
 
     pytest benchmarks/bench_data.py
 
-16 crops with an LR side of 48 (x4), of 200 images of 640 x 480 in a pack, LR made of the crops;
-beside it with LR made beforehand and kept in memory.  Everything is verified before it is timed.
+A batch has 16 crops with an LR side of 48 (x4), from 200 images of 640 x 480 in a pack.  The LR
+crops are either computed from the HR crops or read from LR images in memory.  Everything is
+verified before it is timed.
 """
 
 import dataclasses
@@ -39,7 +40,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def images(pack: Path) -> list[TrainingImage]:
-    """Each has been used, so that its pages are in memory and its hash is checked."""
+    """Images that were read once, so that their pages are in memory and their hashes checked."""
     found, _ = open_images([pack], scale=4, smallest=PATCH)
     return [dataclasses.replace(i, lr_pixels=i.lr) for i in found]
 

@@ -1,9 +1,9 @@
-"""Times `espan upscale` on a folder of photographs: its steps, and how much of them overlaps.
+"""Times `espan upscale` on a folder of photographs: each step, and how much the steps overlap.
 
     python benchmarks/bench_files.py PHOTOGRAPHS [--count 10] [--rounds 5] [--threads 2]
 
-Takes 510x339 pixels from the middle of each of so many photographs, as PNG and as JPEG, and
-upscales them to PNG one by one and as one batch, in turn.
+Crops 510x339 pixels from the middle of COUNT photographs, saves them as PNG and as JPEG, and
+upscales them to PNG, alternately one by one and as one batch.
 """
 
 import argparse
@@ -36,19 +36,19 @@ def crops(photographs: Path, folder: Path, count: int, kind: str) -> list[batch.
 
 
 def milliseconds(run: Callable[[], object]) -> tuple[float, float]:
-    """By the clock, and processor time of all threads."""
+    """Wall time, and processor time of all threads, in milliseconds."""
     start, used = time.perf_counter(), time.process_time()
     run()
     return 1e3 * (time.perf_counter() - start), 1e3 * (time.process_time() - used)
 
 
 def steps(job: batch.Job, upscaler: Upscaler) -> dict[str, tuple[float, float]]:
-    """Milliseconds of each step of one image."""
+    """The wall and processor milliseconds of each step for one image."""
     network = upscaler._default
     times = {"decode": milliseconds(lambda: read_image(job.source))}
     pixels = torch.from_numpy(read_image(job.source).pixels)
 
-    # As Upscaler does it, the network apart from what is around it.
+    # The steps of Upscaler, with the network timed apart from the conversions around it.
     def before() -> torch.Tensor:
         return pixels.permute(2, 0, 1)[None].to(network.device)
 

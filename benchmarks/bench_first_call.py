@@ -1,9 +1,9 @@
-"""Times loading the bundled weights, the first call and warm ones, in fresh processes.
+"""Times loading the bundled weights, the first call and later calls, in fresh processes.
 
     python benchmarks/bench_first_call.py [--threads 2] [--processes 7]
 
-256x256 in fp32 on the CPU.  The median of the processes, by the clock and in processor time, which
-other work on the machine changes less.
+The image is 256x256, in fp32 on the CPU.  Prints the medians over the processes, as wall time and
+as processor time, which is less affected by other load on the machine.
 """
 
 import argparse

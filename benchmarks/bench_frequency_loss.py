@@ -1,11 +1,11 @@
-"""Times the frequency-aware loss with its gradient against its composition: eager, and compiled.
+"""Times the frequency-aware loss and its gradient against plain PyTorch, eager and compiled.
 
     pytest benchmarks/bench_frequency_loss.py
 
-At the size of the recipe's batches and under a GradScaler's scale, without which float16 would
-round most of the gradient to zero.  Every result is verified before it is timed.  The least that
-must be moved is SR and HR once and the gradient once; `share_of_copy` is against that, also where
-autograd moves more.
+The batch has the size of the training recipe.  The loss is scaled as by a GradScaler; otherwise
+float16 would round most of the gradient to zero.  Every result is verified before it is timed.  At
+least SR, HR and the gradient must be moved once each; `share_of_copy` refers to these bytes, even
+where autograd moves more.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def through_autograd(
 
 
 def implementation(name: str, sr: Tensor, hr: Tensor) -> Step:
-    """What computes the loss and returns its gradient."""
+    """A function that computes the loss and returns its gradient."""
     scale = torch.tensor(SCALE, device=sr.device)
     if name == "one pass":
         return lambda: frequency_loss_gradient(sr, hr, scale)[2]
@@ -63,8 +63,8 @@ def test_loss_and_gradient(
     benchmark.group = f"frequency loss {device} {'x'.join(map(str, SHAPE))} {dtype}"
     scale = torch.tensor(SCALE, device=device)
     exact = reference.frequency_loss_gradient(sr.float(), hr.float(), scale)[2]
-    # Of 25 million signs some are those of a value that is zero but for rounding.
+    # Some of the 25 million signs are of values that would be zero but for rounding.
     wrong = (step().float() - exact).abs() > 0.02 * SCALE / sr.numel()
     assert wrong.float().mean() < 1e-3
-    # Seconds a round for the compositions on a CPU.
+    # On a CPU, plain PyTorch takes seconds per round.
     measure(benchmark, step, device, 3 * sr.nbytes, rounds=50 if device == "cuda" else 3)

@@ -1,8 +1,9 @@
-"""Times the parts of a network on a GPU, ESPAN's head, block and tail, against PyTorch.
+"""Times the parts of ESPAN (head, block and tail) on a GPU, against PyTorch.
 
     pytest benchmarks/bench_layers.py
 
-Verified, then timed warm and cold (`cold_ms`: after a buffer larger than every cache was written).
+Each result is verified, then timed with warm and with cold caches (`cold_ms`: after writing a
+buffer larger than every cache).
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from benchmarks.bench_ops import cold
 from espan_kernels import head, pack_head, pack_spab, pack_tail, reference, spab, tail
 
 C, HEAD, SCALE = 32, 9, 4
-# Multiply-adds a pixel.
+# Multiply-adds per pixel.
 MACS = {
     "head": 3 * HEAD * HEAD * C,
     "spab": 3 * 9 * C * C,
@@ -34,7 +35,7 @@ Run = Callable[[], Tensor]
 
 @cache
 def weights_of(part: str) -> list[Tensor]:
-    """Of about unit gain, in the order in which the packing functions take them."""
+    """Weights of about unit gain, in the order of the packing functions' arguments."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -51,7 +52,7 @@ def weights_of(part: str) -> list[Tensor]:
 
 
 def meaning(part: str, weights: list[Tensor], maps: list[Tensor]) -> Tensor:
-    """What the part is in PyTorch."""
+    """The part in plain PyTorch."""
     if part == "head":
         return reference.head(maps[0], weights[0], weights[1], None)
     if part == "spab":
@@ -98,7 +99,7 @@ def pytorch(name: str, part: str, size: tuple[int, int]) -> Run:
 
 
 def ours(name: str, part: str, size: tuple[int, int]) -> Run:
-    """Our op, its result as (N, C, H, W)."""
+    """The espan op, with its result as (N, C, H, W)."""
     maps = [m.permute(0, 2, 3, 1) for m in inputs(part, size, F16)]  # P = C
     weights = weights_of(part)
     ops = {"head": head, "spab": spab, "tail": tail}

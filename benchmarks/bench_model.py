@@ -1,12 +1,14 @@
-"""Times whole networks against what a user would run instead.
+"""Times whole networks against the alternatives that a user has.
 
     pytest benchmarks/bench_model.py
 
-Every result is verified against the plain network in fp32 before it is timed.  extra_info has the
-dtypes of image and arithmetic, the time of the first call at that size (`cold_ms`; the others are
-warm), the floor (the network's multiply-adds at the rate of a large matrix
-product in the same dtype on the same machine), the time as a multiple of it, and on a GPU the peak
-memory beyond weights, input and output.
+Every result is verified against the plain network in fp32 before it is timed.  extra_info has:
+
+* `image`, `arithmetic`: the dtypes.
+* `cold_ms`: the time of the first call at that size; all other times are warm.
+* `floor_ms`: the time for the network's multiply-adds at the rate of a large matrix product in the
+  same dtype on the same machine; `times_the_floor`: the time as a multiple of it.
+* `peak_MB_beyond_output`, on a GPU: the peak memory beyond weights, input and output.
 """
 
 import copy
@@ -28,16 +30,16 @@ from espan_kernels import reference
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
-# (height, width) of the LR image; 339x510 is typical of DIV2K.
+# (height, width) of the LR image; 339x510 is typical of DIV2K at x4.
 SIZES = [(128, 128), (256, 256), (339, 510), (720, 1280), (1080, 1920)]
 DIV2K = (339, 510)
-# Tab. 2 (head 3x3 against 9x9) and Tab. 4 (channels and depth) of the paper.
+# Tab. 2 (3x3 and 9x9 heads) and Tab. 4 (channels and depth) of the paper.
 TABLES = ["c32d5", "c32d5k9", "span", "c24d6", "c24d7", "c22d7", "c22d8", "c28d5", "c30d5"]
 
 
 @dataclass(frozen=True)
 class Rival:
-    """One way to run a network: `make` gives a function of an image batch, in 0-1 or bytes."""
+    """One way to run a network.  `make` returns a function of an image batch, in 0-1 or uint8."""
 
     image: torch.dtype
     arithmetic: torch.dtype
@@ -54,7 +56,7 @@ def _channels_last(network: Network, dtype: torch.dtype) -> Network:
 
 
 def _official(network: Network) -> Network:
-    """As the challenge times it: fp32, with the gate as a generated elementwise kernel."""
+    """The network as timed in the challenge: fp32, the gate as a generated pointwise kernel."""
     official = _plain(network)
     gate = torch.compile(reference.gate)
     for block in official.blocks:
@@ -77,7 +79,7 @@ def _graphed(network: Network, dtype: torch.dtype) -> Callable[[Tensor], Tensor]
 
 
 class _Ignoring(torch.nn.Module):
-    """A network that takes an engine's flag and leaves it."""
+    """A network with the interface of an engine, which ignores the flag."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -114,13 +116,13 @@ if GPU:
         ),
         "espan bytes graphed": Rival(U8, F16, lambda n: _fused(n, F16, graph=True)),
     }
-# Compiling for one size takes a minute, so these run at the size that everyone compares at.
+# Compiling for one size takes a minute, so these run only at 256x256 and 510x339.
 SLOW_TO_MAKE = ("compiled fp32", "compiled fp16 channels-last")
 
 
 @cache
 def network_of(architecture: Architecture) -> Network:
-    """Bundled weights for the network they are of, else random ones."""
+    """The bundled weights for ESPAN, random weights for other architectures."""
     if architecture == ESPAN:
         return espan.load()
     torch.manual_seed(0)
@@ -129,7 +131,7 @@ def network_of(architecture: Architecture) -> Network:
 
 @cache
 def product_rate(dtype: torch.dtype) -> float:
-    """Multiply-adds per second of the best of several matrix products of 8192 (CPU: 2048)."""
+    """Multiply-adds per second in the fastest of 8 matrix products of size 8192 (CPU: 2048)."""
     n = 8192 if GPU else 2048
     a, b = (torch.randn(n, n, device=DEVICE).to(dtype) for _ in range(2))
     best = float("inf")
@@ -141,21 +143,24 @@ def product_rate(dtype: torch.dtype) -> float:
 
 
 def clock() -> float:
-    """Seconds, after the GPU has finished what it was given."""
+    """The time in seconds, after the GPU has finished all queued work."""
     if GPU:
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def image_of(size: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """Smooth like a photograph, which the networks are made for."""
+    """A random image, smooth like a photograph."""
     coarse = torch.rand(1, 3, 9, 9, generator=torch.Generator().manual_seed(0))
     image = torch.nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 1).to(DEVICE)
     return (image * 255).round().to(U8) if dtype == U8 else image.to(dtype)
 
 
 def verify(network: Network, rival: Rival, run: Callable[[Tensor], Tensor]) -> None:
-    """Within 50 dB of the plain network in fp32, TF32 off, or a step for bytes, at a small size."""
+    """Compare with the plain network in fp32 without TF32, on a small image.
+
+    The error must be 50 dB below the largest value; for uint8, within one step.
+    """
     x = image_of((40, 52), rival.image)
     if rival.image == U8:
         exact = _plain(network)(x.float() / 255).clamp(0, 1)
@@ -184,7 +189,7 @@ def measure(
         verify(network, rival, run)
         torch.backends.cudnn.allow_tf32 = rival.tf32
         x = image_of(size, rival.image)
-        # Cold: the first call at this size, compiling and capturing included.
+        # The first call at this size, including compilation and graph capture.
         start = clock()
         run(x)
         benchmark.extra_info["cold_ms"] = round(1e3 * (clock() - start), 3)
@@ -196,7 +201,7 @@ def measure(
             y = run(x)
             beyond = torch.cuda.max_memory_allocated() - held - y.nbytes
             benchmark.extra_info["peak_MB_beyond_output"] = round(beyond / 1e6, 2)
-        # A GPU's launches queue up: many calls between two looks at the clock.
+        # A GPU queues launches, so time many calls at once.
         start = clock()
         run(x)
         once = clock() - start
@@ -238,7 +243,7 @@ def test_tables(benchmark: BenchmarkFixture, member: str, name: str, tf32_off) -
     ["official", "eager fp32", "eager TF32", "espan fp16", "espan bytes", "espan bytes graphed"],
 )
 def test_challenge(benchmark: BenchmarkFixture, name: str, tf32_off) -> None:
-    """Batch 1, image after image, each between two events, as the challenge takes its times."""
+    """The timing protocol of the challenge: batch 1, each image between two CUDA events."""
     rival = RIVALS[name]
     run = rival.make(network_of(ESPAN))
     x = image_of(DIV2K, rival.image)
@@ -249,7 +254,7 @@ def test_challenge(benchmark: BenchmarkFixture, name: str, tf32_off) -> None:
         for _ in range(5):
             run(x)
         times = [_between_events(run, x) for _ in range(100)]
-        benchmark.pedantic(run, (x,), iterations=1, rounds=1)  # for the record's row
+        benchmark.pedantic(run, (x,), iterations=1, rounds=1)  # adds a row to the report
     benchmark.extra_info |= {
         "image": str(rival.image),
         "arithmetic": str(rival.arithmetic) + (" as TF32" if rival.tf32 else ""),
@@ -259,7 +264,7 @@ def test_challenge(benchmark: BenchmarkFixture, name: str, tf32_off) -> None:
 
 
 def _between_events(run: Callable[[Tensor], Tensor], x: Tensor) -> float:
-    """Milliseconds of one image on the GPU."""
+    """The milliseconds that one image takes on the GPU."""
     before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     before.record()
     run(x)

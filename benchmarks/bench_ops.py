@@ -1,11 +1,11 @@
-"""Times each op against PyTorch: eager, and compiled.
+"""Times each op against PyTorch, eager and compiled.
 
     pytest benchmarks/bench_ops.py
 
-Every result is verified before it is timed.  An op that does little arithmetic cannot be faster
-than memory: extra_info has the bytes that it must move per second and their share of what a copy of
-as many bytes reaches on the same machine (`share_of_copy`).  Those times are warm;
-`cold_ms` is after a buffer larger than every cache was written.
+Every result is verified before it is timed.  An op with little arithmetic is limited by memory
+bandwidth.  extra_info has its bandwidth (`GB_per_s`: the bytes that it must move, per second) and
+the ratio to the bandwidth of a copy of as many bytes on the same machine (`share_of_copy`).  These
+times are warm; `cold_ms` is measured after writing a buffer larger than every cache.
 """
 
 import statistics
@@ -29,7 +29,7 @@ IMPLEMENTATIONS = ["espan", "eager", "compiled"] + ["triton"] * torch.cuda.is_av
 
 def implementation(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     if name == "compiled":
-        torch._dynamo.reset()  # or the ninth kind of input in one process would be refused
+        torch._dynamo.reset()  # Dynamo refuses to compile a function for a ninth kind of input
         return torch.compile(reference.gate, fullgraph=True, dynamic=False)
     if name == "triton":
         import espan_kernels.triton.gate  # noqa: F401
@@ -45,7 +45,7 @@ def finished(device: str) -> None:
 
 @cache
 def copy_bandwidth(device: str, size: int) -> float:
-    """Bytes read and written per second by the best of many copies that move ``size`` bytes."""
+    """Bytes read and written per second by the fastest of 30 copies that move ``size`` bytes."""
     source = torch.empty(size // 8).normal_().to(device)
     target = torch.empty_like(source)
     best = float("inf")
@@ -59,7 +59,7 @@ def copy_bandwidth(device: str, size: int) -> float:
 
 
 def cold(run: Callable[[], object], device: str, rounds: int = 5) -> float:
-    """Median milliseconds after 256 MB were written, more than the caches of a CPU or GPU hold."""
+    """Median milliseconds after writing 256 MB, more than the caches of a CPU or GPU hold."""
     buffer = torch.empty(2**26, device=device)
     times = []
     for _ in range(rounds):
@@ -84,7 +84,7 @@ def measure(
         finished(device)
 
     benchmark.pedantic(timed, warmup_rounds=min(5, rounds), rounds=rounds)
-    if benchmark.disabled:  # --benchmark-disable: verified and run once, not timed
+    if benchmark.disabled:  # with --benchmark-disable: run once, not timed
         return
     rate = size / benchmark.stats.stats.median
     benchmark.extra_info["GB_per_s"] = round(rate / 1e9, 2)
@@ -108,7 +108,7 @@ def test_gate_forward(
     _, o, x = inputs(shape, dtype, device)
     function = implementation(name)
     benchmark.group = f"gate forward {device} {shape[3]}x{shape[2]} {dtype}"
-    if name != "eager":  # which in 16 bits is itself less accurate than this asks for
+    if name != "eager":  # in 16 bits, eager is less accurate than this tolerance
         torch.testing.assert_close(function(o, x), reference.gate(o.double(), x.double()).to(dtype))
     measure(benchmark, lambda: function(o, x), device, 3 * o.nbytes)
 

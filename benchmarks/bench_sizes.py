@@ -1,9 +1,9 @@
-"""Times the bundled network per pixel, and its memory, for images from 128x128 to 3000x2000.
+"""Measures time per pixel and memory of the bundled network, from 128x128 to 3000x2000.
 
     python benchmarks/bench_sizes.py [--threads 2] [--calls 9]
 
-uint8 in and out, on the CPU; a fresh process for each size.  The least of the calls tells what the
-network takes, the median also what the system takes for the memory of each result.
+Images are uint8, on the CPU; each size runs in a fresh process.  The fastest call shows the time of
+the network alone; the median includes the time that the system takes to allocate each result.
 """
 
 import argparse
@@ -19,7 +19,7 @@ SIZES += [(2000, 3000)]
 
 
 def peak() -> float:
-    """Of this process's memory so far, in MB."""
+    """The peak memory of this process so far, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

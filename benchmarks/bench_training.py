@@ -1,11 +1,11 @@
-"""Times training steps, whole: what each part of the method costs against what it stands for.
+"""Times whole training steps, with each part of espan's method and with its alternatives.
 
     pytest benchmarks/bench_training.py --benchmark-json=benchmarks/results/training.json
     python benchmarks/report.py
 
-A step is ESPAN with GRep [4, 0] on 16 crops of 64 x 64: forward, loss, backward, AdamW.  Each way
-to do it is verified before it is timed, by the gradient of every parameter on a small batch, in
-fp32, against parallel branches, the eager loss and the plain gate.
+A step of ESPAN with GRep [4, 0] on 16 crops of 64 x 64 consists of forward, loss, backward and
+AdamW.  Before it is timed, each variant is verified on a small batch in fp32: the gradient of every
+parameter must equal that of parallel branches, the eager loss and the plain gate.
 """
 
 import time
@@ -45,13 +45,13 @@ def loss_of(name: str) -> LossFunction:
     if name == "compiled":
         torch._dynamo.reset()
         compiled = torch.compile(eager_loss, dynamic=False)
-        # For two channels-last images PyTorch 2.13 compiles the blur's gradient wrongly: 16% off.
+        # For two channels-last images, PyTorch 2.13 miscompiles the gradient of the blur: 16% off.
         return lambda sr, hr: compiled(sr.contiguous(), hr.contiguous())
     return EQ_9 if name == "espan" else eager_loss
 
 
 def network_of(convolutions: str, gate: str) -> Network:
-    """A network for training with weights that are the same for all."""
+    """A network for training; the weights are the same for all variants."""
     torch.manual_seed(0)
     gate_function = espan_kernels.gate if gate == "espan" else reference.gate
     network = Network(ESPAN, conv=conv_factory("grep", grep=(4, 0)), gate=gate_function)
@@ -78,7 +78,7 @@ def gradients(network: Network, loss: LossFunction) -> list[Tensor]:
 
 
 class Step:
-    """A training step with a part of it chosen; without a choice each part is as we train."""
+    """A training step; the defaults are those of espan's training."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ def test_convolutions(benchmark: BenchmarkFixture, precision: str, convolutions:
     measure_step(benchmark, Step(precision, convolutions=convolutions))
 
 
-# Compiling takes a minute on a GPU; bench_frequency_loss.py has it there.
+# Compiling takes a minute on a GPU; bench_frequency_loss.py includes it there.
 @pytest.mark.parametrize("loss", ["espan", "eager"] + ["compiled"] * (not GPU))
 def test_loss_in_a_step(benchmark: BenchmarkFixture, loss: str) -> None:
     benchmark.group = f"step {DEVICE} bf16, loss"
@@ -132,11 +132,11 @@ def test_loss_in_a_step(benchmark: BenchmarkFixture, loss: str) -> None:
 
 @pytest.mark.parametrize("loss", ["autograd", "eager"] + ["compiled"] * (not GPU))
 def test_loss_alone(benchmark: BenchmarkFixture, loss: str) -> None:
-    """The loss of one step and its gradient for the output; "autograd" is our kernel."""
+    """The loss of one step and its gradient for the output; "autograd" is espan's kernel."""
     hr = crops_of(BATCH, PATCH)[1].contiguous()
     sr = hr + 0.1 * torch.rand_like(hr)
     run, expected = implementation(loss, sr, hr), implementation("eager", sr, hr)()
-    # Some signs are those of a value that is zero but for rounding.
+    # Some signs are of values that would be zero but for rounding.
     wrong = (run() - expected).abs() > 1e-3 * expected.abs().max()
     assert wrong.float().mean() < 1e-3
 
@@ -156,7 +156,7 @@ def test_gate_in_a_step(benchmark: BenchmarkFixture, gate: str) -> None:
 
 @pytest.mark.parametrize("name", ["espan", "eager"])
 def test_validation(benchmark: BenchmarkFixture, name: str) -> None:
-    """One image of 256 x 256 by the network as it is run and by plain PyTorch, both fp32."""
+    """One 256 x 256 image through the fused network and through plain PyTorch, both in fp32."""
     plain = espan.load().to(DEVICE)
     run = FusedNetwork(plain, device=DEVICE, dtype=torch.float32) if name == "espan" else plain
     x = crops_of(1, 256)[0]
@@ -174,7 +174,7 @@ def test_validation(benchmark: BenchmarkFixture, name: str) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_waiting_for_data(benchmark: BenchmarkFixture, workers: int) -> None:
-    """Steps on batches cut from images in memory; `waiting` is the share of the time spent so."""
+    """Steps on batches from images in memory; `waiting` is the share of time spent on loading."""
     rounds, warm_up = 7, 2
     random = np.random.default_rng(0)
     images = [

@@ -1,4 +1,4 @@
-"""Says in every result file what it was measured on."""
+"""Records in every result file the machine and the versions."""
 
 import os
 import platform
@@ -28,7 +28,7 @@ def _processor() -> str:
 def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:
-    """The machine without its name, the versions, the commit."""
+    """Replace pytest-benchmark's information, which includes the name of the machine."""
     machine_info.clear()
     machine_info |= {
         "processor": _processor(),

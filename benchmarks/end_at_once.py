@@ -1,7 +1,7 @@
-"""A pytest plugin: the process ends as soon as pytest has written its reports.
+"""A pytest plugin that ends the process as soon as pytest has written its reports.
 
-After torch.compile, Python may wait for minutes at exit for Inductor's compile workers.  By now all
-reports are written, so nothing is lost.  The workers of pytest-xdist are left to xdist.
+After torch.compile, Python may wait at exit for minutes for Inductor's compile workers.  All
+reports have been written by then, so nothing is lost.  Workers of pytest-xdist are not affected.
 """
 
 import os
@@ -14,14 +14,14 @@ _status = 0
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Keeps the status, which a plugin may still have changed."""
+    """Store the exit status last, because plugins may change it."""
     global _status
     _status = int(session.exitstatus)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """The last hook of all."""
+    """Exit in the last hook that pytest calls."""
     if not hasattr(config, "workerinput"):
         sys.stdout.flush()
         sys.stderr.flush()

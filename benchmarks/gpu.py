@@ -1,13 +1,13 @@
-"""What `make gpu` runs: build for this card, test on it, time it, and write one JSON.
+"""Implements `make gpu`: builds for the GPU in the machine, tests, benchmarks, writes one JSON.
 
     python benchmarks/gpu.py [OUTPUT.json]
 
-Needs an NVIDIA GPU, nvcc, and in this Python: torch, numpy, safetensors, pillow, pytest and
-pytest-benchmark; for the tests of training and of the command line all that espan depends on.
-Nothing is downloaded or installed.  With pytest-xdist and 16 cores it should take under 5 minutes:
-a minute to build; the tests, which took 30 s on an H200; the sanitizers, 57 s side by side; and
-the benchmarks, which get 150 s.  The JSON is written anew after each part, with the seconds that
-the part took, its share of the run, and the card's clocks meanwhile.
+Requires an NVIDIA GPU, nvcc and, in this Python, torch, numpy, safetensors, pillow, pytest and
+pytest-benchmark.  The tests of training and of the command line also require espan's other
+dependencies.  Nothing is downloaded or installed.  With pytest-xdist and 16 cores, a run should
+take under 5 minutes: a minute for the build; the tests, which took 30 s on an H200; the sanitizers,
+57 s in parallel; and the benchmarks, which are limited to 150 s.  The JSON is rewritten after each
+part.  For each part it has the seconds, the share of the run, and the GPU's clocks.
 """
 
 import importlib.util
@@ -29,7 +29,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
-# Which of a file's benchmarks.  What matters most comes first; compiling takes a minute a case.
+# Files, and pytest -k expressions.  The most important come first; compiling takes a minute per
+# case.
 BENCHMARKS = (
     ("bench_model", "(510x339 or challenge) and not compiled"),
     ("bench_frequency_loss", "cuda"),
@@ -49,17 +50,18 @@ SANITIZED = [
     "tests/kernels/test_frequency_loss_cuda.py::test_values_and_gradients[cuda-dtype0]",
 ]
 CHECKS = ("memcheck", "racecheck", "initcheck", "synccheck")
-# Seconds; beside a minute for the build.
+# In seconds.  The build takes another minute.
 TEST_LIMIT, BENCHMARK_LIMIT, SANITIZER_LIMIT, GRACE = 120, 150, 120, 10
 PYTEST = (sys.executable, "-m", "pytest", "-p", "benchmarks.end_at_once", "-q")
 CLOCKS = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
 
 
 def run(*command: str, limit: float | None = None, **environment: str) -> tuple[int, str]:
-    """A command's status and what it printed; 124 if it ran out of time.
+    """Run a command and return its status and output; the status is 124 if it timed out.
 
-    Then it is interrupted, so that pytest still writes what it has found, and killed if that does
-    not help.  What it leaves running is killed, too: it may hold the output open for ever.
+    At the time limit, the command is interrupted, so that pytest can still write its report; if it
+    does not end, it is killed.  Processes that it leaves behind are killed too, because they could
+    keep the output open for ever.
     """
     print("$", " ".join(command), flush=True)
     with tempfile.TemporaryFile() as output:
@@ -88,7 +90,7 @@ def run(*command: str, limit: float | None = None, **environment: str) -> tuple[
 
 
 def printed_by(*command: str) -> str:
-    """What a command prints; "unknown" if it is not installed or fails."""
+    """The output of a command; "unknown" if it is not installed or fails."""
     if not shutil.which(command[0]):
         return "unknown"
     status, output = run(*command)
@@ -109,13 +111,13 @@ def build(capability: tuple[int, int]) -> None:
 
 
 def test_files() -> tuple[list[str], str]:
-    """The files with tests for a GPU, the kernels' first, and why some were left out."""
-    # Without all that espan depends on, the kernels and the network can be tested still.
+    """The files with GPU tests, those of the kernels first, and why any were left out."""
+    # The kernels and the network can be tested even if some dependencies of espan are missing.
     lacking, why = run(sys.executable, "-c", "import espan.cli, espan.training.train")
     names = ["kernels/test_*_cuda.py", "test_fused_gpu.py", "kernels/test_*.py"]
     names += [] if lacking else ["**/test_*.py"]
     files = [p for name in names for p in sorted((ROOT / "tests").glob(name))]
-    # By name, because others need packages that may not be here.
+    # Name the files, because collecting the others may require packages that are not installed.
     marked = [str(p) for p in dict.fromkeys(files) if "mark.gpu" in p.read_text()]
     return marked, why.strip().splitlines()[-1] if lacking else ""
 
@@ -124,7 +126,7 @@ def tests(folder: Path) -> dict[str, Any]:
     report = folder / "tests.xml"
     files, left_out = test_files()
     pytest = [*PYTEST, "-m", "gpu", f"--junitxml={report}"]
-    # Most of the time goes into compilers and exact results, on the CPU.  If each worker's took all
+    # Most of the time goes into compilers and exact results, on the CPU.  If each worker used all
     # cores, the tests would take over four times as long.
     parallel = {}
     if importlib.util.find_spec("xdist"):
@@ -134,7 +136,7 @@ def tests(folder: Path) -> dict[str, Any]:
     print(output[-4000:])
     if not report.exists():
         return {"status": status, "output": output[-2000:]}
-    # The test that was interrupted has no name.
+    # An interrupted test has no name.
     cases = [c for c in ElementTree.parse(report).getroot().iter("testcase") if c.get("name")]
     failed = [c for c in cases if c.find("failure") is not None or c.find("error") is not None]
     skipped = [c for c in cases if c.find("skipped") is not None]
@@ -148,13 +150,13 @@ def tests(folder: Path) -> dict[str, Any]:
 
 
 def sanitizer() -> dict[str, str]:
-    """Each of compute-sanitizer's checks over one test of each op, side by side."""
+    """Run all checks of compute-sanitizer in parallel, each on one test per op."""
     if not (tool := shutil.which("compute-sanitizer")):
         return dict.fromkeys(CHECKS, "compute-sanitizer is not installed")
 
     def verdict(check: str) -> str:
         start = time.time()
-        # Not PYTEST: the sanitizer sees a whole process, to its end.
+        # Not PYTEST: the sanitizer checks the process until its regular exit.
         pytest = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", *SANITIZED]
         status, output = run(
             *(tool, f"--tool={check}", "--error-exitcode=9", *pytest),
@@ -169,7 +171,7 @@ def sanitizer() -> dict[str, str]:
 
 
 def benchmarks(folder: Path) -> list[dict[str, Any]]:
-    """In parts, so that one which runs out of time does not take the others' results along."""
+    """Run the benchmarks in parts, so that a part that times out does not lose other results."""
     end = time.time() + BENCHMARK_LIMIT
     rows: list[dict[str, Any]] = []
     for number, (name, which) in enumerate(BENCHMARKS):
@@ -201,7 +203,7 @@ def benchmarks(folder: Path) -> list[dict[str, Any]]:
 
 
 class Clocks:
-    """The card's clocks, power and temperature twice a second, by nvidia-smi."""
+    """The GPU's clocks, power and temperature, sampled by nvidia-smi twice a second."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.process = file, None
@@ -212,12 +214,12 @@ class Clocks:
         self.read = 0
 
     def since_last(self) -> dict[str, list[float]]:
-        """The least, median and largest of each since it was last asked for."""
+        """The minimum, median and maximum of each since the last call."""
         lines = self.file.read_text().splitlines()[self.read :] if self.process else []
         self.read += len(lines)
         rows = []
         for line in lines:
-            with suppress(ValueError):  # the last may be half written, or a value not supported
+            with suppress(ValueError):  # an incomplete last line, or an unsupported value
                 rows.append([float(value) for value in line.split(",")])
         columns = zip(*(row for row in rows if len(row) == len(CLOCKS)), strict=True)
         return {
@@ -234,7 +236,7 @@ class Clocks:
 def record(
     report: dict[str, Any], target: Path, clocks: Clocks, parts: dict[str, Callable[[], Any]]
 ) -> None:
-    """Runs the parts one after another; the report is whole after each."""
+    """Run the parts one after another and write the report after each."""
     report["parts"] = {}
     for name, part in parts.items():
         start = time.time()
