@@ -55,7 +55,7 @@ def random_network(architecture: Architecture) -> Network:
     return plain
 
 
-def ours(plain: Network, x: Tensor, dtype: torch.dtype | None) -> Run:
+def espan_network(plain: Network, x: Tensor, dtype: torch.dtype | None) -> Run:
     fused = FusedNetwork(plain, device="cpu", dtype=dtype)
     return lambda: fused(x)
 
@@ -135,18 +135,18 @@ def ncnn(plain: Network, x: Tensor, folder: Path, threads: int, precision: str) 
     return run
 
 
-def competitors(plain: Network, x: Tensor, folder: Path, threads: int) -> dict[str, Run]:
+def runtimes(plain: Network, x: Tensor, folder: Path, threads: int) -> dict[str, Run]:
     """All runtimes that can run on this machine, by name and precision."""
     narrow, narrow_x = in_bfloat16(plain), x.bfloat16()
     makers: dict[str, Callable[[], Run]] = {
-        "espan (default)": lambda: ours(plain, x, None),
-        "espan fp32": lambda: ours(plain, x, torch.float32),
+        "espan (default)": lambda: espan_network(plain, x, None),
+        "espan fp32": lambda: espan_network(plain, x, torch.float32),
         "PyTorch eager fp32": lambda: eager(plain, x),
         "PyTorch compiled fp32": lambda: compiled(plain, x),
         "ONNX Runtime fp32": lambda: onnxruntime(plain, x, folder, threads),
         "OpenVINO fp32": lambda: openvino(plain, x, folder, threads, "fp32"),
         "ncnn fp32": lambda: ncnn(plain, x, folder, threads, "fp32"),
-        "espan bf16": lambda: ours(plain, x, torch.bfloat16),
+        "espan bf16": lambda: espan_network(plain, x, torch.bfloat16),
         "PyTorch eager bf16": lambda: eager(narrow, narrow_x),
         "PyTorch compiled bf16": lambda: compiled(narrow, narrow_x),
         "OpenVINO bf16": lambda: openvino(plain, x, folder, threads, "bf16"),
@@ -170,9 +170,9 @@ def competitors(plain: Network, x: Tensor, folder: Path, threads: int) -> dict[s
             continue
         error, allowed = error_of(run()), bf16_allowed if name.endswith("bf16") else FP32_ALLOWED
         if not error <= allowed:
-            print(f"  {name}: not measured: off by {error:.2g}, allowed {allowed:.2g}", flush=True)
+            print(f"  {name}: not measured: error {error:.2g} exceeds {allowed:.2g}", flush=True)
             continue
-        print(f"  {name}: off by {error:.2g}, allowed {allowed:.2g}", flush=True)
+        print(f"  {name}: error {error:.2g}, at most {allowed:.2g} allowed", flush=True)
         ready[name] = run
     return ready
 
@@ -191,14 +191,15 @@ def measure(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
 
 
 def report(name: str, times: dict[str, list[float]]) -> dict[str, object]:
-    medians = {who: statistics.median(t) for who, t in times.items()}
-    mine = medians["espan fp32"]
+    medians = {runtime: statistics.median(t) for runtime, t in times.items()}
+    baseline = medians["espan fp32"]
     print(f"{name}: median ms")
-    for who, median in sorted(medians.items(), key=lambda item: item[1]):
-        print(f"  {who:24s} {median:8.1f}  x{median / mine:.2f}  (least {min(times[who]):.1f})")
+    for runtime, median in sorted(medians.items(), key=lambda item: item[1]):
+        least = min(times[runtime])
+        print(f"  {runtime:24s} {median:8.1f}  x{median / baseline:.2f}  (min {least:.1f})")
     entries = {
-        w: {"median_ms": round(m, 2), "least_ms": round(min(times[w]), 2)}
-        for w, m in medians.items()
+        r: {"median_ms": round(m, 2), "least_ms": round(min(times[r]), 2)}
+        for r, m in medians.items()
     }
     return {"case": name, "times": entries}
 
@@ -219,7 +220,7 @@ def main() -> None:
             for height, width in sizes:
                 x = torch.rand(1, 3, height, width)
                 print(f"{name} {width}x{height}: verifying", flush=True)
-                runs = competitors(plain, x, Path(folder), options.threads)
+                runs = runtimes(plain, x, Path(folder), options.threads)
                 measure(runs, 2)
                 cases.append(report(f"{name} {width}x{height}", measure(runs, options.rounds)))
     about = {

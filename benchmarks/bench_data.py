@@ -49,12 +49,12 @@ def per_sample(benchmark: BenchmarkFixture) -> None:
     benchmark.extra_info["samples per second"] = round(BATCH / benchmark.stats.stats.median)
 
 
-@pytest.mark.parametrize("lr", ["made of the crop", "given"])
+@pytest.mark.parametrize("lr", ["computed", "in memory"])
 def test_batch(benchmark: BenchmarkFixture, images: list[TrainingImage], lr: str) -> None:
     given = Crops(images, patch=PATCH, seed=0)
     made = Crops([dataclasses.replace(i, lr_pixels=None) for i in images], patch=PATCH, seed=0)
     assert torch.equal(made.batch(0, 64)[0], given.batch(0, 64)[0])
-    crops, first = given if lr == "given" else made, itertools.count(0, BATCH)
+    crops, first = given if lr == "in memory" else made, itertools.count(0, BATCH)
     benchmark(lambda: crops.batch(next(first), BATCH))
     per_sample(benchmark)
 

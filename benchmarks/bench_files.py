@@ -90,15 +90,15 @@ def main() -> None:
                 singly.append(sum(upscale([job], upscaler) for job in jobs))
                 together.append(upscale(jobs, upscaler))
             print(f"{len(jobs)} {kind} of {WIDTH}x{HEIGHT}, {upscaler.backend}")
-            print("  median ms per image    clock  processor")
-            for step, (clock, processor) in medians.items():
-                print(f"  {step:20s} {clock:7.2f}  {processor:9.2f}")
-            for i, of in enumerate(("the clock", "processor time, the network's shared out")):
-                beside = sum(
+            print("  median ms per image     wall  processor")
+            for step, (wall, processor) in medians.items():
+                print(f"  {step:20s} {wall:7.2f}  {processor:9.2f}")
+            for i, time_of in enumerate(("wall time", "processor time per thread")):
+                conversions = sum(
                     t[i] for step, t in medians.items() if step[:6] in ("decode", "layout")
                 )
-                share = beside / medians["network"][i] * (options.threads if i else 1)
-                print(f"  decode and layout are {share:.1%} of the network by {of}")
+                share = conversions / medians["network"][i] * (options.threads if i else 1)
+                print(f"  decode and layout take {share:.1%} of the network's {time_of}")
             for name, times in (("one by one", singly), ("as one batch", together)):
                 print(f"  {name:20s} {statistics.median(times) / len(jobs):7.2f}")
 

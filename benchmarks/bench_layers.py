@@ -51,7 +51,7 @@ def weights_of(part: str) -> list[Tensor]:
     return [random(*shape) for shape in shapes]
 
 
-def meaning(part: str, weights: list[Tensor], maps: list[Tensor]) -> Tensor:
+def plain_part(part: str, weights: list[Tensor], maps: list[Tensor]) -> Tensor:
     """The part in plain PyTorch."""
     if part == "head":
         return reference.head(maps[0], weights[0], weights[1], None)
@@ -71,7 +71,7 @@ def inputs(part: str, size: tuple[int, int], dtype: torch.dtype) -> list[Tensor]
     ]
 
 
-def pytorch(name: str, part: str, size: tuple[int, int]) -> Run:
+def pytorch_part(name: str, part: str, size: tuple[int, int]) -> Run:
     how, precision = name.split()
     dtype = {"fp32": F32, "fp16": F16}[precision]
     maps = inputs(part, size, dtype)
@@ -81,15 +81,15 @@ def pytorch(name: str, part: str, size: tuple[int, int]) -> Run:
     ]
     if how == "compiled":
         torch._dynamo.reset()
-        compiled = torch.compile(meaning, mode="max-autotune", dynamic=False)
+        compiled = torch.compile(plain_part, mode="max-autotune", dynamic=False)
         return lambda: compiled(part, weights, maps)
     if how == "eager":
-        return lambda: meaning(part, weights, maps)
+        return lambda: plain_part(part, weights, maps)
     for _ in range(3):
-        meaning(part, weights, maps)
+        plain_part(part, weights, maps)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        result = meaning(part, weights, maps)
+        result = plain_part(part, weights, maps)
 
     def replay() -> Tensor:
         graph.replay()
@@ -98,7 +98,7 @@ def pytorch(name: str, part: str, size: tuple[int, int]) -> Run:
     return replay
 
 
-def ours(name: str, part: str, size: tuple[int, int]) -> Run:
+def espan_part(name: str, part: str, size: tuple[int, int]) -> Run:
     """The espan op, with its result as (N, C, H, W)."""
     maps = [m.permute(0, 2, 3, 1) for m in inputs(part, size, F16)]  # P = C
     weights = weights_of(part)
@@ -124,13 +124,13 @@ def ours(name: str, part: str, size: tuple[int, int]) -> Run:
 
 def verify(part: str, run: Callable[..., Run], name: str) -> None:
     size = (21, 34)
-    exact = meaning(
+    exact = plain_part(
         part,
         [w.double() for w in weights_of(part)],
         [m.double().cpu() for m in inputs(part, size, F16)],
     )
     error = (run(name, part, size)().cpu() - exact).abs().max() / exact.abs().max()
-    assert error < 4e-3, f"off by {error:.2g} of the largest value"
+    assert error < 4e-3, f"the error is {error:.2g} of the largest value"
 
 
 @pytest.mark.benchmark(timer=clock)
@@ -148,7 +148,7 @@ def test_part(
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     if size not in ((256, 256), DIV2K) and name.startswith("compiled"):
         pytest.skip("compiling is slow: 256x256 and 510x339 are enough")
-    make = pytorch if name in PYTORCH else ours
+    make = pytorch_part if name in PYTORCH else espan_part
     benchmark.group = f"{part} {DEVICE} {size[1]}x{size[0]}"
     with torch.inference_mode():
         verify(part, make, name)

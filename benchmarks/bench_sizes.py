@@ -53,7 +53,7 @@ def main() -> None:
         height, width = options.one
         print(json.dumps(measure(height, width, options.threads, options.calls), allow_nan=False))
         return
-    print("size         ns per pixel: least  median   MB beyond input and output")
+    print("size           ns per pixel: min  median   MB beyond input and output")
     least = []
     for height, width in SIZES:
         command = [sys.executable, __file__, "--one", str(height), str(width)]
@@ -63,7 +63,7 @@ def main() -> None:
         least.append(found["least"])
         size = f"{width}x{height}"
         print(f"{size:11} {found['least']:20.0f} {found['median']:7.0f} {found['MB']:8.0f}")
-    print(f"largest by least: {max(least) / min(least):.2f}", end="")
+    print(f"slowest / fastest size: {max(least) / min(least):.2f}", end="")
     print(f"; without the first size: {max(least[1:]) / min(least[1:]):.2f}")
 
 
