@@ -126,7 +126,7 @@ def cuda(monkeypatch):
 
 def test_graphs_order_the_streams_that_use_them(cuda, monkeypatch):
     """A stream waits for the one before, and what is dropped for the last that used it."""
-    monkeypatch.setattr(graphs, "MOST", 2)
+    monkeypatch.setattr(graphs, "MAX_GRAPHS", 2)
     run = graphs.Graphed(lambda image, flag: image + 1)
     use = ["wait", "replay", "record"]
     for width, expected in [

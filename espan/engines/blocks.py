@@ -1,4 +1,4 @@
-"""Head, blocks and tail, each one kernel: for GPUs."""
+"""The engine for GPUs: head, each block and tail are one op each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from espan.models import Architecture
 
 
 class Kernels(NamedTuple):
-    """The ops that run the parts: those of `espan_kernels`, or their Triton versions."""
+    """The ops of the parts: those of `espan_kernels`, or their Triton versions."""
 
     head: Callable[[Tensor, Tensor, Tensor | None, int, int], Tensor]
     spab: Callable[[Tensor, Tensor, int, int, bool], tuple[Tensor, Tensor]]
@@ -25,7 +25,7 @@ COMPILED = Kernels(espan_kernels.head, espan_kernels.spab, espan_kernels.tail)
 
 
 class Blocks(nn.Module):
-    """16-bit feature maps with fp32 accumulation; the image in any dtype."""
+    """Uses 16-bit feature maps and fp32 accumulation; the image may have any dtype."""
 
     mean: Tensor | None
     head: Tensor
@@ -62,7 +62,7 @@ class Blocks(nn.Module):
 
     @staticmethod
     def can_run(architecture: Architecture, dtype: torch.dtype) -> bool:
-        """Whether there are kernels for it: 16-bit, at most 64 channels, 11x11 head, x4."""
+        """Whether there are kernels: for 16-bit types, up to 64 channels, 11x11 head, scale 4."""
         return (
             dtype in (torch.float16, torch.bfloat16)
             and architecture.channels <= 64
@@ -71,18 +71,19 @@ class Blocks(nn.Module):
         )
 
     def forward(self, image: Tensor, flag: Tensor) -> Tensor:
-        about = self.architecture
-        channels = about.channels
-        head = self.kernels.head(image, self.head, self.mean, channels, about.head_kernel)
+        architecture = self.architecture
+        channels = architecture.channels
+        concat_activation = architecture.concat_last == "activation"
+        head = self.kernels.head(image, self.head, self.mean, channels, architecture.head_kernel)
         first = last = activation = head
-        for i, convs in enumerate(about.convs):
-            wanted = about.concat_last == "activation" and i == len(about.convs) - 1
+        for i, convs in enumerate(architecture.convs):
+            with_activation = concat_activation and i == len(architecture.convs) - 1
             packed = getattr(self, f"block{i}")
-            last, activation = self.kernels.spab(last, packed, channels, convs, wanted)
+            last, activation = self.kernels.spab(last, packed, channels, convs, with_activation)
             if i == 0:
                 first = last
-        extra = activation if about.concat_last == "activation" else None
+        extra = activation if concat_activation else None
         dtype = torch.uint8 if image.dtype == torch.uint8 else head.dtype
         return self.kernels.tail(
-            head, first, last, extra, self.tail, channels, about.scale, dtype, flag
+            head, first, last, extra, self.tail, channels, architecture.scale, dtype, flag
         )

@@ -1,4 +1,4 @@
-"""PyTorch's convolutions and espan's gate: for what the other engines do not support."""
+"""The fallback engine: PyTorch's convolutions and espan's gate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Gate = Callable[[Tensor, Tensor], Tensor]
 
 
 class Composed(nn.Module):
-    """Any dtype on any device, channels last in memory.  fp32 is fp32 in full, not TF32."""
+    """Runs in any dtype on any device, channels last in memory.  fp32 never uses TF32."""
 
     mean: Tensor | None
     head_weight: Tensor
@@ -36,7 +36,7 @@ class Composed(nn.Module):
         self._put("side", folded.side, None)
         self._put("upsample", *folded.upsample)
         self.to(device=device, dtype=dtype)
-        # In fp32, whatever the dtype: 0.4488 in fp16 is off by an eighth of a uint8 step.
+        # Always fp32: in fp16, 0.4488 would be off by an eighth of a uint8 step.
         mean = None if folded.mean is None else folded.mean.to(device, torch.float32)
         self.register_buffer("mean", None if mean is None else mean.view(1, 3, 1, 1))
 
@@ -72,8 +72,8 @@ class Composed(nn.Module):
     def _conv(self, name: str, x: Tensor) -> Tensor:
         weight, bias = getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias")
         around = weight.shape[-1] // 2
-        # What F.conv2d calls.  That takes TF32, which keeps 10 bits of a value, from a setting that
-        # is the user's and shared by all threads.
+        # The function behind F.conv2d.  F.conv2d itself uses TF32, which keeps 10 bits of a value,
+        # if a global setting of the user allows it.
         return torch._convolution(
             x,
             weight,

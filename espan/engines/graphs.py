@@ -1,4 +1,4 @@
-"""Running an engine under CUDA graphs, one for each shape."""
+"""Runs an engine under CUDA graphs, one for each image shape."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-# Graphs kept.  Each holds the feature maps of its size: by arithmetic, at most four of 11 MB and an
-# output of 17 MB at 510x339 with 32 channels in fp16.
-MOST = 8
+# Each graph holds the feature maps of its size.  At 510x339 with 32 channels in fp16, these are at
+# most four of 11 MB and an output of 17 MB (calculated, not measured).
+MAX_GRAPHS = 8
 
 
 class Graphed(nn.Module):
-    """Captures a graph at the first image of a shape and dtype, and replays it for the others.
+    """Captures a graph for the first image of each shape and dtype, and replays it for later ones.
 
-    Beyond `MOST`, the least recently used graph is dropped.  Calls run one at a time: threads wait
-    for each other, and a stream waits for the previous call's stream.
+    It keeps up to `MAX_GRAPHS` graphs and drops the least recently used one.  Calls do not overlap:
+    threads wait for each other, and a stream waits for the stream of the previous call.
     """
 
     def __init__(self, engine: nn.Module) -> None:
@@ -35,7 +35,7 @@ class Graphed(nn.Module):
                 self._done.wait()  # another stream may still use the static image and result
             if key not in self._graphs:
                 self._graphs[key] = self._capture(image, flag)
-                if len(self._graphs) > MOST:
+                if len(self._graphs) > MAX_GRAPHS:
                     if self._done is not None:
                         self._done.synchronize()  # others may reuse the memory of the dropped graph
                     self._graphs.popitem(last=False)
@@ -49,13 +49,13 @@ class Graphed(nn.Module):
             return result
 
     def _capture(self, image: Tensor, flag: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
-        with torch.inference_mode(False):  # a tensor of inference mode could not be filled outside
+        with torch.inference_mode(False):  # inference tensors cannot be written outside that mode
             static_image = torch.empty_like(image)
         static_image.copy_(image)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            self.engine(static_image, flag)  # what only the first call does must not be captured
+            self.engine(static_image, flag)  # one-time initialisation must not be captured
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

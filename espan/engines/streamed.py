@@ -1,4 +1,4 @@
-"""The whole network as one op that streams the image in strips: for CPUs."""
+"""The engine for CPUs: the whole network as one op, which streams the image in strips."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from espan_kernels import backends, network, pack_network
 
 
 class Streamed(nn.Module):
-    """fp32; on CPUs with AMX also bf16 with sums in fp32.
+    """Computes in fp32; on CPUs with AMX also in bf16 with fp32 accumulation.
 
     With dtype None, AMX computes fp32 from bf16 halves, which keep 17 bits of each value.
     """
@@ -20,19 +20,19 @@ class Streamed(nn.Module):
 
     def __init__(self, folded: Folded, *, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        about = folded.architecture
-        self.channels = about.channels
-        self.head_kernel = about.head_kernel
-        self.convs = list(about.convs)
-        self.concat_activation = about.concat_last == "activation"
-        self.scale = about.scale
+        architecture = folded.architecture
+        self.channels = architecture.channels
+        self.head_kernel = architecture.head_kernel
+        self.convs = list(architecture.convs)
+        self.concat_activation = architecture.concat_last == "activation"
+        self.scale = architecture.scale
         packed = pack_network(
             folded.head,
             folded.blocks,
             folded.last,
-            folded.side[:, :, 0, 0].split(about.channels, dim=1),
+            folded.side[:, :, 0, 0].split(architecture.channels, dim=1),
             folded.upsample,
-            scale=about.scale,
+            scale=architecture.scale,
             mean=(0.0, 0.0, 0.0) if folded.mean is None else folded.mean.tolist(),
             dtype=dtype,
         )

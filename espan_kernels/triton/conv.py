@@ -55,9 +55,9 @@ def _three_rows(column, kept, packed: tl.constexpr):
     """
     columns: tl.constexpr = column.shape[0]
     dy = tl.arange(0, 4)[:, None]
-    place = dy * (16 * packed) + _of_column(column)[None, :]
-    there = (dy < 3) & kept[None, :]
-    return tl.reshape(place, (4 * columns,)), tl.reshape(there, (4 * columns,))
+    offset = dy * (16 * packed) + _of_column(column)[None, :]
+    mask = (dy < 3) & kept[None, :]
+    return tl.reshape(offset, (4 * columns,)), tl.reshape(mask, (4 * columns,))
 
 
 @triton.jit
@@ -79,13 +79,13 @@ def _taps(weight_ptr, k, column, kept, p: tl.constexpr, packed: tl.constexpr):
     ``k`` are the input channels; the taps are zero from P on.  ``column`` selects from the
     ``packed`` columns of the weights; the taps are zero where not ``kept``.
     """
-    place, there = _three_rows(column, kept, packed)
-    at = weight_ptr + _of_row(k, packed)[:, None] + place[None, :]
-    there = (k < p)[:, None] & there[None, :]
+    offset, mask = _three_rows(column, kept, packed)
+    at = weight_ptr + _of_row(k, packed)[:, None] + offset[None, :]
+    mask = (k < p)[:, None] & mask[None, :]
     step: tl.constexpr = p // 16 * 3 * (16 * packed)
-    left = tl.load(at, mask=there, other=0.0)
-    centre = tl.load(at + step, mask=there, other=0.0)
-    right = tl.load(at + 2 * step, mask=there, other=0.0)
+    left = tl.load(at, mask=mask, other=0.0)
+    centre = tl.load(at + step, mask=mask, other=0.0)
+    right = tl.load(at + 2 * step, mask=mask, other=0.0)
     return left, centre, right
 
 

@@ -36,15 +36,15 @@ def columns_of(p: int, major: int) -> int:
 
 
 @triton.jit
-def _there(inside, x, y, height, width):
+def _on_image(inside, x, y, height, width):
     """Whether a tap is on a pixel; ``inside`` is false left of the image and beyond the kernel."""
     return inside & (x < tl.where((y >= 0) & (y < height), width, 0))
 
 
 @triton.jit
 def _row(image_ptr, inside, x, y, height, width, stride_y):
-    there = _there(inside, x, y, height, width)
-    return tl.load(image_ptr + y.to(tl.int64) * stride_y, mask=there, other=0)
+    mask = _on_image(inside, x, y, height, width)
+    return tl.load(image_ptr + y.to(tl.int64) * stride_y, mask=mask, other=0)
 
 
 @triton.jit(do_not_specialize=[*SIZES, "stride_n", "stride_c", "stride_y", "stride_x"])
@@ -80,11 +80,11 @@ def head_kernel(
     k = tl.arange(0, depth)
     steps: tl.constexpr = (3 * kernel + 15) // 16
     of_row = weight_ptr + _of_row(k, p)[:, None] + _of_column(column)[None, :]
-    there = (k < 16 * steps)[:, None] & kept[None, :]
+    mask = (k < 16 * steps)[:, None] & kept[None, :]
     taps = ()
     for dy in tl.static_range(kernel):
-        place = (dy // 3 * steps * 3 + dy % 3) * (16 * p)
-        taps = taps + (tl.load(of_row + place, mask=there, other=0.0),)
+        offset = (dy // 3 * steps * 3 + dy % 3) * (16 * p)
+        taps = taps + (tl.load(of_row + offset, mask=mask, other=0.0),)
     bias = tl.load(bias_ptr + column, mask=kept, other=0.0)[None, :]
     if mean_ptr is not None:
         mean = tl.load(mean_ptr + k % 3)[None, :]
@@ -106,7 +106,7 @@ def head_kernel(
             a = a * (1.0 / 255.0)
         if mean_ptr is not None:
             # Zero outside the image, not -mean: the mean is subtracted before the zero padding.
-            a = tl.where(_there(inside, x_in, y, height, width), a - mean, 0.0)
+            a = tl.where(_on_image(inside, x_in, y, height, width), a - mean, 0.0)
         value = _row(image_ptr, inside, x_in, y + 1, height, width, stride_y)
         a = a.to(weight_ptr.dtype.element_ty)
         # The first sums lack only the lowest taps and are now complete; the last ones are new.
