@@ -1,19 +1,20 @@
 # make demo       upscale a sample photograph with the bundled weights
-# make test       all tests that finish within minutes; make test-full: all tests
-# make test-oldest  the tests of ops and engines with the oldest torch that espan supports
-# make lint       formatting, ruff, mypy
-# make bench      the benchmarks
-# make sanitize   the CPU kernels' tests under the address and undefined-behaviour sanitizers
-# make rehearse   the GPU tests without a GPU, under emulation; PYTHON's torch must be a CUDA build
-# make gpu        for a machine with an NVIDIA GPU: builds for it, tests, times, writes one JSON;
-#                 with the torch of PYTHON, and without installing anything
+# make test       run the tests, except those marked slow; make test-full: run all tests
+# make test-oldest  test ops and engines with the oldest torch that espan supports
+# make lint       check formatting, ruff, mypy
+# make bench      run the benchmarks
+# make sanitize   test the CPU kernels with the address and undefined-behaviour sanitizers
+# make rehearse   run the GPU tests on an emulator; the torch of PYTHON must be a CUDA build
+# make gpu        on a machine with an NVIDIA GPU: build for it, test, benchmark, write one JSON;
+#                 uses the torch of PYTHON and installs nothing
 #
-# Each makes .venv and installs what it needs, once.  Another torch: make TORCH="torch==2.11.0" demo
+# All except rehearse and gpu create .venv and install their dependencies there, once.
+# To use another torch: make TORCH="torch==2.11.0" demo
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
-# Official weights and test sets, which the project may not ship; tests that need them skip.
+# Official weights and test sets are not part of the project; without them, some tests are skipped.
 ifneq ($(wildcard ../shared/testsets),)
 export ESPAN_TESTDATA ?= $(abspath ../shared)
 endif
@@ -54,8 +55,7 @@ rehearse:
 gpu:
 	$(PYTHON) benchmarks/gpu.py
 
-# What was installed last stands in the file, so that another TORCH or another kind of build
-# installs again and the same one does not.
+# The file records what was installed, so that only another TORCH or kind of build reinstalls.
 WANTED := $(TORCH) $(ESPAN_BUILD) $(TORCH_CUDA_ARCH_LIST)
 
 .venv/.torch: FORCE
@@ -74,13 +74,13 @@ WANTED := $(TORCH) $(ESPAN_BUILD) $(TORCH_CUDA_ARCH_LIST)
 	@touch $@
 
 .venv/.tools: .venv/.espan
-	@echo "installing what tests and linting need ..."
+	@echo "installing the dependencies of tests and linting ..."
 	@$(BIN)/python -m pip install -q --group test --group build --group lint
 	@touch $@
 
 OLDEST := $(shell sed -n 's/.*"torch>=\([0-9.]*\)".*/torch==\1.0/p' pyproject.toml)
 
-# The package is installed for its dependencies alone: pytest takes the modules of this folder.
+# The package is installed only for its dependencies: pytest imports the modules in this folder.
 .venv/oldest/.tools: .venv/.espan
 	@echo "installing $(OLDEST) into .venv/oldest ..."
 	@$(PYTHON) -m venv .venv/oldest
