@@ -6,7 +6,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 
 def extend_colour(pixels: Tensor) -> Tensor:
-    """Replace the colour of fully transparent pixels by that of the nearest visible ones.
+    """Replace the colour of fully transparent pixels with that of the nearest visible ones.
 
     pixels   (H, W, 2) gray and alpha or (H, W, 4) RGB and alpha, not premultiplied; uint8, uint16
              or floating point.

@@ -56,9 +56,9 @@ def plan(
 ) -> list[Job]:
     """Decide the target of every image before anything is computed.
 
-    One input file and an `output` that is not a folder: that file.  Otherwise `output` is a folder
-    that keeps the tree of each input folder, and `name_results` gives the names in it.  A folder
-    that cannot be read is a job with an error.
+    If there is one input file and `output` is not a folder, `output` is the target.  Otherwise
+    `output` is a folder in which the tree of each input folder is kept; `name_results` chooses the
+    names.  A folder that cannot be read becomes a job with an error.
 
     Args:
         inputs: image files, and folders, which are searched with their subfolders.
@@ -363,7 +363,7 @@ def _ending(relative: Path, format: str | None) -> str:
 
 
 def _exists(path: Path) -> bool:
-    """Whether there is something; True if it cannot be known, as reading it reports why."""
+    """Whether the path exists; True if unknown, because reading it later reports the reason."""
     try:
         return path.exists()
     except OSError:
@@ -371,7 +371,7 @@ def _exists(path: Path) -> bool:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether it is a file; True if it cannot be known, as reading it reports why."""
+    """Whether the path is a file; True if unknown, because reading it later reports the reason."""
     try:
         return path.is_file()
     except OSError:

@@ -136,7 +136,7 @@ def _tensor_keys(data: Mapping[Any, object]) -> list[str]:
 
 
 def _dicts(data: Mapping[Any, object]) -> Iterator[tuple[str, Mapping[Any, object]]]:
-    """The dicts in a dict where a network may be: not in the state of an optimizer."""
+    """The nested dicts that may hold a network; those of optimizers are skipped."""
     for key, value in data.items():
         if isinstance(value, Mapping) and not str(key).startswith("optim"):
             yield str(key), value

@@ -9,8 +9,8 @@ import warnings
 
 import torch
 
-# What a RuntimeError says when memory runs out: in PyTorch's CPU allocator on Linux and on Windows,
-# C++, the CUDA runtime, cuDNN and cuBLAS.
+# The messages of RuntimeErrors when memory runs out: PyTorch's CPU allocator on Linux and on
+# Windows, C++, the CUDA runtime, cuDNN and cuBLAS.
 _OUT_OF_MEMORY = ("defaultcpuallocator", "bad_alloc", "out of memory", "_status_alloc_failed")
 
 

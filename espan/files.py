@@ -1,4 +1,4 @@
-"""Writing files: whole or not at all, never over an input, and JSON that is JSON."""
+"""Writing files: whole or not at all, and never over an input; and standard JSON."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from espan.errors import EspanError
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give the path of a temporary file beside `path`; put it in place if the block succeeds.
 
-    On any failure, an interrupt included, the temporary file is removed and what stood at `path`
-    stays as it was.  An OSError, of a full disk for example, names `path`.
+    On any failure, including an interrupt, the temporary file is removed, and an existing file at
+    `path` is left unchanged.  OSErrors, for example if the disk is full, name `path`.
     """
     target = Path(path)
     name = f".{target.stem[:40]}.{secrets.token_hex(6)}.part"
     temporary = target.with_name(name)
-    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # less the umask
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # minus the umask
     try:
         yield temporary
         with temporary.open("r+b") as written:  # Windows flushes only what is open for writing
@@ -55,7 +55,7 @@ def refuse_inputs(
 
 
 def file_identity(path: Path) -> tuple[int, int] | None:
-    """What links and spellings of the path of one file share; None if there is no such file."""
+    """An identity that all links to a file and spellings of its path share; None if no file."""
     try:
         status = path.stat()
     except OSError:
@@ -64,7 +64,7 @@ def file_identity(path: Path) -> tuple[int, int] | None:
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
-    """JSON in ASCII: every file name survives, and NaN and infinity, which JSON lacks, are null."""
+    """A value as ASCII JSON: any file name is preserved, and NaN and infinity become null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 

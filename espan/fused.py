@@ -74,8 +74,8 @@ class FusedNetwork(nn.Module):
         backend: the chosen backend.
         engine: what runs the network: `Blocks`, `Streamed` or `Composed`, of `espan.engines`.
         dtype: of weights and activations.
-        options: device, dtype, backend and graph as they were given.
-        plain: the network that it was made from.
+        options: the arguments device, dtype, backend and graph.
+        plain: the plain network from which it was made.
     """
 
     flag: Tensor

@@ -17,7 +17,7 @@ _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 def to_array(image: Image.Image) -> tuple[np.ndarray, Callable[[np.ndarray], Image.Image]]:
-    """Pixels (H, W, C), uint8 or uint16 with C from 1 to 4, and a function that reverses this.
+    """Pixels (H, W, C), uint8 or uint16, C from 1 to 4, and a function that converts results back.
 
     Palette images become RGB or RGBA, 1-bit images gray, other colour spaces RGB; CMYK becomes
     sRGB by its profile or, without one, by libvips' default, as in files.  EXIF orientation is

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# An image of more LR pixels is tiled.  In fp32 with 32 channels, PyTorch's convolutions take 1.2 KB
-# per pixel beyond the input, including 192 bytes of output: 0.65 GB here, measured on a CPU.
+# Images with more LR pixels are tiled.  In fp32 with 32 channels, PyTorch's convolutions take
+# 1.2 KB per pixel beyond the input, including 192 bytes of output: 0.65 GB here, measured on a CPU.
 LARGEST_UNTILED = 768 * 768
 # With ESPAN's halo of 23 pixels, tiles of 512 compute 19% more pixels than the image has, tiles of
 # 256 39%.

@@ -41,10 +41,10 @@ def upscale(
 ) -> Any:
     """Upscale one image, or a list of them: `Upscaler(weights, ...)(image)`.
 
-    It loads the weights each time.  For many images make an `Upscaler` once and call that, or pass
-    it as `weights`.  A tensor is upscaled on the device that it is on, unless another is given.
+    It loads the weights each time.  For many images, create an `Upscaler` once and call it, or pass
+    it as `weights`.  A tensor is upscaled on its own device, unless another is given.
 
-    Raises and warns as `Upscaler`.  With an `Upscaler`, any option is an EspanError.
+    Raises and warns like `Upscaler`.  If `weights` is an `Upscaler`, any option raises EspanError.
     """
     options: dict[str, Any] = {"device": device, "dtype": dtype, "backend": backend}
     options |= {"tile": tile, "graph": graph}
@@ -220,7 +220,7 @@ class Upscaler:
         return torch.empty(size, dtype=pixels.dtype, device=pixels.device)
 
     def _look_closer(self, batch: Tensor, dtype: torch.dtype) -> tuple[Tensor, str]:
-        """Compute a tile in fp32 whose output left the plausible range in `dtype`."""
+        """Recompute in fp32 a tile whose output left the plausible range in `dtype`."""
         exact = self._in_fp32()
         result = exact(_to_float(batch))
         if exact.check():

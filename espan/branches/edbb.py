@@ -47,7 +47,7 @@ class EDBBConv(RepVGGConv):
     """RepVGG's branches, ``1x1 - k x k`` and, each after a 1x1, two Sobels and a Laplacian.
 
     Between the 1x1 and the k x k there are twice as many channels as at the output, which the
-    original recommends for small networks.  The filters are 3x3, also if the kernel is wider.
+    original recommends for small networks.  The filters are 3x3 even if the kernel is wider.
 
     Args:
         in_channels, out_channels, kernel: of the convolution that it replaces.

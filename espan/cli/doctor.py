@@ -18,7 +18,7 @@ from espan_kernels import backends
 
 
 def command(as_json: options.JsonOut = False) -> None:
-    """Say which backends can run here and, for those that cannot, why."""
+    """Show which backends can run on this machine, and why the others cannot."""
     device = default_device()
     found = backends.available(device)
     about = {
@@ -47,7 +47,7 @@ def command(as_json: options.JsonOut = False) -> None:
 
 
 def _gpus() -> dict[str, str]:
-    """Each GPU with its backend: they need not be alike."""
+    """The name and the backend of each GPU, which may differ."""
     return {
         f"cuda:{i}": f"{torch.cuda.get_device_name(i)}: {backends.choose(f'cuda:{i}')}"
         for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)

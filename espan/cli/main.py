@@ -45,7 +45,7 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line.  Errors that the user can fix are one sentence, with status 1."""
+    """Run the command line.  Errors that the user can fix are one sentence; the status is 1."""
     for stream in (sys.stdout, sys.stderr):
         # File names may not be valid UTF-8, and the terminal may not support all characters.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

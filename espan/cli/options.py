@@ -100,10 +100,10 @@ def check_folder_of(path: Path) -> None:
 
 
 def only(context: typer.Context, option: str, *allowed: str, because: str = "") -> list[str]:
-    """The names of the given parameters.  Raises EspanError if others than `allowed` are given.
+    """The names of the given parameters.  Raises EspanError if any is not in `allowed`.
 
     Args:
-        context: of the command.
+        context: the context of the command.
         option: the option with which the others have no effect.
         allowed: names of the parameters that may be given.
         because: added to the message.

@@ -25,7 +25,7 @@ from espan.upscaling import Upscaler
 
 
 def command(
-    # Not `readable`, by which typer would end the run; a file that cannot be read is one failure.
+    # Without `readable`, which would end the run: a file that cannot be read is a single failure.
     inputs: Annotated[list[Path], typer.Argument(help="Image files and folders.", readable=False)],
     output: Annotated[
         Path, typer.Option("-o", "--output", help="A file for one input file, else a folder.")

@@ -81,7 +81,8 @@ def _pass(lines: Any, weights: Any, scale: int) -> Any:
     library: Any = np if isinstance(lines, np.ndarray) else torch
     taps = weights.shape[-1]
     if library is np and weights.dtype == np.float32:
-        # In any order: 0.15 ms for a patch of 48 at x4, where the loop below takes 0.40 ms.
+        # fp32 sums are correct in any order (see above): 0.15 ms for a patch of 48 at x4, where the
+        # loop below takes 0.40 ms.
         windows = np.lib.stride_tricks.sliding_window_view(lines, taps, axis=-2)
         total = np.einsum("...hnt,...ht->...hn", windows[..., ::scale, :, :], weights)
     else:

@@ -56,12 +56,12 @@ class TrainingImage:
 
     @property
     def height(self) -> int:
-        """Of LR."""
+        """Height of LR in pixels."""
         return self.hr_size[0] // self.scale
 
     @property
     def width(self) -> int:
-        """Of LR."""
+        """Width of LR in pixels."""
         return self.hr_size[1] // self.scale
 
     @property
@@ -197,8 +197,8 @@ def fingerprint(images: Sequence[TrainingImage]) -> str:
 
 
 def free_memory() -> int:
-    """Bytes of available memory, or the limit of the container if that is less."""
-    import psutil  # comes with what training needs; the rest of this package does without
+    """The available memory in bytes, or the limit of the container if that is lower."""
+    import psutil  # a dependency of training only
 
     sizes = [psutil.virtual_memory().available]
     with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit

@@ -66,7 +66,7 @@ def batches(
             return crops.batch(first, share)
         if device.type != "cuda":
             return cut(crops, first, share, pin=False)
-        with torch.cuda.device(device):  # else the thread would pin memory for the first GPU
+        with torch.cuda.device(device):  # otherwise, it would pin memory for GPU 0
             return cut(crops, first, share, pin=True)
 
     def ready(made: tuple[Tensor, Tensor] | RawCrops) -> tuple[Tensor, Tensor]:
@@ -76,7 +76,7 @@ def batches(
 
 
 def _ahead(make: Callable[[int], T], firsts: Sequence[int], workers: int) -> Iterator[T]:
-    """As map(make, firsts), by `workers` threads, with twice as many results ahead."""
+    """Like map(make, firsts), but in `workers` threads, which work twice as many results ahead."""
     if workers == 0:
         yield from map(make, firsts)
         return

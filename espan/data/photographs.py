@@ -100,7 +100,7 @@ def _in_order(
     paths: Iterable[Path],
     ahead: int,
 ) -> Iterator[Decoded | Skipped]:
-    """As pool.map, but with at most `ahead` results in memory, because they are whole images."""
+    """Like pool.map, but with at most `ahead` results in memory, because they are whole images."""
     waiting: deque[Future[Decoded | Skipped]] = deque()
     for path in paths:
         waiting.append(pool.submit(read, path))

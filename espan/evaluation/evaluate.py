@@ -46,7 +46,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Pair:
-    """An HR image and its LR image; None: to be made from HR."""
+    """An HR image and its LR image, or None to compute LR from HR."""
 
     hr: Path
     lr: Path | None

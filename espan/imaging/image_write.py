@@ -106,8 +106,8 @@ def write_image(path: str | os.PathLike[str], image: Image, *, format: str | Non
     that of a gray image, and only PNG holds `Image.png_colour`: an ImageWarning names what is lost.
 
     The file appears whole or not at all: it is written under another name in the same folder,
-    flushed to the disk, and renamed.  After any failure an older file is as it was.  The file's
-    permissions follow the umask; a symbolic link is followed.
+    flushed to the disk, and renamed.  If this fails, an existing file is left unchanged.  The
+    file's permissions follow the umask; a symbolic link is followed.
 
     Raises ImageError for what check_output refuses, a folder that does not exist, and a path that
     exists but is not a regular file; OSError, with the path in its message, if the system cannot

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def accelerator_for(setup: Setup) -> Accelerator:
-    """Device, mixed precision and processes, by the setup or, where it is silent, the launcher."""
+    """Device, mixed precision and processes, from the setup or, if not set there, the launcher."""
     mixed = {"fp32": "no", "fp64": "no"}.get(setup.precision or "", setup.precision)
     try:
         return Accelerator(

@@ -25,7 +25,7 @@ from espan.training.run import Run, Setup, reopen
 from espan.training.stages import plan
 from espan.training.steps import Trainer
 
-INITIAL_CROPS = 16  # that the scale of signals is measured on
+INITIAL_CROPS = 16  # crops from which the scale of the signals is measured
 
 
 def train(
