@@ -257,7 +257,7 @@ class _Work:
             target = self.job.target
             target.parent.mkdir(parents=True, exist_ok=True)
             if self._target_exists() and not self.overwrite:
-                raise EspanError(f"{target} has been written by another process meanwhile")
+                raise EspanError(f"{target} was written by another process in the meantime")
             write_image(target, self.image)
             self.written.add(file_identity(target))
         self.image = None

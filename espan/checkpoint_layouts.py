@@ -70,9 +70,9 @@ def unwrap(data: object) -> tuple[dict[str, Tensor], str]:
                 f"is not a state dict: there are no tensors under {_some(sorted(map(str, data)))}"
             )
         raise CheckpointError(
-            f"is not recognised: its keys begin with {_some(sorted(keys))}; expected are the "
-            "official ESPAN layout (conv_1, block_1 ..., teacher_block_seq), the SPAN layout "
-            "(conv_1, block_1 ..., conv_cat, upsampler) or a .safetensors file written by espan"
+            f"is not recognised: its keys begin with {_some(sorted(keys))}; expected the official "
+            "ESPAN layout (conv_1, block_1 ..., teacher_block_seq), the SPAN layout (conv_1, "
+            "block_1 ..., conv_cat, upsampler) or a .safetensors file written by espan"
         )
     most = max(copy.averages for copy in copies)
     best = [copy for copy in copies if copy.averages == most]
@@ -92,7 +92,7 @@ def _copies(data: Mapping[Any, object], path: tuple[str, ...]) -> Iterator[_Copy
     if len(path) > _DEEPEST:
         raise CheckpointError(
             f"has dicts nested more than {_DEEPEST} deep, or one that contains itself, under "
-            f"{_some(list(path))}; a state dict alone is expected"
+            f"{_some(list(path))}; expected a plain state dict"
         )
     for key, inside in _dicts(data):
         yield from _copies(inside, (*path, key))
@@ -121,7 +121,7 @@ def _copies(data: Mapping[Any, object], path: tuple[str, ...]) -> Iterator[_Copy
     if strays:
         raise CheckpointError(
             f"has keys that belong to no part of the network: {_some(sorted(strays))}; expected "
-            "are tensors alone"
+            "only tensors"
         )
     for prefix, state in sorted(states.items()):
         names = (*path, prefix) if prefix else path

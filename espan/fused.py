@@ -133,8 +133,8 @@ class FusedNetwork(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FusedNetwork:
         # What .half(), .to() and the like call.  Packed weights are neither cast nor moved.
         raise EspanError(
-            "a fused network cannot change its device or dtype, for which its weights are packed; "
-            "make another one: espan.fused.load(weights, device=..., dtype=...)"
+            "the device and dtype of a fused network cannot be changed, because its weights are "
+            "packed for them; make another one: espan.fused.load(weights, device=..., dtype=...)"
         )
 
     def forward(self, x: Tensor) -> Tensor:

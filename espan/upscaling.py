@@ -202,7 +202,7 @@ class Upscaler:
             with torch.no_grad():
                 result = network(batch if as_bytes else _to_float(batch))
                 if not network.check():
-                    result, note = self._look_closer(batch, network.dtype)
+                    result, note = self._recompute(batch, network.dtype)
                     notes.append(note)
             if out is None and size is None and result.dtype == torch.uint8:
                 return result[0].permute(1, 2, 0).contiguous().to(pixels.device), notes
@@ -219,7 +219,7 @@ class Upscaler:
         size = (self.scale * height, self.scale * width, channels)
         return torch.empty(size, dtype=pixels.dtype, device=pixels.device)
 
-    def _look_closer(self, batch: Tensor, dtype: torch.dtype) -> tuple[Tensor, str]:
+    def _recompute(self, batch: Tensor, dtype: torch.dtype) -> tuple[Tensor, str]:
         """Recompute in fp32 a tile whose output left the plausible range in `dtype`."""
         exact = self._in_fp32()
         result = exact(_to_float(batch))

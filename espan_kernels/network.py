@@ -109,12 +109,12 @@ def pack_network(
     if not blocks or len(concat_side) not in (2, 3):
         raise ValueError(
             f"pack_network: got {len(blocks)} blocks and {len(concat_side)} weights for the "
-            "concat; there must be a block at least, and 2 or 3 weights"
+            "concat; there must be at least one block, and 2 or 3 weights"
         )
     amx = _library.compiled is not None and _library.compiled.cpu_path() == "amx"
     if dtype not in (None, torch.float32) and not (amx and dtype == torch.bfloat16):
         raise ValueError(
-            f"pack_network: dtype is {dtype}; it must be float32, or on the CPU path amx bfloat16"
+            f"pack_network: dtype is {dtype}; it must be float32 or, on the CPU path amx, bfloat16"
         )
     tiles = amx and dtype != torch.float32
     layers: list[tuple[Tensor, Tensor | None]] = []
@@ -152,7 +152,7 @@ def _check(name: str, kernel: Kernel, shape: tuple[int, ...]) -> None:
     if kernel[0].shape != shape or kernel[1].shape != shape[:1] or shape[-1] % 2 == 0:
         raise ValueError(
             f"pack_network: {name} has shapes {list(kernel[0].shape)} and {list(kernel[1].shape)}; "
-            f"they must be {list(shape)} and {list(shape[:1])}, of odd width"
+            f"they must be {list(shape)} and {list(shape[:1])}, with an odd kernel size"
         )
 
 

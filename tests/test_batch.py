@@ -490,7 +490,7 @@ def test_a_result_that_another_process_wrote_is_kept(tmp_path, monkeypatch):
     jobs = numbered(tmp_path, 1)
     observed = Observed(monkeypatch, network=lambda i: make(jobs[0].target))
     [outcome] = batch.run_all(jobs, observed, overwrite=False)
-    assert "written by another process meanwhile" in outcome.error
+    assert "written by another process in the meantime" in outcome.error
     assert read_image(jobs[0].target).pixels.shape == (3, 4, 3)
 
 

@@ -249,7 +249,7 @@ def test_the_attention_starts_at_a_half() -> None:
 @pytest.mark.parametrize(
     ("fails", "message"),
     [
-        (lambda: conv_factory("acnet"), "unknown convolution 'acnet'; one of plain, grep, repvgg"),
+        (lambda: conv_factory("acnet"), "unknown convolution 'acnet'; choose one of plain, grep"),
         (lambda: conv_factory("grep", grep=(1, -1))(3, 3, 3), r"two numbers >= 0, got \(1, -1\)"),
         (lambda: conv_factory("grep", middle=0)(3, 3, 3), "must have 1 channel or more, got 0"),
         (lambda: conv_factory("edbb")(3, 3, 1), "at least 3, got 1"),

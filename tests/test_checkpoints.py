@@ -239,7 +239,7 @@ def test_dicts_without_end(wrap, recognised, tmp_path, make_network):
         ),
         (
             lambda s: {**s, "epoch": 3},
-            "no part of the network: 'epoch'; expected are tensors alone",
+            "no part of the network: 'epoch'; expected only tensors",
         ),
         (lambda s: {**s, "n_averaged_": torch.zeros(1)}, "no part of the network: 'n_averaged_'"),
         (

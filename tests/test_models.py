@@ -130,7 +130,7 @@ def test_names():
         (lambda: Architecture(32, (3, 4)), r"got \(3, 4\)"),
         (lambda: Architecture(32, (3,), head_kernel=8), "head_kernel must be odd, got 8"),
         (lambda: Architecture(32, (3,), concat_last="both"), "'output' or 'activation'"),
-        (lambda: architecture_from_name("espam"), "unknown architecture 'espam'; known are espan"),
+        (lambda: architecture_from_name("espam"), "unknown architecture 'espam'; choose espan"),
         (lambda: architecture_from_name("c32d0"), "convs must list"),
         (
             lambda: Architecture.from_dict({**ESPAN.to_dict(), "depth": 6}),

@@ -50,7 +50,7 @@ def conv_factory(
         "repmbconv": RepMBConv,
     }
     if kind not in makers:
-        raise EspanError(f"unknown convolution {kind!r}; one of {', '.join(get_args(Kind))}")
+        raise EspanError(f"unknown convolution {kind!r}; choose one of {', '.join(get_args(Kind))}")
     return makers[kind]
 
 

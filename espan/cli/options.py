@@ -58,7 +58,7 @@ def parse_dtype(name: str) -> torch.dtype | None:
     if name == "auto":
         return None
     if name not in _DTYPES:
-        raise EspanError(f"unknown dtype {name!r}; known are auto, {', '.join(_DTYPES)}")
+        raise EspanError(f"unknown dtype {name!r}; choose auto, {', '.join(_DTYPES)}")
     return _DTYPES[name]
 
 
@@ -117,5 +117,5 @@ def only(context: typer.Context, option: str, *allowed: str, because: str = "") 
         and getattr(context.get_parameter_source(parameter.name), "name", "") == "COMMANDLINE"
     }
     if others := [text for name, text in given.items() if name not in allowed]:
-        raise EspanError(f"{', '.join(others)} cannot be given with {option}{because}")
+        raise EspanError(f"{', '.join(others)} cannot be combined with {option}{because}")
     return list(given)

@@ -69,7 +69,7 @@ def command(
             console.print(f"damaged: {line}", markup=False)
         if found:
             raise EspanError(
-                f"{len(found)} images are damaged; make the pack again with `espan prepare`"
+                f"{len(found)} images are damaged; recreate the pack with `espan prepare`"
             )
         print(f"{len(sources)} packs are intact" if len(sources) > 1 else f"{sources[0]} is intact")
         return

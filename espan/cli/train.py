@@ -90,8 +90,8 @@ def command(
         from espan.training.run import Setup
     except ImportError as error:
         raise EspanError(
-            f'training needs more packages ({error}); install them with `pip install ".[train]"` '
-            "in the source folder of espan"
+            f"training needs additional packages ({error}); install them with "
+            '`pip install ".[train]"` in the source folder of espan'
         ) from error
     if list_:
         options.only(context, "--list", "list_")

@@ -30,7 +30,7 @@ class Crops:
 
     def __init__(self, images: Sequence[TrainingImage], *, patch: int, seed: int) -> None:
         if not images:
-            raise EspanError("no images to take crops of")
+            raise EspanError("there are no images to crop")
         for image in images:
             if min(image.height, image.width) < patch:
                 raise EspanError(

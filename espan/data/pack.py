@@ -153,7 +153,7 @@ def _read_index(path: Path, file: BinaryIO) -> tuple[list[Entry], int]:
     if version != VERSION:
         raise EspanError(
             f"{path} is a pack of version {version}, and this espan reads version {VERSION}; "
-            f"update espan, or make the pack again with `espan prepare`"
+            f"update espan, or recreate the pack with `espan prepare`"
         )
     found, expected = os.fstat(file.fileno()).st_size, _HEADER.size + size + length
     if found != expected:

@@ -132,6 +132,6 @@ def architecture_from_name(name: str) -> Architecture:
             scale=4 if scale is None else scale,
         )
     raise EspanError(
-        f"unknown architecture {name!r}; known are {', '.join(NAMED)} and the paper's notation, "
+        f"unknown architecture {name!r}; choose {', '.join(NAMED)} or the paper's notation, "
         "e.g. c32d5k9x4 (32 channels, 5 blocks, 9x9 head, x4)"
     )

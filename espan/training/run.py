@@ -61,7 +61,8 @@ class Setup:
             raise EspanError("train: no data; folders of images or packs are expected")
         if self.precision not in (None, *PRECISIONS):
             raise EspanError(
-                f"train: unknown precision {self.precision!r}; known are {', '.join(PRECISIONS)}"
+                f"train: unknown precision {self.precision!r}; "
+                f"choose one of {', '.join(PRECISIONS)}"
             )
         if self.accumulate < 1 or self.workers < 0:
             raise EspanError(

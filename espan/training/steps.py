@@ -199,7 +199,7 @@ class Trainer:
                     raise EspanError(
                         f"the loss or its gradient was NaN or infinite for {in_a_row} steps in a "
                         f"row.  Train with a learning rate below {stage.lr:g} or clip the gradient "
-                        f"(optimizer.clip); the last save in {self.run.states} is from before"
+                        f"(optimizer.clip); the last save in {self.run.states} is older"
                     )
             self.log.progress(self.stage.first + self.step, self.stage.name, loss, speed)
 

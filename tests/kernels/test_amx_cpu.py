@@ -241,7 +241,7 @@ def test_weights_of_one_path_on_another() -> None:
     for packed in tiles:
         with pytest.raises(RuntimeError, match="the CPU path amx, but the path in use is avx512"):
             ESPAN.run(x, packed)
-    with pytest.raises(ValueError, match="it must be float32, or on the CPU path amx bfloat16"):
+    with pytest.raises(ValueError, match="it must be float32 or, on the CPU path amx, bfloat16"):
         ESPAN.pack(torch.bfloat16)
     _library.compiled.select_cpu_path("amx")
     assert torch.equal(ESPAN.run(x, rows)[0], expected)

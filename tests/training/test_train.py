@@ -568,7 +568,7 @@ def test_other_errors_are_not_taken_for_it(tiny, setup, tmp_path, monkeypatch) -
     ("change", "message"),
     [
         ({"data": ()}, "no data"),
-        ({"precision": "int8"}, "unknown precision 'int8'; known are fp32"),
+        ({"precision": "int8"}, "unknown precision 'int8'; choose one of fp32"),
         ({"accumulate": 0}, "accumulate must be 1 or more"),
         ({"workers": -1}, "workers 0 or more"),
         ({"validate_lr": Path("lr")}, "validate_lr needs validate"),
