@@ -1,4 +1,4 @@
-"""What several tests share."""
+"""Fixtures shared by several tests."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from espan.models import Architecture, Network
 
 @pytest.fixture(autouse=True, scope="session")
 def _interruptible() -> None:
-    """A shell starts background jobs with Ctrl-C ignored, which Python and subprocesses inherit."""
+    """Restore Ctrl-C, which a shell disables in background jobs and their subprocesses."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
-    """Every test sees the same random numbers in every run."""
+    """Seed the random numbers, so that a test sees the same ones in every run."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
 def testdata() -> Path:
-    """The folder of official weights and test sets, which the project may not ship."""
+    """The folder of official weights and test sets, which are not part of the project."""
     folder = os.environ.get("ESPAN_TESTDATA")
     if not folder:
         pytest.skip("ESPAN_TESTDATA is not set: it names a folder with weights/ and testsets/")
@@ -36,7 +36,7 @@ def testdata() -> Path:
 
 @pytest.fixture
 def make_network():
-    """A plain network of an architecture with random weights of about unit gain."""
+    """A function that returns a plain network with random weights of about unit gain."""
 
     def make(architecture: Architecture, seed: int = 0) -> Network:
         generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Image files for tests, made by hand or by Pillow, so that espan's own writer is not needed."""
+"""Image files for tests, made by hand or by Pillow, so that no test relies on espan's writer."""
 
 import io
 import struct
@@ -24,7 +24,7 @@ def photo(height: int, width: int, channels: int = 3, top: int = 255) -> np.ndar
 
 
 def ramp(channels: int, dtype: type) -> np.ndarray:
-    """All values of the type in the first channel, in other orders in the others."""
+    """All values of the type in every channel, each in another order."""
     count = int(np.iinfo(dtype).max) + 1
     values = np.arange(count)
     planes = [values, values[::-1], (values * 17 + 5) % count, (values * 101) % count]

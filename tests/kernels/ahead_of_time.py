@@ -1,4 +1,4 @@
-"""Compiling the convolutions in Triton for GPUs that need not be there."""
+"""Ahead-of-time compilation of the Triton convolutions, which needs no GPU."""
 
 import re
 import subprocess
@@ -15,11 +15,12 @@ def compile_for(
     warps: int = 4,
     **types: str,
 ) -> None:
-    """A kernel comes to machine code on tensor cores, and keeps all it has in registers.
+    """Check that a kernel compiles to machine code on tensor cores without register spills.
 
-    But for 8 bytes of stack, which ptxas takes where a third of the registers is in use.
+    8 bytes of stack are allowed, which ptxas uses even when a third of the registers is in use.
 
-    Pointers are to ``dtype`` but for those in ``types``; what is None in ``constants`` is left out.
+    Pointers are to ``dtype``, except those in ``types``; arguments that are None in ``constants``
+    are omitted.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -43,15 +44,15 @@ def compile_for(
     assert int(re.findall(r"STACK:(\d+)", usage)[0]) <= 8, usage
     assert "LOCAL:0 " in usage, usage
     ptx: str = compiled.asm["ptx"]
-    # LLVM writes it where it narrows the arithmetic of small indices, and ptxas 12.8 to 13.0 encode
-    # `add.s16x2 d, a, constant` for sm_90 as an addition of 0: values went to other addresses.
+    # LLVM emits it when it narrows the arithmetic of small indices, but ptxas 12.8 to 13.0 encode
+    # `add.s16x2 d, a, constant` for sm_90 as an addition of 0: values went to wrong addresses.
     assert "add.s16x2" not in ptx
     kind = "tcgen05.mma" if capability == 100 else "mma.sync" if capability == 80 else "mma"
     assert kind in ptx
 
 
 def _usage(cubin: bytes) -> str:
-    """Registers, stack and shared memory, by the disassembler that Triton brings."""
+    """Registers, stack and shared memory, according to Triton's disassembler."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

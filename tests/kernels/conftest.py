@@ -10,7 +10,7 @@ from espan_kernels import _library
 
 @pytest.fixture(params=["portable", "avx2", "avx512", "amx"])
 def cpu_path(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every CPU path that this machine can run; on amx only `network` has code of its own."""
+    """Every CPU path that this machine can run; only `network` has its own code for amx."""
     if _library.compiled is None:
         pytest.skip(_library.why_not_compiled)
     try:
@@ -23,7 +23,7 @@ def cpu_path(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def threads() -> Iterator[None]:
-    """Gives the number of threads back as it was."""
+    """Restore the number of threads after the test."""
     count = torch.get_num_threads()
     yield
     torch.set_num_threads(count)

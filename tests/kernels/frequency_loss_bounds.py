@@ -1,6 +1,7 @@
-"""The CPU kernels on images that end, and that begin, at a page that may not be touched.
+"""The CPU kernels on images that end or begin next to an inaccessible page.
 
-A program of its own: one byte read or written outside of an image ends it with a signal.
+This runs as a separate program: a read or write of one byte outside of an image ends it with a
+signal.
 """
 
 import ctypes
@@ -17,7 +18,7 @@ kept: list[object] = []
 
 
 def guarded(shape: tuple[int, ...], dtype: torch.dtype, at_end: bool) -> Tensor:
-    """A tensor between two forbidden pages, against the upper one or the lower one."""
+    """A tensor between two inaccessible pages, adjacent to the upper or the lower one."""
     size = torch.empty(shape, dtype=dtype).nbytes
     inner = (size + PAGE - 1) // PAGE * PAGE
     memory = mmap.mmap(-1, inner + 2 * PAGE)

@@ -1,9 +1,9 @@
-"""Inputs for the frequency-aware loss and what must come out, shared by the tests of its rooms.
+"""Inputs and checks shared by the tests of all implementations of the frequency-aware loss.
 
-The derivative of ``|v|`` jumps at 0, so a value that is zero but for rounding may give any sign.
-``inputs`` looks for images in which no high-frequency value and no coefficient is that small.  Some
-are zero whatever the image is, such as all but one coefficient of a single pixel; those have no
-gradient in exact arithmetic either way, and may stay.
+The derivative of ``|v|`` jumps at 0, so a value that would be zero but for rounding may have any
+sign.  ``inputs`` searches for images in which no high-frequency value and no coefficient is that
+small.  Some are zero for every image, such as all but one coefficient of a single pixel; in exact
+arithmetic, they have no gradient with either sign, so they are allowed.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from torch import Tensor
 from espan_kernels import frequency_loss_reference, reference
 from tests.tolerance import assert_accurate
 
-# Images smaller than the blur and than a DCT block, at a block, not a multiple of it, larger than
-# one tile of each implementation: 32 x 128 on the CPU, 64 x 128 in CUDA.
+# Images smaller than the blur and than a DCT block, of exactly one block, not a multiple of it, and
+# larger than one tile of each implementation: 32 x 128 on the CPU, 64 x 128 in CUDA.
 SHAPES = ((1, 1, 1, 1), (1, 2, 1, 7), (2, 1, 4, 2), (2, 3, 3, 5), (1, 1, 6, 10), (1, 2, 8, 8))
 SHAPES += ((1, 3, 9, 17), (2, 1, 24, 32), (1, 1, 25, 41), (1, 1, 33, 128), (1, 1, 73, 137))
 
@@ -31,11 +31,11 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 # sr, hr, scale, pixel, hf, dct, squared
 LossGradient = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
-FAR_FROM_ZERO = 2e-6  # some ten times the rounding of a float32 coefficient
+FAR_FROM_ZERO = 2e-6  # about ten times the rounding error of a float32 coefficient
 
 
 def _signed(d: Tensor) -> Tensor:
-    """Every value whose sign the gradient takes."""
+    """Every value whose sign is part of the gradient."""
     coefficients = frequency_loss_reference._coefficients(d)
     return torch.cat([(d - frequency_loss_reference._blur(d)).flatten(), coefficients.flatten()])
 
@@ -59,7 +59,7 @@ def inputs(
 def check(
     gradient: LossGradient, sr: Tensor, hr: Tensor, scale: float = 1.0, **options: Any
 ) -> None:
-    """Loss, terms and gradient obey the tolerance rule; the gradient has sr's strides."""
+    """Check that loss, terms and gradient obey the tolerance rule, and the gradient's strides."""
     options = OPTIONS[1] | options
     factor = torch.tensor(scale, device=sr.device)
     actual = gradient(sr, hr, factor, *options.values())
@@ -68,7 +68,7 @@ def check(
     assert {t.device for t in actual} == {sr.device}
 
     def together(loss: Tensor, terms: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss and its terms are of one magnitude, and a term may be zero but for rounding."""
+        """Join loss and terms: their magnitude is the same, and a term may be almost zero."""
         return torch.cat([loss.view(1), terms]), gradient
 
     def plain(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -79,7 +79,7 @@ def check(
 
 
 def check_special(gradient: LossGradient, value: float, device: str = "cpu") -> None:
-    """What is not finite stays so, wherever its influence reaches, and nowhere else."""
+    """Check that a non-finite value affects all results that depend on it, and no others."""
     sr, hr = inputs(1, 2, 40, 41, device=device)
     sr[0, 1, 20, 30] = value
     one = torch.ones((), device=device)

@@ -1,4 +1,4 @@
-"""Inputs for the gate and what must come out, shared by the tests of its implementations."""
+"""Inputs and checks shared by the tests of all implementations of the gate."""
 
 from collections.abc import Callable
 
@@ -8,14 +8,14 @@ from torch import Tensor
 from espan_kernels import reference
 from tests.tolerance import assert_accurate
 
-# Below, at and across a vector of 4, 8 and 16 lanes and a thread's share of 16,384 elements.
+# Below, at and above a vector of 4, 8 and 16 lanes, and a thread's share of 16,384 elements.
 SIZES = (0, 1, 3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 1000, 16383, 16384, 16385, 32769, 100_003)
 
 
 def decades(dtype: torch.dtype) -> tuple[float, ...]:
-    """Scales to test, each in a tensor of its own, so that no lost digits hide behind larger ones.
+    """Scales to test, each in its own tensor, so that larger values cannot hide lost digits.
 
-    For float64 they end at 1: beyond, the derivative of tanh cancels in the float64 reference.
+    For float64 they end at 1; beyond that, the derivative of tanh cancels in the float64 reference.
     """
     return tuple(10.0**e for e in range(-7, 1 if dtype == torch.float64 else 4))
 
@@ -54,7 +54,7 @@ def gradients(grad: Tensor, o: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_values(gate: Gate, o: Tensor, x: Tensor) -> None:
-    """The forward pass obeys the tolerance rule and gives o's strides where o has no gaps."""
+    """Check the tolerance rule and, where o has no gaps, the strides of the forward pass."""
     y = gate(o, x)
     assert (y.device, y.stride()) == (o.device, torch.empty_like(o).stride())
     o, x = o.cpu(), x.cpu()
@@ -62,7 +62,7 @@ def check_values(gate: Gate, o: Tensor, x: Tensor) -> None:
 
 
 def check_octaves(gate: Gate, dtype: torch.dtype) -> None:
-    """The rule on one octave of ``o`` at a time: a seam between two formulas cannot hide."""
+    """Check the rule for one octave of ``o`` at a time, to find any seam between two formulas."""
     for exponent in range(-10, 5):
         o = torch.linspace(1, 2, 257, dtype=torch.float64) * 2.0**exponent
         o = torch.cat((o, -o)).to(dtype)
@@ -70,7 +70,7 @@ def check_octaves(gate: Gate, dtype: torch.dtype) -> None:
 
 
 def check_gradients(gate_backward: GateBackward, grad: Tensor, o: Tensor, x: Tensor) -> None:
-    """The backward pass obeys the tolerance rule."""
+    """Check that the backward pass obeys the tolerance rule."""
     actual = gate_backward(grad, o, x)
     for t in actual:
         assert (t.device, t.stride()) == (o.device, torch.empty_like(o).stride())

@@ -1,4 +1,4 @@
-"""Heads with random weights and what must come out, shared by the tests of head's kernels."""
+"""Heads with random weights, and checks shared by the tests of head's kernels."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ LAYOUTS = ("planar", "interleaved", "strided")
 
 
 def image_of(shape: tuple[int, int, int], dtype: torch.dtype, layout: str) -> Tensor:
-    """(N, 3, H, W) in 0-1, or the bytes that stand for it, with 255 or NaN in every gap."""
+    """(N, 3, H, W) in 0-1, or the same as uint8, with NaN or 255 in every gap."""
     batch, height, width = shape
     generator = torch.Generator().manual_seed(height * 1000 + width)
     values = torch.rand(batch, 3, height, width, generator=generator)
@@ -43,7 +43,7 @@ def check(
     with_mean: bool = True,
     device: str = "cpu",
 ) -> None:
-    """The features obey the tolerance rule, and what is beyond the channels is zero."""
+    """Check that the features obey the tolerance rule and the padding channels are zero."""
     generator = torch.Generator().manual_seed(kernel)
     weight = torch.randn(channels, 3, kernel, kernel, generator=generator) / kernel
     bias = torch.randn(channels, generator=generator)

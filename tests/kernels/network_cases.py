@@ -17,7 +17,7 @@ Kernel = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """A member of the family, with random weights of about unit gain."""
+    """A network of the family, with random weights of about unit gain."""
 
     channels: int
     convs: tuple[int, ...]
@@ -25,7 +25,7 @@ class Case:
     scale: int = 4
     concat_activation: bool = False
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    gain: float = 1.0  # of the head: an img_range
+    gain: float = 1.0  # factor of the head's weights, like an img_range
     kernels: dict[str, object] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -35,7 +35,7 @@ class Case:
             shape = (outputs, inputs, width, width)
             weight = torch.randn(shape, generator=generator, dtype=torch.float64)
             bias = torch.randn(outputs, generator=generator, dtype=torch.float64) / 5
-            # Values of fp32, so that reference and kernel compute with the same weights.
+            # fp32 values, so that reference and kernel use the same weights.
             weight = gain * weight / (inputs * width * width) ** 0.5
             return weight.float().double(), bias.float().double()
 
@@ -50,7 +50,7 @@ class Case:
         )
 
     def pack(self, dtype: torch.dtype | None = None) -> Tensor:
-        """For the op, on the CPU path in use."""
+        """The packed weights for the CPU path in use."""
         return pack_network(
             *self.kernels.values(),  # type: ignore[arg-type]
             scale=self.scale,
@@ -59,7 +59,7 @@ class Case:
         )
 
     def run(self, image: Tensor, packed: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The op."""
+        """Run the op."""
         return network(
             image,
             self.pack() if packed is None else packed,
@@ -71,7 +71,7 @@ class Case:
         )
 
     def reference(self, image: Tensor, dtype: torch.dtype) -> Tensor:
-        """PyTorch, in float32 or float64."""
+        """Run the reference in float32 or float64."""
 
         def cast(value: object) -> object:
             if isinstance(value, Tensor):
@@ -87,7 +87,7 @@ class Case:
 SPAN_MEAN = (0.4488, 0.4371, 0.4040)
 ESPAN = Case(32, (3, 3, 3, 3, 3, 2), head_kernel=9)
 SPAN = Case(28, (3,) * 6, concat_activation=True, mean=SPAN_MEAN, gain=10.0)
-# Every channel count below, at and above whole vectors of 4, 8 and 16; depths; scales; concats.
+# Channel counts below, at and above whole vectors of 4, 8 and 16; depths; scales; concats.
 FAMILY = [
     ESPAN,
     SPAN,
@@ -111,7 +111,7 @@ def image(*size: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tens
 
 
 def photographs(folder: Path) -> Iterator[tuple[Tensor, NDArray[np.uint8]]]:
-    """Of a test set x4: LR (1, 3, H, W), and HR (4 H, 4 W, 3)."""
+    """The images of a x4 test set: LR (1, 3, H, W) and HR (4 H, 4 W, 3)."""
     for path in sorted((folder / "LRx4").iterdir()):
         low = torch.from_numpy(read_image(path).pixels)
         low = low.expand(-1, -1, 3).permute(2, 0, 1)[None]

@@ -1,4 +1,4 @@
-"""Blocks with random weights and what must come out, shared by the tests of spab's kernels."""
+"""Blocks with random weights, and checks shared by the tests of spab's kernels."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ def check(
     device: str = "cpu",
     gain: float = 1.0,
 ) -> None:
-    """The block obeys the tolerance rule, and what is beyond the channels stays zero."""
+    """Check that the block obeys the tolerance rule and the padding channels stay zero."""
     batch, height, width = shape
     generator = torch.Generator().manual_seed(height * 1000 + width)
 
@@ -32,7 +32,7 @@ def check(
 
     scale = gain / (9 * channels) ** 0.5
     weights = [random(channels, channels, 3, 3, scale=scale) for _ in range(convs)]
-    # Large, so that a border that is silu(bias) instead of zero shows.
+    # Large, to reveal a border that is silu(bias) instead of zero.
     biases = [random(channels) for _ in range(convs)]
     x = random(batch, channels, height, width)
     packed = pack_spab(weights, biases, dtype, device)

@@ -1,4 +1,4 @@
-"""Tails with random weights and what must come out, shared by the tests of tail's kernels."""
+"""Tails with random weights, and checks shared by the tests of tail's kernels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +26,7 @@ def check(
     device: str = "cpu",
     gain: float = 1.0,
 ) -> None:
-    """The image obeys the tolerance rule, and the flag tells what is in it."""
+    """Check that the image obeys the tolerance rule and that the flag is right."""
     batch, height, width = shape
     generator = torch.Generator().manual_seed(height * 1000 + width)
 
@@ -60,11 +60,11 @@ def check(
     if image_dtype == torch.uint8:
         assert image.permute(0, 2, 3, 1).is_contiguous()
         levels = exact.clamp(0, 1) * 255
-        # Rounding to a level allows half of one; the rest is what the rule allows before it.
+        # Rounding to a level adds an error of half a level to what the rule allows.
         bound = allowed(error, exact.abs().clamp(max=3).max().item(), dtype, FACTOR)
         assert ((image.double() - levels).abs() <= 0.5 + 255 * bound).all()
         return
     assert image.is_contiguous()
-    # float32 holds the kernel's own values: they must be as good as the features' dtype.
+    # A float32 image holds unrounded values: judge them rounded to the features' dtype.
     image = image.to(dtype) if image_dtype == torch.float32 else image
     assert_within(image, exact, error)

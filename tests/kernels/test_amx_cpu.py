@@ -1,4 +1,4 @@
-"""The CPU path amx: one layer by products of bf16 keeps a bound that holds for all inputs.
+"""The CPU path amx: the error of a layer in bf16 products is within a bound for all inputs.
 
 With u = 2^-24, every output of a 3x3 convolution of C channels obeys
 
@@ -7,16 +7,16 @@ With u = 2^-24, every output of a 3x3 convolution of C channels obeys
 where K is, for three products (fp32 results):
 
 - bf16 has 8 bits.  The high half is off by at most 2^-8 of the value, and the low half, which is
-  that difference rounded, by 2^-9 of at most 2^-8: both halves are within 2^-17 = 128 u.  That is
-  so for the input and for the weight.
-- The product of the two low halves is left out: 2^-8 2^-8 = 256 u.
-- Products of bf16 are exact in fp32, sums are rounded: 3 * 9 C products, and what they start with.
+  that difference rounded, by 2^-9 of at most 2^-8: both halves are within 2^-17 = 128 u.  This
+  applies to the input and to the weight, 256 u in all.
+- The product of the two low halves is omitted: 2^-8 2^-8 = 256 u.
+- Products of bf16 are exact in fp32; sums are rounded: 3 * 9 C products and the initial value.
 
-So K = 512 + 27 C + 1, and 1 more for products of these errors.  For one product (bf16) it is
-2 * 2^16 + 2^8 + 9 C + 2.  Values that lose digits because they are below 2^-110 or so are left out.
+So K = 512 + 27 C + 1, plus 1 for products of these errors.  For one product (bf16) it is
+2 * 2^16 + 2^8 + 9 C + 2.  Values below about 2^-110, which lose digits, are excluded.
 
-The layer is the network's last convolution: the image reaches it through a head that copies its
-colours, in both halves, and a concat that copies the head.
+The layer is the last convolution of the network.  The image reaches it through a head that copies
+its colours, in both halves, and a concat that copies the head.
 """
 
 from collections.abc import Iterator
@@ -72,7 +72,7 @@ def factor(channels: int, dtype: torch.dtype | None) -> int:
 
 
 def near_ties(*size: int) -> Tensor:
-    """Just below halfway between two values of bf16: both halves are off by the most, one way."""
+    """Values just below halfway between two bf16 values: the error of both halves is largest."""
     generator = torch.Generator().manual_seed(sum(size))
     exponents = torch.randint(-3, 4, size, generator=generator)
     return torch.ldexp(torch.full(size, 1 + 2**-8 - 2**-17 - 2**-20), exponents)
@@ -103,7 +103,7 @@ def test_layer(channels: int, outputs: int, kind: str, dtype: torch.dtype | None
 
 
 def test_the_bound_is_not_idle() -> None:
-    """Near ties the products left out are half of what is allowed of three products."""
+    """Near ties, the omitted products are half of the error allowed for three products."""
     x, weight = near_ties(1, 3, 9, 9), near_ties(12, 3, 3, 3)
     exact = F.conv2d(x.double(), weight.double(), padding=1)
     error = (layer(x, weight, torch.zeros(12)) - exact).abs()
@@ -119,7 +119,7 @@ def test_bias(dtype: torch.dtype | None) -> None:
 
 @pytest.mark.parametrize("case", FAMILY, ids=str)
 def test_bfloat16_family(case: Case) -> None:
-    """Sums in fp32: no worse than the rule for bf16, which rounds every intermediate too."""
+    """Sums are in fp32, so the error is within the rule for bf16, which rounds every result."""
     packed = case.pack(torch.bfloat16)
     for size in [(1, 1), (6, 11), (5, 70)]:
         x = image(2, 3, *size)
@@ -141,10 +141,10 @@ def test_bfloat16_bytes_are_the_rounded_floats(case: Case) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_part_is_the_same_as_in_the_whole(dtype: torch.dtype | None) -> None:
-    """A pixel's sums are made in one order wherever it lies.
+    """The order of a pixel's sums does not depend on its position.
 
-    Any part equals the whole to the last bit beyond the reach of its border, which here is one
-    pixel for each 3x3 layer.
+    Any part of the image gives the same bits as the whole, except near its border: one pixel for
+    each 3x3 layer.
     """
     case = Case(30, (3, 2), head_kernel=5, scale=2)
     packed = case.pack(dtype)
@@ -161,9 +161,10 @@ def test_a_part_is_the_same_as_in_the_whole(dtype: torch.dtype | None) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [(75, 93), (41, 34), (131, 17), (50, 129)])
 def test_rows_of_a_task(size: tuple[int, int], dtype: torch.dtype | None, threads: None) -> None:
-    """Tasks of 9, 5, 16 and 6 rows, which no layer begins at one row: rows equal those of parts.
+    """Rows are the same for tasks of 9, 5, 16 and 6 rows, which layers begin at different rows.
 
-    A part begins anywhere and has tasks of other sizes; both images of a batch do.
+    A part of an image begins at any row and has tasks of other sizes.  Both images of a batch are
+    checked.
     """
     case = Case(20, (3, 2), head_kernel=5, scale=3, concat_activation=True)
     packed, reach = case.pack(dtype), 2 + 5 + 1 + 1
@@ -186,9 +187,10 @@ def test_rows_of_a_task(size: tuple[int, int], dtype: torch.dtype | None, thread
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_strips_begin_at_any_pixel(dtype: torch.dtype | None, threads: None) -> None:
-    """Of 3461 columns in three strips, of which no border is a multiple of 4, any part is the same.
+    """Any part is the same for 3461 columns in three strips, which do not begin at multiples of 4.
 
-    61 rows of 320 bytes a pixel are 68 MB, of which 32 may be kept: strips begin at 1153 and 2307.
+    61 rows with 320 bytes per pixel take 68 MB, and the limit is 32 MB: strips begin at columns
+    1153 and 2307.
     """
     case = Case(70, (2,), head_kernel=3, scale=1)
     packed, reach, width = case.pack(dtype), 1 + 2 + 1 + 1, 3461
@@ -207,17 +209,17 @@ def test_strips_begin_at_any_pixel(dtype: torch.dtype | None, threads: None) -> 
 
 
 def test_numbers_below_the_normal_ones_are_left_to_others() -> None:
-    """The op has zeros for them; no thread of the pool keeps that."""
+    """The op flushes them to zero, but no thread of the pool keeps that mode afterwards."""
     ESPAN.run(image(1, 3, 64, 64), ESPAN.pack())
     tiny = torch.full((1 << 20,), 2.0**-130)
-    # By bits: to a thread that keeps it, all of them equal zero.
+    # Compare bits: in a thread that kept the mode, all of them would equal zero.
     assert ((tiny * 0.5).view(torch.int32) == 2 ** (149 - 131)).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("channels", [16, 20, 48])
 def test_what_memory_held_does_not_matter(channels: int, dtype: torch.dtype | None) -> None:
-    """A chunk may reach beyond its row, with weights of zero: there must be no NaN left there."""
+    """A chunk may reach beyond its row, with zero weights: no NaN may be left there."""
     case = Case(channels, (3, 2), scale=2)
     packed = case.pack(dtype)
     sizes = [(1, 1), (5, 16), (9, 31), (13, 64)]
@@ -231,7 +233,7 @@ def test_what_memory_held_does_not_matter(channels: int, dtype: torch.dtype | No
 
 
 def test_weights_of_one_path_on_another() -> None:
-    """Tiles are refused where there is no unit for them; Winograd's weights run on amx as well."""
+    """Tiles are rejected without a matrix unit; Winograd weights run on amx as well."""
     assert _library.compiled is not None
     x = image(1, 3, 9, 14)
     tiles = [ESPAN.pack(dtype) for dtype in DTYPES]
@@ -255,7 +257,7 @@ def test_bad_sizes_of_tiles() -> None:
 
 
 def test_a_network_in_bfloat16_is_one_only_if_asked_for(make_network) -> None:
-    """The same weights: fp32 by default, and in bf16 what the op makes of them."""
+    """With the same weights, the default is fp32; bf16 is used only if requested."""
     plain = make_network(checkpoints.load().architecture)
     x = torch.rand(1, 3, 20, 30)
     wide = FusedNetwork(plain, device="cpu")(x)

@@ -1,4 +1,4 @@
-"""What is available, why not, and which is chosen."""
+"""Which backends are available, why the others are not, and which one is chosen."""
 
 import importlib.util
 import os
@@ -17,7 +17,7 @@ from espan_kernels import _library, _on_gpus, backends
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A torch that sees an H100, a T4 and a V100, and a library with kernels for the first."""
+    """Simulate an H100, a T4 and a V100, and a library with kernels for the first."""
     capabilities = [(9, 0), (7, 5), (7, 0)]
     names = ["NVIDIA H100", "Tesla T4", "Tesla V100"]
 
@@ -140,7 +140,7 @@ def test_what_triton_needs_beside_the_gpu(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> dict:
-    """What `_on_gpus.register` registers; nothing is, really."""
+    """Collects what `_on_gpus.register` registers, instead of registering it."""
     functions: dict = {}
     monkeypatch.setattr(_library, "implement_on_gpus", functions.__setitem__)
 
@@ -153,7 +153,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> dict:
 
 @pytest.mark.usefixtures("gpu")
 def test_ops_ask_for_the_device_of_their_tensors(registered: dict) -> None:
-    """Training and the loss call the ops: on each GPU they run what `choose` says."""
+    """Training and the loss call the ops, which run on the backend that `choose` returns."""
     _on_gpus.register()
     assert set(registered) == set(_on_gpus.TRITON)
     for op in ("gate", "gate_backward", "frequency_loss", "frequency_loss_gradient"):
@@ -179,7 +179,7 @@ def test_nothing_stands_between_where_the_kernels_are_for_every_gpu(
 
 
 def test_implementations() -> None:
-    """Of the backends that are not compiled: those that stand in for the kernels."""
+    """The implementations of the backends that are not compiled."""
     for op, function in _library.references.items():
         assert callable(_on_gpus.implementation(op, "reference")), function
     o, x = torch.rand(2, 5)
@@ -190,7 +190,7 @@ def test_implementations() -> None:
 
 
 def test_a_registered_implementation_takes_over_without_a_warning() -> None:
-    """In a process of its own: registering cannot be undone."""
+    """Runs in a separate process, because registration cannot be undone."""
     code = """
 import warnings
 warnings.simplefilter("error")

@@ -1,4 +1,4 @@
-"""What setup.py decides, and that it never falls back in silence."""
+"""What setup.py decides to build, and that it never falls back silently."""
 
 import importlib.util
 import os

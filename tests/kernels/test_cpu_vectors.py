@@ -1,4 +1,4 @@
-"""The vectors under the CPU kernels, in C++: conversions, accuracy, and what memory is touched."""
+"""The vector classes of the CPU kernels, in C++: conversions, accuracy, memory accesses."""
 
 import shutil
 import subprocess
@@ -51,9 +51,9 @@ def test_gate_touches_nothing_outside_its_arrays(gate_bounds: Path, path: str) -
 
 @every_path
 def test_conversions_and_exponentials(vectors: Path, path: str) -> None:
-    """float16 and bfloat16 bits as torch has them; e^x, e^x - 1 and tanh within 2 ulp.
+    """float16 and bfloat16 bits equal torch's; e^x, e^x - 1 and tanh are within 2 ulp.
 
-    SiLU is a quotient of them, with two more roundings.
+    SiLU is a quotient of these, with two more roundings.
     """
     wrong_half, wrong_bfloat16, *errors = run(vectors, path).split()
     assert (wrong_half, wrong_bfloat16) == ("0", "0")

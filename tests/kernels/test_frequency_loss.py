@@ -1,4 +1,4 @@
-"""The frequency-aware loss on the CPU, by every CPU path, and its behaviour as an op of PyTorch."""
+"""The frequency-aware loss on every CPU path, and its behaviour as a PyTorch op."""
 
 import re
 import subprocess
@@ -27,7 +27,7 @@ ONE = torch.ones(())
 
 @pytest.fixture(params=["portable", "avx2", "avx512"])
 def cpu_path(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every instruction set that this machine has."""
+    """Every CPU path that this machine can run."""
     if _library.compiled is None:
         pytest.skip(_library.why_not_compiled)
     try:
@@ -75,7 +75,7 @@ def test_equal_images_and_constant_differences(cpu_path: str) -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 2, 1, 7), (2, 1, 3, 5), (1, 1, 2, 17)])
 @pytest.mark.parametrize("squared", [True, False])
 def test_reference_gradient(shape: tuple[int, ...], squared: bool) -> None:
-    """Autograd's, which gradcheck confirms, is the one that is written out."""
+    """The explicit gradient equals that of autograd, which gradcheck confirms."""
     sr, hr = (t.double() for t in cases.inputs(*shape))
     sr.requires_grad_()
     options = cases.OPTIONS[1] | {"squared": squared}
@@ -87,7 +87,7 @@ def test_reference_gradient(shape: tuple[int, ...], squared: bool) -> None:
 
 
 def test_reference_is_the_common_composition() -> None:
-    """A 5x5 convolution over a reflected border, and the DCT as scipy's type 2, ortho."""
+    """A 5x5 convolution with reflected borders, and the DCT like scipy's type 2, ortho."""
     d = torch.rand(2, 3, 16, 24, dtype=torch.float64)
     line = torch.exp(-(torch.arange(-2.0, 3.0).double() ** 2) / (2 * 1.1**2))
     kernel = (line[:, None] * line / line.sum() ** 2).expand(3, 1, 5, 5)
@@ -163,7 +163,7 @@ def test_autograd_by_any_incoming_gradient(incoming: float) -> None:
 
 
 def test_small_gradients_are_scaled_before_they_are_rounded() -> None:
-    """As a mean over 16 x 3 x 512 x 512 elements gives them, of which a sixth part is here."""
+    """The gradients of a mean over 16 x 3 x 512 x 512 elements; the test has a sixth of these."""
     sr, hr = cases.inputs(1, 3, 41, 43, dtype=torch.float16)
     many = sr.numel() / (16 * 3 * 512 * 512)
     cases.check(ops.frequency_loss_gradient, sr, hr, many * 65536)
@@ -190,8 +190,8 @@ def test_float16_under_a_gradient_scaler(one_pass: bool) -> None:
     scale = torch.tensor(65536.0)
     exact = reference.frequency_loss_gradient(sr.detach().double(), hr.double(), scale)[2]
     error = (sr.grad.double() - exact).abs()
-    # Of 25 million signs some are those of a value that is zero but for rounding: each is worth
-    # 2/N at a pixel and less around it.
+    # Some of the 25 million signs are of values that would be zero but for rounding.  Each
+    # contributes 2/N at its pixel and less around it.
     assert (error <= 2.0**-11 * exact.abs() + 2.0**-24).double().mean() > 0.999
     assert error.max() < 3 * scale / sr.numel()
 

@@ -1,4 +1,4 @@
-"""What nvcc has made of the loss's kernels, and how large the library's kernels are."""
+"""The machine code of the loss's kernels, and the size of all kernels in the library."""
 
 import re
 import shutil
@@ -13,8 +13,8 @@ from tests.kernels.test_library import cuobjdump, needs_cuda_kernels, run
 
 pytestmark = needs_cuda_kernels
 
-# Kernels of more than 64 KB of machine code, in KB, and why.  What a warp runs again and again must
-# fit the instruction cache, some 128 KB on data-centre cards; the rest costs a load from L2.
+# Kernels with more than 64 KB of machine code, in KB, and the reason.  The loops must fit into the
+# instruction cache, about 128 KB on data-centre GPUs; the rest costs a load from L2.
 LARGE = {
     "spab_kernel": (80, "three convolutions, each a loop over taps of which one step is 120 mma"),
     "tail_kernel": (192, "two convolutions and two 1x1s, each a loop; most on sm_100, 155 KB"),
@@ -23,7 +23,7 @@ LARGE = {
 
 
 def extracted(folder: Path) -> list[Path]:
-    """The library's machine code, one ELF file for each source and architecture."""
+    """The machine code of the library, one ELF file for each source and architecture."""
     tool = shutil.which("cuobjdump")
     if tool is None and _library.triton_installed:
         import triton

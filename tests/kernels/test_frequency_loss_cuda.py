@@ -1,4 +1,4 @@
-"""The frequency-aware loss on a GPU, by the compiled kernels and by Triton.  Needs a GPU."""
+"""The compiled and the Triton kernels of the frequency-aware loss.  Needs an NVIDIA GPU."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -64,7 +64,7 @@ def test_not_finite(ops: SimpleNamespace) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_a_training_batch_twice(ops: SimpleNamespace, dtype: torch.dtype) -> None:
-    """The size of the recipe, under a GradScaler's scale; the same bits again."""
+    """The batch size of the recipe, with a GradScaler's scale; both runs give the same bits."""
     generator = torch.Generator("cuda").manual_seed(0)
     hr, noise = (torch.rand(16, 3, 512, 512, device="cuda", generator=generator) for _ in range(2))
     sr, hr = (hr + 0.1 * noise).to(dtype), hr.to(dtype)
@@ -74,7 +74,7 @@ def test_a_training_batch_twice(ops: SimpleNamespace, dtype: torch.dtype) -> Non
     exact = reference.frequency_loss_gradient(sr.double(), hr.double(), scale, *OPTIONS)
     torch.testing.assert_close(first[1].double(), exact[1], rtol=1e-6, atol=0)
     error = (first[2].double() - exact[2]).abs()
-    # Of 25 million signs some are those of a value that is zero but for rounding.
+    # Some of the 25 million signs are of values that would be zero but for rounding.
     rounding = torch.finfo(dtype).eps
     assert (error <= rounding * exact[2].abs() + 1e-5 * scale / sr.numel()).double().mean() > 0.999
 
@@ -111,7 +111,7 @@ def test_current_stream_and_graph(ops: SimpleNamespace) -> None:
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         torch.cuda._sleep(10_000_000)
-        late = sr * 1  # still to come on this stream: the loss must wait for it
+        late = sr * 1  # still pending on this stream: the loss must wait for it
         found = ops.frequency_loss_gradient(late, hr, one, *OPTIONS)
     stream.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -1,4 +1,4 @@
-"""The source of the loss's CUDA kernels, run on the CPU: values, borders, barriers, bounds."""
+"""The source of the loss's CUDA kernels on the CPU: values, borders, barriers, bounds."""
 
 import ctypes
 import os
@@ -33,7 +33,7 @@ def cuda_headers() -> Path:
 
 
 def build(bug: tuple[str, str] | None = None) -> ctypes.CDLL:
-    """The emulated kernels; with a bug in frequency_loss.cuh, those of float32 only."""
+    """Build the emulated kernels; with a bug in frequency_loss.cuh, those of float32 only."""
     csrc = ROOT / "csrc"
     files = [csrc / "frequency_loss.h", *sorted((csrc / "cuda").glob("*.*h"))]
     sources = {str(p.relative_to(csrc)): p.read_text() for p in files}
@@ -53,14 +53,14 @@ def kernels() -> ctypes.CDLL:
 
 
 def inside(t: Tensor, margin: int) -> tuple[Tensor, Tensor]:
-    """A buffer of NaN and ``t`` within it, ``margin`` elements from its beginning."""
+    """A buffer of NaN, and a copy of ``t`` inside it, ``margin`` elements from its start."""
     buffer = torch.full((t.numel() + 200,), float("nan"), dtype=t.dtype)
     view = buffer[margin : margin + t.numel()].view(t.shape)
     return buffer, view.copy_(t)
 
 
 def emulated(kernels: ctypes.CDLL, order: int, margin: int = 64, value_only: bool = False) -> Loss:
-    """The op, by the emulated kernels; NaN around every array shows what reads or writes there."""
+    """The op on the emulated kernels; NaN around every array reveals accesses out of bounds."""
 
     def run(
         sr: Tensor, hr: Tensor, scale: Tensor, *options: float
@@ -81,7 +81,7 @@ def emulated(kernels: ctypes.CDLL, order: int, margin: int = 64, value_only: boo
         flags = [ctypes.c_bool(options[3]), ctypes.c_bool(aligned), ctypes.c_uint(order)]
         function = getattr(kernels, f"loss_{str(sr.dtype).removeprefix('torch.')}")
         function(*pointers, *sizes, *weights, *flags)
-        # Poison of shared memory that is read too early would be healed there.
+        # Recomputing non-finite tiles would hide NaN that was read too early from shared memory.
         assert (kernels.loss_exact_tiles() > 0) != (sr.isfinite().all() and hr.isfinite().all())
         assert buffer[:margin].isnan().all()
         assert buffer[margin + sr.numel() :].isnan().all()
@@ -99,7 +99,7 @@ def test_values_and_gradients(kernels: ctypes.CDLL, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_nine_tiles(kernels: ctypes.CDLL, dtype: torch.dtype) -> None:
-    """A tile inside the image, eight on its edges; loads of 16 bytes."""
+    """One tile inside the image and eight at its edges; 16-byte loads."""
     sr, hr = cases.inputs(1, 1, 136, 264, dtype=dtype)
     cases.check(emulated(kernels, order=2), sr, hr, 65536.0)
 
@@ -146,15 +146,15 @@ def test_order_of_warps_does_not_change_the_result(kernels: ctypes.CDLL) -> None
 
 
 def wavefronts(kernels: ctypes.CDLL, kind: str) -> tuple[int, int]:
-    """Of the last run: the fewest possible, and those needed."""
+    """The wavefronts of the last run: the minimum, and the actual number."""
     fewest, needed = ctypes.c_uint64(), ctypes.c_uint64()
     kernels.loss_wavefronts(kind.encode(), ctypes.byref(fewest), ctypes.byref(needed))
     return fewest.value, needed.value
 
 
-# Of a whole tile: the fewest wavefronts possible, and the conflicts on top of them.
+# For a whole tile: the minimum number of wavefronts, and the additional ones due to conflicts.
 ACCESSES = {
-    # 8 bytes of every 16 beside a thread's own 16: half of the banks have them all.
+    # Besides its own 16 bytes, a thread reads 8 of every 16, which are all in half of the banks.
     "ld.shared difference": (824, 688),
     "st.shared signs": (148, 24),
     "ldmatrix": (544, 0),

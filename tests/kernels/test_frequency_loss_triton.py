@@ -1,4 +1,4 @@
-"""The loss in Triton: in the interpreter, and compiled for GPUs that need not be there."""
+"""The loss in Triton: in the interpreter, and compiled ahead of time."""
 
 import importlib.util
 import os
@@ -30,7 +30,7 @@ def test_in_the_interpreter() -> None:
 def test_compiles_ahead_of_time(
     dtype: str, capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Machine code comes out, without local memory."""
+    """The kernels compile to machine code without local memory."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     import triton
     from triton.backends.compiler import GPUTarget

@@ -1,4 +1,4 @@
-"""The gate on the CPU, by every CPU path, and its behaviour as an op of PyTorch."""
+"""The gate on every CPU path, and its behaviour as a PyTorch op."""
 
 import threading
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ ops = torch.ops.espan
 
 @pytest.fixture(params=["portable", "avx2", "avx512"])
 def cpu_path(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every instruction set that this machine has."""
+    """Every CPU path that this machine can run."""
     if _library.compiled is None:
         pytest.skip(_library.why_not_compiled)
     try:
@@ -55,13 +55,13 @@ def test_special_values(cpu_path: str, dtype: torch.dtype) -> None:
     grad_o, grad_x = ops.gate_backward(torch.ones_like(o), o, x)
     assert torch.equal(grad_x.isnan(), o.isnan())
     assert grad_o[o.isnan() | x.isnan()].isnan().all()
-    tame = exact.abs() < 100  # in fp16 the squares of 1e4 would be all that the rule sees
+    tame = exact.abs() < 100  # in fp16, the squares of 1e4 would hide all other errors
     cases.check_values(ops.gate, o[tame], x[tame])
     cases.check_gradients(ops.gate_backward, torch.ones_like(o)[tame], o[tame], x[tame])
 
 
 def test_bfloat16_rounds_as_torch_does(cpu_path: str) -> None:
-    """Far from zero the gate is (o + x) / 2 to the last bit: only rounding remains."""
+    """Far from zero, the gate is (o + x) / 2 to the last bit, so only rounding is tested."""
     x = torch.arange(0x4000, 0x7F80, dtype=torch.int16).view(torch.bfloat16)
     o = torch.full_like(x, 64.0)
     assert torch.equal(ops.gate(o, x), (0.5 * (o.float() + x.float())).bfloat16())

@@ -1,4 +1,4 @@
-"""The gate on a GPU, by the compiled kernels and by Triton.  Needs an NVIDIA GPU."""
+"""The compiled and the Triton kernels of the gate.  Needs an NVIDIA GPU."""
 
 from types import SimpleNamespace
 
@@ -31,7 +31,7 @@ def ops(request: pytest.FixtureRequest) -> SimpleNamespace:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_values(ops: SimpleNamespace, dtype: torch.dtype) -> None:
-    # A pack is 4 or 8 elements and a wave of an H100 some 2 million.
+    # A vector has 4 or 8 elements; a wave of thread blocks on an H100, about 2 million.
     for n in (*cases.SIZES, 5_000_001):
         grad, o, x = cases.inputs(n, dtype=dtype, device="cuda")
         cases.check_values(ops.gate, o, x)
@@ -78,7 +78,7 @@ def test_current_stream_and_graph(ops: SimpleNamespace) -> None:
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(10_000_000)
-        doubled = o * 2  # still to come on this stream: the gate must wait for it
+        doubled = o * 2  # still pending on this stream: the gate must wait for it
         y = ops.gate(doubled, x)
     stream.synchronize()
     torch.testing.assert_close(y, ops.gate(o * 2, x))

@@ -1,4 +1,4 @@
-"""The source of the gate's CUDA kernels, run on the CPU: values, packs and tails, bounds."""
+"""The source of the gate's CUDA kernels on the CPU: values, vectors, remainders, bounds."""
 
 import ctypes
 import os
@@ -43,7 +43,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 def call(
     kernels: ctypes.CDLL, name: str, inputs: list[Tensor], outputs: int, aligned: bool
 ) -> tuple[Tensor, ...]:
-    """The kernel's outputs, each written into the middle of a buffer of NaN."""
+    """Run the kernel; each output is written to the middle of a buffer of NaN."""
     n, dtype = inputs[0].numel(), inputs[0].dtype
     margin = 64 if aligned else 65
     buffers = [torch.full((n + 200,), float("nan"), dtype=dtype) for _ in range(outputs)]

@@ -1,4 +1,4 @@
-"""The head as an op of PyTorch, on the CPU: its packing, its reference, its refusals."""
+"""The head as a PyTorch op on the CPU: packing, reference, errors."""
 
 import pytest
 import torch

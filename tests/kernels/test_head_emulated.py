@@ -1,4 +1,4 @@
-"""The head's CUDA kernels on the CPU: their own source under tests/emulator."""
+"""The source of the head's CUDA kernels on the CPU, with the emulator in tests/emulator."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests.kernels.head_cases import LAYOUTS, Run, check, image_of
 
 FLOATS = (torch.float16, torch.bfloat16)
 TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
-# P, and a number of channels below it, of the instances in head.cuh; their tiles are 16 x 32.
+# P of the instances in head.cuh, each with a smaller number of channels; their tiles are 16 x 32.
 INSTANCES = [(16, 13), (32, 28), (48, 48), (64, 52)]
 ROWS, COLUMNS = 16, 32
 
@@ -20,7 +20,7 @@ def emulated() -> Module:
 
 
 def runner(module: Module, p: int, dtype: torch.dtype, order: int = 0) -> Run:
-    """Runs an instance, its warps in one of several orders, on features that begin as NaN."""
+    """Runs an instance, its warps in a given order, on features that are NaN at first."""
     wanted = (dtype == torch.bfloat16, p, ROWS)
     (instance,) = (
         i for i in module.instances if (i["bfloat16"], i["channels"], i["height"]) == wanted

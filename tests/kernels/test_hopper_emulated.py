@@ -1,4 +1,4 @@
-"""The emulator's own tests: a product on Hopper's instructions, and mistakes that must show."""
+"""The emulator itself: a product with Hopper's instructions, and mistakes that it must detect."""
 
 import pytest
 import torch
@@ -6,9 +6,9 @@ from torch import Tensor
 
 from tests.emulator.build import Module, buffer, load, poisoned
 
-# What is not ordered shows as one of these, by the order of the warps.
+# A missing synchronisation is reported as one of these, depending on the order of the warps.
 RACE = "before a copy to it has landed|no barrier between|shared memory overwritten|wait for ever"
-# As in hopper.cpp, each with what the emulator says; the results are wrong where it says nothing.
+# The mistakes of hopper.cpp and the emulator's messages; without a message, results are wrong.
 MISTAKES = {
     "no proxy fence": "no proxy fence between",
     "proxy fence by one lane": "no proxy fence between",
@@ -41,7 +41,7 @@ def emulated() -> Module:
 def multiply(
     module: Module, dtype: torch.dtype, n: int, order: int, mistake: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """The emulated product of integers, and the exact one."""
+    """An emulated product of integers, and the exact one."""
     generator = torch.Generator().manual_seed(n)
     steps = 5
     a, b = (

@@ -1,4 +1,4 @@
-"""The compiled library as a file: what it needs, what is in it, what is there when it is not."""
+"""The compiled library as a file: dependencies, contents, and the fallback without it."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def run(*command: str | Path) -> str:
 
 
 def cuobjdump(*arguments: str) -> str:
-    """The toolkit's disassembler, or the one that Triton brings."""
+    """The disassembler of the CUDA toolkit, or that of Triton."""
     places = os.environ.get("PATH", "")
     if home := os.environ.get("CUDA_HOME"):
         places = os.path.join(home, "bin") + os.pathsep + places
@@ -67,7 +67,7 @@ def test_needs_no_cuda_library_and_no_python_library() -> None:
 def test_has_the_architectures_that_it_reports() -> None:
     expected = set(re.findall(r"(\d+\.\d[af]?)", _library.cuda_archs))
     found = set(re.findall(r"sm_(\d+[af]?)\.cubin", cuobjdump("--list-elf")))
-    # Of 9.0 it is the variant that has wgmma.
+    # For 9.0, it is the variant with wgmma.
     assert found == {"90a" if arch == "9.0" else arch.replace(".", "") for arch in expected}
     ptx = {arch.replace(".", "") for arch in re.findall(r"([\d.]+)\+PTX", _library.cuda_archs)}
     assert set(re.findall(r"sm_(\d+)\.ptx", cuobjdump("--list-ptx"))) == ptx
@@ -89,7 +89,7 @@ def test_gate_uses_no_local_memory_and_reads_16_bytes_at_once() -> None:
         assert len(re.findall(r"STG\.E\S*\.128", code)) == inputs - 1, code.split()[0]
 
 
-# What a user sees where the compiled library is missing or does not load.
+# The message if the compiled library is missing or cannot be loaded.
 WITHOUT_LIBRARY = """
 import importlib.abc, importlib.machinery, sys, torch
 

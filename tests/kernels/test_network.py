@@ -1,4 +1,4 @@
-"""The op `network` as an op of PyTorch: compile, export, packing, what it refuses."""
+"""`network` as a PyTorch op: compile, export, packing, errors."""
 
 from types import SimpleNamespace
 
@@ -144,7 +144,7 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_float32_by_name_is_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The 17 bits of the matrix unit are a default, never what float32 means."""
+    """The 17 bits of the matrix unit are the default only; float32 is always full precision."""
     amx = SimpleNamespace(cpu_path=lambda: "amx")
     monkeypatch.setattr(_library, "compiled", amx)
     assert SMALL.pack(torch.float32).dtype == torch.float32

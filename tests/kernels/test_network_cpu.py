@@ -1,4 +1,4 @@
-"""The op `network`: its values by every CPU path, whatever the size, and that they are the same."""
+"""The op `network` on every CPU path: values at all sizes, and reproducibility."""
 
 import itertools
 import threading
@@ -62,7 +62,7 @@ def test_all_sizes_of_the_family(cpu_path: str, case: Case) -> None:
 
 @pytest.mark.parametrize("case", [ESPAN, SPAN, FAMILY[3], FAMILY[4], FAMILY[9]], ids=str)
 def test_bytes_are_the_rounded_floats(cpu_path: str, case: Case) -> None:
-    """uint8 in and out equals clamping and rounding the float result, and tells the same range."""
+    """uint8 in and out equals the clamped and rounded float result; the range is the same."""
     packed = case.pack()
     for size in [(1, 1), (5, 9), (8, 130)]:
         x = image(2, 3, *size, dtype=torch.uint8)
@@ -75,7 +75,7 @@ def test_bytes_are_the_rounded_floats(cpu_path: str, case: Case) -> None:
 
 
 def test_layouts() -> None:
-    """Any strides in; nothing between or around the pixels is read: it is NaN where it can be."""
+    """The input may have any strides; memory between its pixels, NaN if possible, is not read."""
     for dtype, other in ((torch.float32, float("nan")), (torch.uint8, 200)):
         x = image(2, 3, 7, 10, dtype=dtype)
         expected, _ = ESPAN.run(x)
@@ -161,7 +161,7 @@ def test_values_that_are_not_finite_are_told(cpu_path: str) -> None:
 
 
 def test_activations_beyond_the_exponential() -> None:
-    """Sums of 1e4 drive SiLU and gate to where e^x is neither finite nor normal."""
+    """Sums of 1e4 drive SiLU and gate to where e^x overflows or is subnormal."""
     case = Case(16, (3,), gain=1e5, scale=1)
     assert_close(case, image(1, 3, 9, 9))
 
@@ -194,7 +194,7 @@ def test_nothing_is_left_from_the_previous_call(cpu_path: str, case: Case) -> No
 
 
 def packed_of(plain: Network) -> tuple[Tensor, dict[str, Any]]:
-    """The weights of a plain network, its concat folded, and the description of them."""
+    """The packed weights of a plain network, its concat folded, and their description."""
     a = plain.architecture
     fuse, post = plain.tail.fuse.double(), plain.tail.post.double()
     of_head, of_post, of_first, of_extra = fuse.weight[:, :, 0, 0].split(a.channels, dim=1)
@@ -222,7 +222,7 @@ def packed_of(plain: Network) -> tuple[Tensor, dict[str, Any]]:
 @pytest.mark.parametrize("dataset", ["Set5", "Set14"])
 @pytest.mark.parametrize("weights", ["espan_x4_official.pth", "span_c28_x4_official.pth"])
 def test_photographs(testdata: Path, weights: str, dataset: str) -> None:
-    """Within a uint8 step of PyTorch everywhere, and within 0.001 dB of its PSNR."""
+    """Each pixel is within a uint8 step of PyTorch's, and the PSNR within 0.001 dB."""
     plain = checkpoints.load(testdata / "weights" / weights)
     packed, description = packed_of(checkpoints.load(testdata / "weights" / weights).double())
     scores = []

@@ -1,4 +1,4 @@
-"""A whole network by the kernels in Triton, in the interpreter."""
+"""A whole network on the Triton kernels, in the interpreter."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""The block as an op of PyTorch, on the CPU: its packing, its reference, its refusals."""
+"""The block as a PyTorch op on the CPU: packing, reference, errors."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_packing_is_pure() -> None:
     before = [t.clone() for t in weights + biases]
     first, second = (pack_spab(weights, biases, torch.float16) for _ in range(2))
     assert torch.equal(first.view(torch.int16), second.view(torch.int16))
-    # The weights twice: 9 taps for mma.sync, 15 to be streamed.
+    # The weights are stored twice: 9 taps for mma.sync, 15 for streaming.
     assert first.shape == (2 * ((9 + 15) * 16 * 16 + 32),)
     assert all(torch.equal(a, b) for a, b in zip(weights + biases, before, strict=True))
 

@@ -12,8 +12,8 @@ CUDA = backends.available()["cuda"]
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not CUDA.available, reason=CUDA.reason)]
 
 FLOATS = (torch.float16, torch.bfloat16)
-# With one channel a value has 9 weights in each layer, and the errors of one network in a hundred
-# add up to more than the rule allows, whoever computes it.
+# With one channel, a value has only 9 weights in each layer.  In one network in a hundred, the
+# errors add up to more than the rule allows, in any implementation.
 CHANNELS = (5, 16, 26, 28, 32, 36, 48, 52, 64)
 
 

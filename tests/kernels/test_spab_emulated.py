@@ -1,4 +1,4 @@
-"""The block's CUDA kernels on the CPU: their own source under tests/emulator."""
+"""The source of the block's CUDA kernels on the CPU, with the emulator in tests/emulator."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,7 +11,7 @@ from tests.emulator.build import Bug, Module, buffer, check_shared_memory, load,
 from tests.kernels.spab_cases import Run, check
 
 FLOATS = (torch.float16, torch.bfloat16)
-# (P, rows of a tile) of the instances in spab.cuh, and a number of channels below P.
+# (P, rows of a tile) of the instances in spab.cuh, each with a smaller number of channels.
 INSTANCES = [
     (16, 16, 13),
     (32, 16, 26),
@@ -53,7 +53,7 @@ def emulated() -> Module:
 def instances(
     module: Module, dtype: torch.dtype, channels: int, height: int
 ) -> list[dict[str, Any]]:
-    """Those of the module with these properties; some differ in their warps only."""
+    """The module's instances with these properties; some differ only in their warps."""
     wanted = (dtype == torch.bfloat16, channels, height)
     found = [i for i in module.instances if (i["bfloat16"], i["channels"], i["height"]) == wanted]
     assert found
@@ -61,7 +61,7 @@ def instances(
 
 
 def runner(module: Module, instance: dict[str, Any], order: int = 0) -> Run:
-    """Runs an instance, its warps in one of several orders, in arrays that begin as NaN."""
+    """Runs an instance, its warps in a given order, in arrays that are NaN at first."""
 
     def run(x: Tensor, packed: Tensor, channels: int, convs: int) -> tuple[Tensor, Tensor]:
         n, height, width, _ = x.shape
@@ -71,7 +71,7 @@ def runner(module: Module, instance: dict[str, Any], order: int = 0) -> Run:
         wavefronts = instance["run"](*arrays, convs, n, height, width, order)
         assert torch.equal(x, before[0])
         assert torch.equal(packed.view(torch.uint8), before[1])
-        # No bank conflicts at all: neither ldmatrix nor the stores of activations.
+        # No bank conflicts at all, neither in ldmatrix nor in the stores of activations.
         assert set(wavefronts) == {"ldmatrix", "st.shared"}
         for fewest, needed in wavefronts.values():
             assert fewest == needed
@@ -101,7 +101,7 @@ def test_values(emulated: Module, p: int, rows: int, channels: int, convs: int) 
 
 
 def test_bias_alone_stops_at_the_border(emulated: Module) -> None:
-    """With tiny weights the intermediates are silu(bias) inside and zero outside the image."""
+    """With tiny weights, feature maps are silu(bias) inside and zero outside the image."""
     for instance in instances(emulated, torch.float16, 32, 16):
         check(runner(emulated, instance), 28, 3, torch.float16, (1, 1, 7), gain=0.01)
 
@@ -124,7 +124,7 @@ def test_all_sizes_and_orders(
 
 @pytest.fixture(scope="module")
 def planted() -> dict[str, Module]:
-    """A module with each bug, built two at a time."""
+    """One module for each bug, built two at a time."""
     with ThreadPoolExecutor(2) as pool:
         built = {k: pool.submit(load, "spab", bug=bug, macros=ONE) for k, bug in BUGS.items()}
     return {name: module.result() for name, module in built.items()}
@@ -132,7 +132,7 @@ def planted() -> dict[str, Module]:
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_planted_bug_is_found(planted: dict[str, Module], name: str) -> None:
-    """By a wrong result, or by the emulator, whatever the order of the warps."""
+    """It gives a wrong result or an emulator error, in any order of the warps."""
     module = planted[name]
     (instance,) = instances(module, torch.float16, 32, 16)
     for order in (0, 1):

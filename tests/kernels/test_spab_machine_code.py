@@ -1,4 +1,4 @@
-"""What the compiler made of spab, head and tail: tensor cores, and nothing in local memory."""
+"""The machine code of spab, head and tail uses tensor cores and no local memory."""
 
 import hashlib
 import os
@@ -16,12 +16,12 @@ from espan_kernels import _library
 
 ROOT = Path(__file__).parents[2]
 IN_LIBRARY = ("8.0", "9.0", "10.0", "12.0")
-# Their GPUs run the code of 8.0, where they are not asked for.
+# By default, these GPUs run the code for 8.0.
 COMPILED_HERE = ("8.6", "8.9")
-# How each loads the pixels of an mma.
+# The instruction with which each loads the pixels of an mma.
 KERNELS = {"spab_kernel": "LDSM", "tail_kernel": "LDSM", "head_kernel": "LDS"}
-# Template arguments behind the type; the last are warps that share rows and that share channels,
-# and, but for the tail, blocks per SM.
+# Template arguments after the type.  The last ones are the warps that share rows, the warps that
+# share channels and, except for the tail, the blocks per SM.
 ARGUMENTS = re.compile(r"Float16E((?:Li\d+E)+)E+v")
 
 pytestmark = pytest.mark.skipif(
@@ -44,7 +44,7 @@ def tool(name: str) -> str:
 
 @lru_cache
 def fat_binaries() -> list[Path]:
-    """The kernels compiled for `COMPILED_HERE`, half a minute's work, kept until they change."""
+    """The kernels compiled for `COMPILED_HERE`; this takes half a minute, so they are cached."""
     folder = ROOT / "csrc"
     sources = [p for p in sorted(folder.rglob("*")) if p.suffix in (".h", ".cuh", ".cu")]
     version = subprocess.run([tool("nvcc"), "--version"], capture_output=True).stdout
@@ -69,7 +69,7 @@ def fat_binaries() -> list[Path]:
 
 @lru_cache
 def cuobjdump(arch: str, *arguments: str) -> str:
-    """What it tells of the code for an architecture, in the library or compiled here."""
+    """The disassembly for an architecture, of the library or of the kernels compiled here."""
     if arch in COMPILED_HERE:
         files = [str(file) for file in fat_binaries()]
     elif arch in re.findall(r"\d+\.\d", _library.cuda_archs):
@@ -87,7 +87,7 @@ def cuobjdump(arch: str, *arguments: str) -> str:
 
 
 def loops(code: str) -> Iterator[list[str]]:
-    """The instructions of each innermost loop: from the target of a branch back to the branch."""
+    """The instructions of each innermost loop, from the target of a backward branch to it."""
     found = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+ +)?(\S+)(.*?);", code)
     listing = [(int(address, 16), name, rest) for address, name, rest in found]
     bounds = []
@@ -120,7 +120,7 @@ def test_convolutions_are_on_the_tensor_cores(arch: str) -> None:
             products = sum(n.startswith("HMMA") for n in body)
             loads = sum(n.split(".")[0] == load for n in body)
             assert not [n for n in body if n.startswith(("LDL", "STL", "BAR"))], name
-            # Each matrix, or its four parts, serves several mma, and they are most of the loop.
+            # Several mma use each matrix or its four parts, and most of the loop consists of mma.
             assert products >= 2 * loads / (4 if load == "LDS" else 1), name
             assert len(body) < 4 * products + 40, name
     assert all(seen.values()), seen
@@ -142,14 +142,14 @@ def test_resources(arch: str) -> None:
         rows, channels, blocks = [*arguments, 1][-3:] if "tail" in name else arguments[-3:]
         registers = re.search(r"REG:(\d+)", line)
         assert registers is not None
-        # An SM has 65,536 registers, dealt to warps in portions of 8 a thread.
+        # An SM has 65,536 registers, allocated to warps in units of 8 per thread.
         each = -(-int(registers[1]) // 8) * 8
         assert each * 64 * rows * channels * blocks <= 65536, (name, line)
     assert checked
 
 
 def test_streamed_products_run_asynchronously() -> None:
-    """A row's products are one group: where nvcc has to serialise them it waits after each."""
+    """The products of a row are one group; if nvcc serialised them, it would wait after each."""
     functions = cuobjdump("9.0", "-sass").split("Function : ")[1:]
     streamed = {f.split()[0]: f for f in functions if "_stream_kernel" in f.split()[0]}
     assert streamed
@@ -158,19 +158,19 @@ def test_streamed_products_run_asynchronously() -> None:
         assert match is not None, name
         p, *tail = (int(n) for n in re.findall(r"\d+", match[1]))
         steps = p // 16
-        # A loop has three rows: of spab's three convolutions, or of the tail's two and its sides.
+        # A loop has three rows: of spab's three convolutions, or the tail's two and its sides.
         products = 6 * 3 * steps + 3 * tail[1] * steps if tail else 9 * 3 * steps
         groups = 6 if tail else 9
         counts = {i: code.count(i) for i in ("HGMMA", "WARPGROUP.ARRIVE", "DEPBAR.LE gsb0")}
         assert list(counts.values()) == [products, groups, groups], (name, counts)
         assert not re.search(r"\b(LDL|STL)\b", code), name
-        # ldmatrix, and for copies 16 bytes at once.
+        # ldmatrix, and 16-byte copies.
         assert "LDSM.16.M88.4" in code
         assert "LDGSTS.E.BYPASS.128" in code
 
 
 def test_streamed_kernels_are_empty_elsewhere() -> None:
-    """They need wgmma, which is Hopper's."""
+    """They need wgmma, which only Hopper has."""
     for name in cuobjdump("8.0", "-sass").split("Function : ")[1:]:
         if "_stream_kernel" in name.split()[0]:
             assert len(re.findall(r"/\*[0-9a-f]{4}\*/", name)) < 40

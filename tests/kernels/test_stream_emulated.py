@@ -1,4 +1,4 @@
-"""The kernels that stream on Hopper, on the CPU: their own source under tests/emulator."""
+"""The source of the streaming Hopper kernels on the CPU, with the emulator in tests/emulator."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,7 +13,7 @@ from tests.kernels.tail_cases import check as check_tail
 
 FLOATS = (torch.float16, torch.bfloat16)
 TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
-CHANNELS = [(16, 13), (32, 26)]  # P of the instances, and a number of channels below
+CHANNELS = [(16, 13), (32, 26)]  # P of the instances, each with a smaller number of channels
 
 BUGS: dict[str, Bug] = {
     "accumulators rotated the wrong way": (
@@ -67,13 +67,13 @@ BUGS: dict[str, Bug] = {
 def instance(module: Module, dtype: torch.dtype, **wanted: int) -> dict[str, Any]:
     wanted["bfloat16"] = dtype == torch.bfloat16
     (found,) = [i for i in module.instances if all(i[k] == v for k, v in wanted.items())]
-    # Of an SM's 228 KB a block may have 227.
+    # A block may use 227 of an SM's 228 KB.
     assert found["shared_bytes"] <= 227 * 1024
     return found
 
 
 def spab_runner(module: Module, p: int, dtype: torch.dtype, rows: int, order: int) -> Any:
-    """Runs the block in segments of ``rows``, in arrays that begin as NaN."""
+    """Runs the block in segments of ``rows``, in arrays that are NaN at first."""
     kernel = instance(module, dtype, channels=p)["run"]
 
     def run(x: Tensor, packed: Tensor, channels: int, convs: int) -> tuple[Tensor, Tensor]:
@@ -175,7 +175,7 @@ def test_spab_at_all_sizes_and_orders(
 
 @pytest.fixture(scope="module")
 def planted() -> dict[str, Module]:
-    """A module with each bug, built two at a time."""
+    """One module for each bug, built two at a time."""
     with ThreadPoolExecutor(2) as pool:
         built = {
             k: pool.submit(load, "spab_hopper", bug=bug, macros=("ESPAN_ONE_TYPE",))
@@ -186,7 +186,7 @@ def planted() -> dict[str, Module]:
 
 @pytest.mark.parametrize("name", BUGS)
 def test_a_planted_bug_is_found(planted: dict[str, Module], name: str) -> None:
-    """By a wrong result, or by the emulator, whatever the order of the warps."""
+    """It gives a wrong result or an emulator error, in any order of the warps."""
     for order in range(4):
         run = spab_runner(planted[name], 16, torch.float16, 9, order)
         with pytest.raises((AssertionError, RuntimeError)):

@@ -1,4 +1,4 @@
-"""The tail as an op of PyTorch, on the CPU: its packing, its reference, its refusals."""
+"""The tail as a PyTorch op on the CPU: packing, reference, errors."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ def test_what_is_not_finite_is_flagged(bad: float) -> None:
         t.zero_()
     calm[-1].fill_(1)
     tail(*calm)
-    assert calm[-1].item() == 1  # left as it is
+    assert calm[-1].item() == 1  # left unchanged
 
 
 @pytest.mark.parametrize("image_dtype", TYPES)

@@ -1,4 +1,4 @@
-"""The tail's CUDA kernels on the CPU: their own source under tests/emulator."""
+"""The source of the tail's CUDA kernels on the CPU, with the emulator in tests/emulator."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from tests.kernels.tail_cases import Run, check
 
 FLOATS = (torch.float16, torch.bfloat16)
 TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
-# (P, rows of a tile) of the instances in tail.cuh, and a number of channels below P.
+# (P, rows of a tile) of the instances in tail.cuh, each with a smaller number of channels.
 INSTANCES = [(16, 16, 13), (32, 16, 28), (48, 10, 48), (64, 8, 52)]
 
 
@@ -30,7 +30,7 @@ def instances(
 
 
 def runner(module: Module, instance: dict[str, Any], order: int = 0) -> Run:
-    """Runs an instance, its warps in one of several orders, on an image that begins as NaN."""
+    """Runs an instance, its warps in a given order, on an image that is NaN at first."""
 
     def run(
         head: Tensor,
@@ -99,7 +99,7 @@ def test_what_is_not_finite_is_flagged(emulated: Module, bad: float) -> None:
     last = zeros.clone()
     last[0, 1, 1, 5] = bad
     packed = torch.zeros(16 * (9 * 16 + 2 * 16 + 9 * 48) + 2 * 64, dtype=torch.float16)
-    packed[: 16 * 16 * 9] = 1  # what is not finite spreads to every channel, then to NaN
+    packed[: 16 * 16 * 9] = 1  # a non-finite value spreads to every channel and becomes NaN
     for features, expected in ((last, 1), (zeros, 0)):
         flag = torch.zeros(1, dtype=torch.int32)
         run = runner(emulated, instance)

@@ -1,4 +1,4 @@
-"""The tail in Triton: in the interpreter, and compiled for GPUs that need not be there."""
+"""The tail in Triton: in the interpreter, and compiled ahead of time."""
 
 import importlib.util
 import os
@@ -55,7 +55,7 @@ def test_compiles_ahead_of_time(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """To tensor-core instructions, without spills."""
+    """The kernels compile to tensor-core instructions, without spills."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     import triton
 

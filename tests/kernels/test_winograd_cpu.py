@@ -1,7 +1,7 @@
-"""One layer of the network keeps the bound of winograd_bound.py, by every CPU path.
+"""The error of one layer of the network is within the bound of winograd_bound.py on every CPU path.
 
-The layer is the network's last convolution: the image reaches it unchanged through a head that
-copies its colours and a concat that copies the head.
+The layer is the last convolution of the network.  The image reaches it unchanged, through a head
+that copies its colours and a concat that copies the head.
 """
 
 import pytest
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(_library.compiled is None, reason=_library.why_n
 
 
 def layer(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(N, 3, H, W) whose colours repeat over the channels -> (N, outputs, H, W)."""
+    """(N, 3, H, W), its colours repeated over the channels -> (N, outputs, H, W)."""
     outputs, channels = weight.shape[:2]
     scale = round((outputs / 3) ** 0.5)
     zero = torch.zeros(channels, channels, 3, 3), torch.zeros(channels)
@@ -65,7 +65,7 @@ def test_bias(cpu_path: str) -> None:
 
 
 def test_transforms_are_those_of_a_convolution() -> None:
-    """The matrices above, which the bound comes from, make a convolution."""
+    """The matrices above, from which the bound is derived, give a convolution."""
     d, g = torch.randn(6).double(), torch.randn(3).double()
     expected = torch.stack([(d[i : i + 3] * g).sum() for i in range(4)])
     torch.testing.assert_close(AT @ ((G @ g) * (BT @ d)), expected)

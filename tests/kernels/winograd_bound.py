@@ -1,19 +1,19 @@
-"""The bound that one layer by Winograd's F(4x4, 3x3) keeps for all inputs.
+"""A bound for the error of one layer with Winograd's F(4x4, 3x3), for all inputs.
 
 With u = 2^-24, every output of a tile obeys
 
     |computed - exact|  <=  K u  sum over channels of  sum|d| * sum|g|
 
-where sum|d| runs over the 6x6 inputs of the tile, sum|g| over the 9 weights, and K is one number
-for all shapes.  It follows from the three steps, y = A^T [ sum (G g G^T) * (B^T d B) ] A:
+where sum|d| is over the 6x6 inputs of the tile, sum|g| over the 9 weights, and K is the same for
+all shapes.  It follows from the three steps of y = A^T [ sum (G g G^T) * (B^T d B) ] A:
 
-- If each step were exact but for one relative rounding, an output would be off by at most
-  |A^T| [ (|G| |g| |G^T|) * (|B^T| |d| |B|) ] |A|.  A pair of an input and a weight appears in it
-  with a factor, and the factor of two dimensions is the product of those of one; the largest in one
-  dimension is a = max over i, j, k of  sum over p |A^T|_ip |G|_pk |B^T|_pj.
-- The longest chain of roundings: the weight's 1; B^T twice 3 (a product, and two sums; fewer where
-  they are contracted); the product and its sum over the channels, C + 1; A^T twice 4; bias 1.
-  That is C + 17.  The family ends at 64 channels; so K = 81 a^2.
+- If every product had a single relative rounding error u, an output would be off by at most
+  u |A^T| [ (|G| |g| |G^T|) * (|B^T| |d| |B|) ] |A|.  In this expression, each pair of an input and
+  a weight has a factor, which is the product of the factors of the two dimensions.  The largest
+  factor in one dimension is a = max over i, j, k of  sum over p |A^T|_ip |G|_pk |B^T|_pj.
+- The longest chain of roundings: the weight 1; B^T twice 3 (a product and two sums; fewer if
+  contracted); the product and its sum over the channels, C + 1; A^T twice 4; bias 1.  That is
+  C + 17.  The family has up to 64 channels, so K = 81 a^2.
 """
 
 import torch

@@ -1,8 +1,8 @@
-"""Winograd's F(4x4, 3x3) in plain PyTorch: what the fp32 results of the CPU kernels are held to.
+"""Winograd's F(4x4, 3x3) in plain PyTorch, the reference for fp32 results of the CPU kernels.
 
-A direct convolution of few channels has hardly any rounding, Winograd's transforms have theirs
-always: of 550 random blocks the worst had 49 times the error of direct PyTorch.  So the tolerance
-rule compares with the same algorithm; the bound that holds for all inputs is in winograd_bound.py.
+A direct convolution of few channels rounds very little, but Winograd's transforms always round: of
+550 random blocks, the worst had 49 times the error of a direct convolution in PyTorch.  So the
+tolerance rule compares with the same algorithm.  winograd_bound.py has a bound for all inputs.
 """
 
 from collections.abc import Iterator
@@ -15,15 +15,15 @@ from torch import Tensor
 
 from tests.kernels.winograd_bound import AT, BT, G
 
-# For another order of operations, a few layers deep: of the blocks, tails and networks in the tests
-# the worst had 1.8 times the error of this reference, simulated as tests/tolerance.py does.
+# Allows another order of operations in a few layers: of the blocks, tails and networks in the
+# tests, the worst had 1.8 times the error of this reference, simulated as in tests/tolerance.py.
 WINOGRAD = 4
 
 _direct = F.conv2d
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """With a padding of 1, in the dtype of ``x``."""
+    """A 3x3 convolution with a padding of 1, in the dtype of ``x``."""
     at, bt = AT.to(x.dtype), BT.to(x.dtype)
     transformed = torch.einsum("pi,qj,ocij->ocpq", G, G, weight.double()).to(x.dtype)
     height, width = x.shape[2:]
@@ -45,6 +45,6 @@ def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: int 
 
 @contextmanager
 def by_winograd() -> Iterator[None]:
-    """In it, fp32 references convolve by Winograd; those in fp64 and 16 bits stay direct."""
+    """A context in which fp32 references use Winograd; fp64 and 16 bits use direct convolutions."""
     with mock.patch.object(F, "conv2d", _conv2d):
         yield

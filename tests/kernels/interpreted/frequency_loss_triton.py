@@ -1,8 +1,7 @@
 """The loss's Triton kernels on the CPU, in Triton's interpreter.
 
-Not collected by itself: TRITON_INTERPRET must be set before Triton is imported, so
-test_frequency_loss_triton.py runs this file in a process of its own.  The interpreter has no
-bfloat16.
+pytest does not collect this file: TRITON_INTERPRET must be set before Triton is imported, so
+test_frequency_loss_triton.py runs it in a separate process.  The interpreter has no bfloat16.
 """
 
 import pytest
@@ -14,8 +13,8 @@ from tests.kernels import frequency_loss_cases as cases
 ops = torch.ops.espan_triton
 OPTIONS = tuple(cases.OPTIONS[1].values())
 
-# Of whole DCT blocks: one, several, and more than a program's share across and down.  The others
-# are for the reference.
+# Sizes of whole DCT blocks: one, several, and more than a program's share across and down.  Other
+# sizes run on the reference.
 SHAPES = (*cases.SHAPES, (2, 1, 16, 136), (1, 1, 40, 8))
 
 
@@ -55,7 +54,7 @@ def test_nothing_outside_is_written_or_read() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_not_finite(value: float) -> None:
-    """It comes through wherever it has an influence, and nowhere else."""
+    """It affects all results that depend on it, and no others."""
     sr, hr = cases.inputs(1, 2, 32, 40)
     sr[0, 1, 20, 30] = value
     actual = ops.frequency_loss_gradient(sr, hr, torch.ones(()), *OPTIONS)

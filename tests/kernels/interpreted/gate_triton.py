@@ -1,7 +1,7 @@
 """The gate's Triton kernels on the CPU, in Triton's interpreter.
 
-Not collected by itself: TRITON_INTERPRET must be set before Triton is imported, so
-test_gate_triton.py runs this file in a process of its own.  The interpreter has no bfloat16.
+pytest does not collect this file: TRITON_INTERPRET must be set before Triton is imported, so
+test_gate_triton.py runs it in a separate process.  The interpreter has no bfloat16.
 """
 
 import pytest
@@ -15,7 +15,7 @@ ops = torch.ops.espan_triton
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_values(dtype: torch.dtype) -> None:
-    for n in (0, 1, 1023, 1024, 1025, 5000):  # below, at and across a block
+    for n in (0, 1, 1023, 1024, 1025, 5000):  # below, at and above a block
         grad, o, x = cases.inputs(n, dtype=dtype)
         cases.check_values(ops.gate, o, x)
         cases.check_gradients(ops.gate_backward, grad, o, x)

@@ -1,7 +1,7 @@
 """The head's Triton kernel on the CPU, in Triton's interpreter.
 
-Not collected by itself: TRITON_INTERPRET must be set before Triton is imported, so
-test_head_triton.py runs this file in a process of its own.  The interpreter has no bfloat16.
+pytest does not collect this file: TRITON_INTERPRET must be set before Triton is imported, so
+test_head_triton.py runs it in a separate process.  The interpreter has no bfloat16.
 """
 
 import pytest
@@ -33,7 +33,7 @@ def test_layouts(layout: str, dtype: torch.dtype) -> None:
 
 
 def test_sizes() -> None:
-    """One pixel, one row, one column, below, at and across a program's share of the pixels."""
+    """One pixel, one row, one column; below, at and above a program's share of the pixels."""
     for shape in ((1, 1, 1), (1, 1, 7), (2, 9, 1), (1, 4, BLOCK), (1, 5, BLOCK + 6)):
         check(head, 32, 9, F16, image_of(shape, torch.uint8, "interleaved"))
 
@@ -44,7 +44,7 @@ def test_expanded_gray() -> None:
 
 
 def test_reach_of_a_pixel() -> None:
-    """One that is not a number spoils the features that its taps reach, and no others."""
+    """A NaN pixel affects the features that its taps reach, and no others."""
     image = torch.zeros(1, 3, 9, 11)
     image[0, 0, 4, 5] = float("nan")
     packed = pack_head(torch.ones(16, 3, 5, 5), torch.ones(16), F16)
@@ -55,10 +55,10 @@ def test_reach_of_a_pixel() -> None:
 
 
 def test_nothing_outside_is_read_or_written() -> None:
-    """The kernel itself, on the middle of buffers of NaN."""
+    """Runs the kernel itself in the middle of buffers of NaN."""
     from espan_kernels.triton.head import head_kernel
 
-    image = image_of((1, 5, 6), F16, "strided")  # NaN lies about it
+    image = image_of((1, 5, 6), F16, "strided")  # surrounded by NaN
     p, kernel = 32, 9
     packed = pack_head(torch.randn(28, 3, 9, 9) / 9, torch.randn(28), F16)
     expected = head(image, packed, MEAN, 28, kernel)

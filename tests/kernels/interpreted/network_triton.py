@@ -1,7 +1,7 @@
-"""A whole network by the kernels in Triton, in Triton's interpreter.
+"""A whole network on the Triton kernels, in Triton's interpreter.
 
-Not collected by itself: TRITON_INTERPRET must be set before Triton is imported, so
-test_network_triton.py runs this file in a process of its own.
+pytest does not collect this file: TRITON_INTERPRET must be set before Triton is imported, so
+test_network_triton.py runs it in a separate process.
 """
 
 import pytest
@@ -27,7 +27,7 @@ def network_of(member: str) -> Network:
 
 
 def engine_of(network: Network) -> Blocks:
-    """As it would be on a GPU with the backend triton."""
+    """The engine of the backend triton on a GPU."""
     engine = fused._engine(fold(network), torch.device("cpu"), torch.float16, "triton")
     assert isinstance(engine, Blocks)
     return engine
@@ -45,7 +45,7 @@ def test_equals_the_plain_network(member: str) -> None:
 
 
 def test_bytes_to_bytes_by_these_kernels_alone() -> None:
-    """Between the image and the result there is no other op."""
+    """No other op runs between the image and the result."""
     network = network_of("espan")
     for parameter in network.tail.upsample.parameters():
         parameter.mul_(0.1)  # well within the range

@@ -1,7 +1,7 @@
 """The block's Triton kernels on the CPU, in Triton's interpreter.
 
-Not collected by itself: TRITON_INTERPRET must be set before Triton is imported, so
-test_spab_triton.py runs this file in a process of its own.  The interpreter has no bfloat16.
+pytest does not collect this file: TRITON_INTERPRET must be set before Triton is imported, so
+test_spab_triton.py runs it in a separate process.  The interpreter has no bfloat16.
 """
 
 import pytest
@@ -28,7 +28,7 @@ def test_channels(channels: int, convs: int) -> None:
 
 
 def test_sizes() -> None:
-    """One pixel, one row, one column, below, at and across a program's share of the pixels."""
+    """One pixel, one row, one column; below, at and above a program's share of the pixels."""
     for shape in ((1, 1, 1), (1, 1, 7), (2, 9, 1), (1, 4, BLOCK), (1, 5, BLOCK + 6)):
         check(run, 28, 3, F16, shape)
 
@@ -42,7 +42,7 @@ def test_without_activation() -> None:
 
 
 def test_nothing_outside_is_read_or_written() -> None:
-    """The kernel itself, on the middle of buffers of NaN."""
+    """Runs the kernel itself in the middle of buffers of NaN."""
     from espan_kernels.triton.conv import conv
 
     p = 32

@@ -1,7 +1,7 @@
 """The tail's Triton kernels on the CPU, in Triton's interpreter.
 
-Not collected by itself: TRITON_INTERPRET must be set before Triton is imported, so
-test_tail_triton.py runs this file in a process of its own.  The interpreter has no bfloat16.
+pytest does not collect this file: TRITON_INTERPRET must be set before Triton is imported, so
+test_tail_triton.py runs it in a separate process.  The interpreter has no bfloat16.
 """
 
 import pytest
@@ -40,7 +40,7 @@ def test_channels_and_scales(channels: int, scale: int) -> None:
 
 
 def test_sizes() -> None:
-    """One pixel, one row, one column, below, at and across a program's share of the pixels."""
+    """One pixel, one row, one column; below, at and above a program's share of the pixels."""
     sizes = ((1, 1, 1), (1, 1, 7), (2, 9, 1), (1, 4, BLOCK), (1, 5, BLOCK + 6))
     for i, shape in enumerate(sizes):
         check(tail, 28, 2 + i % 3, 2 + i % 2, F16, TYPES[i % 3], shape)
@@ -55,7 +55,7 @@ def test_what_is_out_of_range(gain: float, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("value", [2.5, -1.5, float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", TYPES)
 def test_one_value_sets_the_flag(dtype: torch.dtype, value: float) -> None:
-    """And it stays set; bytes of what is not a number are 0, of infinity 0 or 255."""
+    """The flag stays set; in uint8, NaN becomes 0, and infinity 0 or 255."""
     maps = [torch.zeros(1, 3, 5, 16, dtype=F16) for _ in range(3)]
     zero = [torch.zeros(s) for s in ((16, 16, 3, 3), (16, 32, 1, 1), (16,), (12, 16, 3, 3))]
     bias = torch.full((12,), 1.9)
@@ -85,7 +85,7 @@ def test_bytes_are_rounded() -> None:
 
 
 def test_pixels_that_are_not_there_set_no_flag() -> None:
-    """Where there are none, the sum is the bias: here 2.5, of which the products take 1."""
+    """Outside the image, the sum is the bias, 2.5 here; the products in the image subtract 1."""
     maps = [torch.zeros(1, 1, 1, 16, dtype=F16) for _ in range(3)]
     up = torch.full((12, 16, 3, 3), -1 / 16)
     weights = (torch.zeros(16, 16, 3, 3), torch.zeros(16, 32, 1, 1), torch.ones(16), up)
