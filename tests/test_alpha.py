@@ -1,4 +1,4 @@
-"""Cut-outs: what lies under alpha 0 has no effect on what is visible."""
+"""Cut-outs: colours under alpha 0 have no effect on visible pixels."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_nothing_to_extend(alpha):
 
 @pytest.mark.parametrize("offset", range(8))
 def test_each_side_of_an_edge_has_its_own_colour(offset):
-    """Wherever the edge lies on the grids of the pyramid: red at the left, blue at the right."""
+    """Red at the left, blue at the right, for any position of the edge on the pyramid's grids."""
     pixels = torch.zeros(64, 128, 4, dtype=torch.uint8)
     pixels[:, : 50 + offset] = torch.tensor([255, 0, 0, 255], dtype=torch.uint8)
     pixels[:, 80 + offset :] = torch.tensor([0, 0, 255, 255], dtype=torch.uint8)
@@ -119,7 +119,7 @@ def test_what_is_hidden_has_no_effect(kind, channels, upscaler, tmp_path: Path):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [2, 4])
 def test_no_dark_rim(channels, dtype, upscaler):
-    """A disc of one colour is upscaled as a whole image of that colour is."""
+    """A disc of one colour is upscaled like a whole image of that colour."""
     pixels = cut_out(channels).astype(dtype) * dtype(np.iinfo(dtype).max // 255)
     flat = np.broadcast_to(pixels[20, 20, :-1], (*pixels.shape[:2], channels - 1)).copy()
     out = espan.upscale(pixels, upscaler)

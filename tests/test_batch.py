@@ -1,4 +1,4 @@
-"""Which file becomes which, and going on after a bad one."""
+"""Upscaling files and folders: names of the results, and continuing after errors."""
 
 import os
 import threading
@@ -167,7 +167,7 @@ def test_failed_write_is_reported_and_leaves_nothing(tmp_path, upscaler, monkeyp
 
 
 class Observed:
-    """Stands in for an upscaler, and for reading and writing, and tells what happened when."""
+    """Replaces the upscaler, reading and writing, and records the order of events."""
 
     scale = 2
 
@@ -211,7 +211,7 @@ def numbered(folder: Path, count: int) -> list[batch.Job]:
 
 
 def test_reading_and_writing_overlap_with_the_network(tmp_path, monkeypatch):
-    """The network waits for the next image, a write for the next image's network."""
+    """The network waits until the next image is read; a write, for the next image's network."""
 
     def network(i):
         if i < 3:
@@ -236,12 +236,12 @@ def test_reading_and_writing_overlap_with_the_network(tmp_path, monkeypatch):
 
 
 def test_one_image_ahead_and_one_behind(tmp_path, monkeypatch):
-    """No image is read before the last but one is through, nor written beside another."""
+    """An image is read only after the last but one is done, and only one is written at a time."""
 
     def network(i):
         if i < 4:
             observed.wait_for(f"read {i + 1}")
-        time.sleep(0.05)  # for what should not come
+        time.sleep(0.05)  # time for events that should not happen
         observed.tell(f"through {i}")
 
     observed = Observed(monkeypatch, network, lambda i: time.sleep(0.12))
@@ -270,7 +270,7 @@ def test_a_failed_write_does_not_stop_the_network(tmp_path, monkeypatch):
 
 
 def test_an_interrupt_leaves_whole_results(tmp_path, monkeypatch):
-    """Ctrl-C while the second image is in the network: the first, being written, is kept."""
+    """After Ctrl-C while the second image is computed, the first, being written, is completed."""
 
     def network(i):
         if i == 1:
@@ -289,7 +289,7 @@ def test_an_interrupt_leaves_whole_results(tmp_path, monkeypatch):
 
 
 def test_notes_belong_to_their_image(tmp_path, monkeypatch):
-    """Though three threads may warn at once; other warnings go where they would go."""
+    """Three threads may warn at once; warnings from elsewhere are not captured."""
 
     def network(i):
         warnings.warn(f"network of {i}", stacklevel=1)
@@ -351,7 +351,7 @@ def test_images_of_one_stem_get_names_of_their_own(images, options, targets, tmp
 @pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("format", [None, "png"])
 def test_a_run_in_place_is_resumable(named, format, tmp_path, upscaler):
-    """Its results are not taken for inputs the second time, whichever of them exist."""
+    """A second run does not take results as inputs, whichever of them exist."""
     make(*(tmp_path / f"{name}" for name in ("a.png", "a.jpg", "sub/b_x2.jpg", "c.png")))
 
     def run(**options):
@@ -379,7 +379,7 @@ def test_one_file_by_two_paths_is_one_job(tmp_path):
 
 
 def test_unreadable_folders_are_failures(tmp_path, upscaler, monkeypatch):
-    """Root may read all folders, so the refusal is made up."""
+    """The error is simulated, because root may read all folders."""
     make(tmp_path / "in/a.png", tmp_path / "in/locked/b.png")
     scandir = os.scandir
     locked: list[str] = []
@@ -423,7 +423,7 @@ def test_a_named_input_that_cannot_be_read_is_one_failure(tmp_path, upscaler, mo
     locked, good, long = batch.run_all(jobs, upscaler, overwrite=False)
     assert "a.png: no permission to read this file" in locked.error
     assert good.error is None
-    # Of the input, or of its result if another thread has made the output folder already.
+    # The name of the input or, if another thread has created the output folder, of its result.
     assert "File name too long" in long.error
 
 
@@ -472,7 +472,7 @@ def test_running_out_of_memory_is_one_failure(error, fails, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_two_names_of_one_file_are_one_failure(overwrite, tmp_path, upscaler):
-    """As "A.png" and "a.png" are on a file system that ignores case."""
+    """Like "A.png" and "a.png" on a case-insensitive file system."""
     make(tmp_path / "A.png", tmp_path / "a.png", tmp_path / "b.png")
     (tmp_path / "out").mkdir()
     (tmp_path / "also").symlink_to("out")

@@ -1,4 +1,4 @@
-"""Re-parameterised convolutions: the merged kernel is the branches, and takes over any other."""
+"""Re-parameterised convolutions: the merged kernel equals the branches and can absorb any other."""
 
 import copy
 from collections.abc import Callable
@@ -18,13 +18,13 @@ GREPS["grep [1, 1] middle 7"] = {"grep": (1, 1), "middle": 7}
 OTHERS = ["repvgg", "edbb", "rrrb", "repmbconv"]
 KINDS = {**{name: ("grep", options) for name, options in GREPS.items()}}
 KINDS |= {name: (name, {}) for name in OTHERS}
-# The kinds of place in a network: a block, the head, the upsampling, and a narrowing one.
+# Sizes as in a network: a block, the head, the upsampling, and one with fewer outputs than inputs.
 SIZES = [(6, 6, 3), (3, 6, 9), (6, 12, 3), (6, 4, 5)]
 
 
 @pytest.fixture(params=KINDS)
 def make(request: pytest.FixtureRequest) -> Callable[[int, int, int], nn.Module]:
-    """Makes a convolution in fp64 of which no parameter is as it was made."""
+    """A function that creates an fp64 convolution and changes all of its parameters."""
     kind, options = KINDS[request.param]
 
     def conv(in_channels: int, out_channels: int, kernel: int) -> nn.Module:
@@ -44,7 +44,7 @@ def random_kernel(in_channels: int, out_channels: int, kernel: int, dtype=torch.
 
 @pytest.mark.parametrize("sizes", SIZES)
 def test_values_and_gradients_are_those_of_the_branches(make, sizes) -> None:
-    """Whole images with their borders; the gradient of every parameter and of the input."""
+    """Compares whole images with borders, and the gradients of all parameters and the input."""
     conv = make(*sizes)
     x = torch.randn(2, sizes[0], 11, 12, dtype=torch.float64, requires_grad=True)
     one, other = conv(x), conv.branches(x)
@@ -95,7 +95,7 @@ def test_absorbs_a_kernel_bit_for_bit(make, sizes, dtype) -> None:
 
 @pytest.mark.parametrize("sizes", SIZES)
 def test_all_branches_can_learn_after_absorbing(make, sizes) -> None:
-    """In two steps: behind what is zero at first nothing gets a gradient in the first."""
+    """It takes two steps: parameters behind initial zeros get no gradient in the first."""
     conv = make(*sizes)
     conv.absorb(random_kernel(*sizes))
     before = copy.deepcopy(conv.state_dict())
@@ -229,7 +229,7 @@ def test_the_identity_passes_where_sizes_match(kind: str) -> None:
 
 
 def test_edge_filters_see_edges() -> None:
-    """Slopes along x and y, and a parabola, of one channel each: what each filter makes of them."""
+    """The output of each filter for slopes along x and y and a parabola, one channel each."""
     along_x, along_y = torch.arange(5.0).expand(5, 5), torch.arange(5.0)[:, None].expand(5, 5)
     images = torch.stack([along_x, along_y, along_x**2])[:, None]
     expected = {0: [-8, 0, -32], 1: [0, -8, 0], 2: [0, 0, 2]}

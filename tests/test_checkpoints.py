@@ -1,4 +1,4 @@
-"""Reading every layout that people have, and refusing the rest in words."""
+"""Reading all weight layouts in use, and clear errors for all other files."""
 
 import errno
 import json
@@ -22,7 +22,7 @@ from espan.models import ESPAN, SPAN, SPAN_NORMALIZATION, Network, Normalization
 
 
 def official(network: Network, *, espan_layout: bool) -> OrderedDict:
-    """The state dict of a plain network under the names of the challenge's files."""
+    """The state dict of a plain network with the keys of the challenge's files."""
     names = {"head": "conv_1.eval_conv"}
     for i, block in enumerate(network.blocks):
         last = i == len(network.blocks) - 1
@@ -59,7 +59,7 @@ def rewrite(path, change):
     return path
 
 
-# What can be read
+# Files that can be read
 
 
 def test_espan_layout(espan_file, make_network):
@@ -191,7 +191,7 @@ def test_other_modules_are_left_out(beside, left_out, tmp_path, make_network):
 @pytest.mark.parametrize("espan_layout", [True, False])
 @pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "module._orig_mod."])
 def test_parts_that_are_wrapped(wrapper, espan_layout, prefix, tmp_path, make_network):
-    """Compiled block by block or convolution by convolution, all of them or some."""
+    """Some or all blocks or convolutions are compiled separately."""
     network = make_network((ESPAN if espan_layout else SPAN).replace(channels=4))
     state = official(network, espan_layout=espan_layout)
     for part in (r"^\w+\.", r"^block_\d\.", r"\.c\d_r\.", r"^block_2\."):
@@ -275,7 +275,7 @@ class Conv3XC(nn.Module):
 
 @pytest.mark.parametrize("stale", [False, True])
 def test_span_training_form(stale, tmp_path):
-    """Branches are merged, whatever `eval_conv` stands beside them."""
+    """Branches are merged, regardless of an `eval_conv` beside them."""
     channels = 10
     torch.manual_seed(0)
     trained = Network(SPAN.replace(channels=channels))
@@ -354,7 +354,7 @@ def test_bundled_weights():
     assert path.stat().st_size < 1_000_000
 
 
-# What is refused, and how
+# Files that are rejected
 
 
 def refused(path, says):
@@ -506,7 +506,7 @@ def test_failed_save_keeps_the_old_file(tmp_path, make_network, monkeypatch):
 
 
 def test_record_is_json(tmp_path, make_network):
-    """JSON has no infinity, which the PSNR of equal images is."""
+    """The PSNR of equal images is infinite, which JSON cannot express."""
     path = tmp_path / "w.safetensors"
     checkpoints.save(make_network(ESPAN), path, record={"psnr": math.inf, "lr": [0.1, math.nan]})
     with safetensors.safe_open(path, framework="pt") as file:

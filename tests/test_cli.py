@@ -1,4 +1,4 @@
-"""The command line, as its user runs it."""
+"""The command line."""
 
 import importlib
 import json
@@ -30,7 +30,7 @@ from tests.test_checkpoints import official
 
 @pytest.fixture
 def run(capsys, monkeypatch):
-    """Run a command in this process; gives what it prints.  It must end with `status`."""
+    """Run a command in this process and return its output.  Its status must be `status`."""
 
     def run(*arguments, status=0):
         monkeypatch.setattr(sys, "argv", ["espan", *map(str, arguments)])
@@ -47,7 +47,7 @@ def run(capsys, monkeypatch):
 
 
 def test_in_a_process_of_its_own(tmp_path):
-    """The installed command: no traceback, the status of the error, nothing beside the result."""
+    """The installed command prints no traceback, returns a status and leaves no other files."""
 
     def espan(*arguments):
         command = [sys.executable, "-c", "from espan.cli import main; main()", *arguments]
@@ -66,7 +66,7 @@ def test_in_a_process_of_its_own(tmp_path):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two images, a text file that says it is a third, and small weights."""
+    """Two images, a text file with the name of an image, and small weights."""
     path = tmp_path_factory.mktemp("cli")
     rng = np.random.default_rng(0)
     for name in ("a.png", "sub/b.jpg"):
@@ -80,7 +80,7 @@ def test_upscale_a_photograph(run, folder, tmp_path):
     result = run("upscale", folder / "in/a.png", "-o", tmp_path / "out.png")
     assert read_image(tmp_path / "out.png").pixels.shape == (36, 32, 3)
     assert f"{tmp_path / 'out.png'}  32x36" in result.stdout
-    assert result.stderr == ""  # quiet where there is no terminal
+    assert result.stderr == ""  # no progress bar without a terminal
 
 
 def test_upscale_again_skips(run, folder, tmp_path):
@@ -127,7 +127,7 @@ def test_upscale_shared_by_processes(run, folder, tmp_path, monkeypatch):
 
 
 def test_each_process_has_its_gpu(monkeypatch):
-    """Under torchrun, by default and with --device cuda; a number is taken as it is."""
+    """Under torchrun, by default and with --device cuda; an explicit number is kept."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     for rank, device in (("3", "cuda:3"), ("5", "cuda:1"), ("0", "cuda:0")):
@@ -160,7 +160,7 @@ def test_commands_use_the_gpu_of_their_process(command, run, folder, tmp_path, m
 
 
 def test_upscale_lists_failures_by_their_files(run, folder, tmp_path, monkeypatch):
-    """Also those whose error names the output; a folder that cannot be read is one of them."""
+    """Including failures whose error names the output, and folders that cannot be read."""
     (tmp_path / "in/locked").mkdir(parents=True)
     for name in ("good.png", f"{'k' * 250}.png", "locked/x.png", "._good.png"):
         (tmp_path / "in" / name).write_bytes((folder / "in/a.png").read_bytes())
@@ -188,7 +188,7 @@ def test_upscale_into_the_folder_above(run, folder, tmp_path, monkeypatch):
 
 
 def test_names_that_are_not_utf_8(folder, tmp_path):
-    """Nothing is lost where the terminal takes UTF-8 only, as with any UTF-8 locale."""
+    """They are printed with escapes, because a terminal with a UTF-8 locale accepts only UTF-8."""
     raw = os.fsencode(tmp_path / "raw") + b"/x_\xe9.png"
     (tmp_path / "raw").mkdir()
     with open(raw, "wb") as file:
@@ -228,7 +228,7 @@ def test_names_that_are_not_utf_8(folder, tmp_path):
     ],
 )
 def test_no_command_replaces_its_input(run, arguments, link, folder, tmp_path):
-    """By its name, another spelling of it, or a link to it."""
+    """Neither by its path, another spelling of it, nor a link to it."""
     source, out = tmp_path / "in", tmp_path / "in"
     source.mkdir()
     shutil.copy(folder / "in/a.png", source / "w.png")
@@ -346,7 +346,7 @@ def test_evaluate(run, folder, tmp_path):
 
 
 def test_evaluate_takes_lr_images(run, folder, tmp_path):
-    """LR given as a file and made from HR are the same, and an LR of another size is refused."""
+    """LR files give the same scores as LR made from HR; LR of another size is rejected."""
     coarse = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
     for sub in ("hr", "lr"):
         (tmp_path / sub).mkdir()
@@ -379,7 +379,7 @@ def test_evaluate_takes_lr_images(run, folder, tmp_path):
 )
 @pytest.mark.parametrize("all_fail", [False, True])
 def test_evaluate_keeps_the_other_scores(run, wrong, says, all_fail, tmp_path, monkeypatch):
-    """The failed image is listed, named, and has no result; the status is 1."""
+    """The failed image is listed by name and has no result; the status is 1."""
     folders = {name: tmp_path / name for name in ("hr", "lr", "sr")}
     hr, lr, sr = folders.values()
     hr.mkdir()
@@ -431,7 +431,7 @@ def test_evaluate_keeps_the_other_scores(run, wrong, says, all_fail, tmp_path, m
 
 
 def test_evaluate_reports_defects_of_espan(tmp_path, monkeypatch):
-    """Not as a failed image."""
+    """A defect is not reported as a failed image."""
     write_image(tmp_path / "a.png", Image(np.full((32, 32, 3), 90, np.uint8)))
 
     def broken(*arguments, **options):
@@ -565,7 +565,7 @@ def test_train_says_what_it_expects(run, arguments, message, tmp_path, monkeypat
 
 
 def test_options_without_effect_on_a_resumed_run(run) -> None:
-    """Every parameter but the two that can be changed, whatever is added to the command."""
+    """All parameters but the two that can be changed, including any that are added later."""
     parameters = typer.main.get_command(app).commands["train"].params
     names = {parameter.name for parameter in parameters}
     assert {"accumulate", "workers", "precision", "validate"} < names
@@ -583,6 +583,6 @@ def test_options_without_effect_on_a_resumed_run(run) -> None:
 
 
 def test_dtypes():
-    """By name fp32 is fp32 in full; only auto leaves the choice to espan."""
+    """fp32 means full fp32; only auto leaves the choice to espan."""
     dtypes = {name: parse_dtype(name) for name in ("auto", "fp32", "fp16", "bf16")}
     assert list(dtypes.values()) == [None, torch.float32, torch.float16, torch.bfloat16]

@@ -1,4 +1,4 @@
-"""Training images and the crops made of them."""
+"""Training images and their crops."""
 
 import pickle
 from fractions import Fraction
@@ -113,7 +113,7 @@ def test_free_memory_is_a_number_of_bytes() -> None:
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> tuple[Path, Path]:
-    """HR and LR folders; LR is not what imresize makes.  One name is as in DIV2K."""
+    """HR and LR folders.  LR differs from the output of imresize; one name is as in DIV2K."""
     hr, lr = tmp_path / "hr", tmp_path / "lr"
     for name, lr_name, seed in (("0001.png", "0001x4.png", 1), ("d/b.png", "d/b.bmp", 2)):
         for path in (hr / name, lr / lr_name):
@@ -180,7 +180,7 @@ def test_hr_that_is_not_an_exact_multiple_of_its_lr(pairs: tuple[Path, Path]) ->
 def test_images_moved_to_a_pack_can_be_pickled(
     pairs: tuple[Path, Path], given: bool, tmp_path: Path
 ) -> None:
-    """What one process decodes, others map; packs that were there remain where they are."""
+    """Other processes map the images that one process decodes; existing packs are not moved."""
     hr, lr = pairs
     prepare([hr], tmp_path / "there", smallest=1)
     sources = [hr] if given else [hr, tmp_path / "there"]
@@ -200,7 +200,7 @@ def test_images_moved_to_a_pack_can_be_pickled(
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4, 6])
 def test_lr_crops_are_crops_of_the_lr_image(scale: int) -> None:
-    """Bit for bit, at borders and corners too, in NumPy and torch."""
+    """Bit for bit, including borders and corners, in NumPy and in torch."""
     rng = np.random.default_rng(scale)
     for trial in range(60):
         h, w = (int(n) for n in rng.integers(1, (12, 400) if trial % 2 else (30, 30)))
@@ -225,7 +225,7 @@ def test_lr_crops_are_crops_of_the_lr_image(scale: int) -> None:
 
 @pytest.mark.parametrize(("scale", "unit"), [(2, 2**8), (4, 2**12)])
 def test_sums_at_x2_and_x4_are_exact_in_fp32(scale: int, unit: int) -> None:
-    """Whole multiples of 1 / unit, and 24 bits hold the largest sum: no order rounds anything."""
+    """All terms are multiples of 1 / unit, and the largest sum fits in 24 bits: nothing rounds."""
     for start in (0, 1, 1000, 4095):
         assert weights(scale, start, 3).dtype == np.float32
         values = weights(scale, start, 3).astype(np.float64) * unit
@@ -235,14 +235,14 @@ def test_sums_at_x2_and_x4_are_exact_in_fp32(scale: int, unit: int) -> None:
 
 
 def test_halves_at_x6_fall_as_in_the_whole_image() -> None:
-    """A few sums in 100,000 are halves, which the order of the additions decides; here is one."""
+    """For a few sums in 100,000, which are halves, the order of additions matters; test one."""
     hr = np.random.default_rng(5).choice(np.array([0, 1, 128, 255], np.uint8), (600, 600, 3))
     one = image_in_memory("i", hr, 6)
     np.testing.assert_array_equal(one.crop(0, 0, 100, 100)[0], one.lr)
 
 
 def test_sums_at_x3_are_never_near_a_half() -> None:
-    """Multiples of 1/81 are 1/162 from it; what fp32 makes of the weights and sums is much less."""
+    """Multiples of 1/81 are at least 1/162 from a half; the error of fp32 is much smaller."""
     exact = np.array([-1, -2, 0, 9, 21, 27, 21, 9, 0, -2, -1])
     for start in (0, 1, 1000, 4095):
         values = weights(3, start, 3).astype(np.float64)
@@ -288,7 +288,7 @@ def test_crops_finished_on_the_device_are_those_made_on_the_host(scale: int) -> 
 
 
 def test_crops_are_aligned_cut_from_the_whole_lr_and_of_all_symmetries() -> None:
-    """Pixels that encode their position show where a crop is from and how it was flipped."""
+    """The pixels encode their position, which reveals the origin and the flip of a crop."""
     y, x = np.mgrid[:10, :13]
     hr = np.kron(np.stack([y, x, 0 * x], axis=2), np.ones((4, 4, 1))).astype(np.uint8)
     hr[..., 2] = np.arange(40)[:, None] % 4 * 4 + np.arange(52) % 4
@@ -388,7 +388,7 @@ def test_no_more_is_made_ahead_than_is_said(workers: int) -> None:
     steps = batches(crops, batch=2, first_step=0, steps=100, workers=workers, device=CPU)
     for _ in range(3):
         next(steps)
-    del steps  # waits for what has begun
+    del steps  # waits for unfinished work
     assert len(made) == 3 + 2 * workers
 
 

@@ -1,4 +1,4 @@
-"""Every way to run a folded network: the same result, bytes as bytes, and the flag."""
+"""All engines: equal results, uint8 in and out, and the flag."""
 
 import contextlib
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ MEMBERS = {
 
 
 def engine(name, network):
-    """On the CPU, whose kernels for blocks convolve by Winograd as the streamed network does."""
+    """An engine by name, on the CPU."""
     folded = fold(network)
     cpu = torch.device("cpu")
     if name == "blocks":
@@ -79,7 +79,7 @@ def test_flag(name, dtype, value, make_network):
     assert flag.item() == 1
     network.tail.upsample.bias[7] = 0
     engine(name, network)(image, flag)
-    assert flag.item() == 1  # it stays until somebody looks
+    assert flag.item() == 1  # it stays set
 
 
 def test_blocks_are_for_what_the_kernels_are():
@@ -95,7 +95,7 @@ def test_blocks_are_for_what_the_kernels_are():
 
 
 class Recorder:
-    """Stands for CUDA: what is asked of it, in order."""
+    """Replaces CUDA and records all calls in order."""
 
     def __init__(self):
         self.calls = []
@@ -125,7 +125,7 @@ def cuda(monkeypatch):
 
 
 def test_graphs_order_the_streams_that_use_them(cuda, monkeypatch):
-    """A stream waits for the one before, and what is dropped for the last that used it."""
+    """A stream waits for the previous one, and a dropped graph for the last stream that used it."""
     monkeypatch.setattr(graphs, "MAX_GRAPHS", 2)
     run = graphs.Graphed(lambda image, flag: image + 1)
     use = ["wait", "replay", "record"]

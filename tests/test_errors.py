@@ -1,4 +1,4 @@
-"""Running out of memory is recognised on every device."""
+"""Out-of-memory errors are recognised on every device."""
 
 import pytest
 import torch

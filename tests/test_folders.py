@@ -1,4 +1,4 @@
-"""Which files of a folder are images, and which LR image belongs to which HR image."""
+"""Finding the images in a folder and the LR image of each HR image."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ def names(folder: Path, **options) -> list[str]:
 
 
 def unreadable(monkeypatch, folder: Path) -> None:
-    """Refuse to list a folder, as the system does without permission (but not for root)."""
+    """Refuse to list a folder, as the system does without permission (except for root)."""
     scandir = os.scandir
 
     def refuse(path):
@@ -46,7 +46,7 @@ def test_images_are_found_by_their_suffixes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
 def test_every_suffix_is_one_that_is_read(suffix: str, tmp_path: Path) -> None:
-    """Pillow's own table says which format each suffix stands for; two are BigTIFF's."""
+    """Pillow's table has the format of each suffix; two are for BigTIFF."""
     kind = {".btf": "TIFF", ".tf8": "TIFF", ".jif": "JPEG", ".jfi": "JPEG"}.get(
         suffix, PILImage.registered_extensions().get(suffix)
     )
@@ -121,7 +121,7 @@ def test_folders_without_images(tmp_path: Path) -> None:
     ],
 )
 def test_pairs(hr: str, lr: str, scales: list[int], found, tmp_path: Path) -> None:
-    """By names alone, and the same for evaluation, which takes folders without subfolders."""
+    """Pairs depend on names only; evaluation, without subfolders, finds the same."""
     lr_files = {Path(name): name for name in lr.split()}
     if isinstance(found, str):
         with pytest.raises(EspanError, match=found):

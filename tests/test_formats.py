@@ -1,4 +1,4 @@
-"""Every kind of file that is read comes out of a run with default options."""
+"""Every supported kind of file can be upscaled with default options."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.image_files import by_pillow, photo
 
 PILLOW_FORMATS = {"jpg": "JPEG", "tif": "TIFF"}
 
-# Kinds of pixels as Pillow names them; ";16" for those that only espan's writer makes.
+# Pixel formats by Pillow's names; with ";16", formats that only espan can write.
 READABLE = {
     "png": ["1", "L", "LA", "P", "P+alpha", "RGB", "RGBA", "L;16", "LA;16", "RGB;16", "RGBA;16"],
     "tif": ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "L;16", "LA;16", "RGB;16", "RGBA;16"],

@@ -1,4 +1,4 @@
-"""The network as it is run equals the plain one."""
+"""The fused network equals the plain one."""
 
 import threading
 
@@ -41,21 +41,21 @@ def test_equals_the_plain_network(name, backend, dtype, make_network):
         x = torch.rand(2, 3, *size)
         allowed = {"factor": float(FOLDED)}
         if isinstance(fused.engine, Streamed):
-            allowed = {"factor": float(WINOGRAD)}  # fp32 by name, on every CPU path
+            allowed = {"factor": float(WINOGRAD)}  # with an explicit float32, on every CPU path
         plain = {d: make_network(MEMBERS[name]).to(d) for d in (torch.float64, dtype)}
         assert_accurate(fused(x), lambda d, n=plain, x=x: n[d](x.to(d)), **allowed)
 
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_folding_is_exact_at_the_border(name, make_network):
-    """In fp64 the folded network equals the plain one everywhere, corners included."""
+    """In fp64, the folded network equals the plain one everywhere, including the corners."""
     network = make_network(MEMBERS[name]).double()
     cpu = torch.device("cpu")
     folded = Composed(fold(network), device=cpu, dtype=torch.float64, gate=reference.gate)
     x = torch.rand(1, 3, 5, 6, dtype=torch.float64)
     expected = network(x)
     error = (folded(x, torch.zeros(1, dtype=torch.int32)) - expected).abs().max()
-    # 1e-7 where the mean, kept in fp32, is not exactly that of the plain network.
+    # The mean is kept in fp32, which causes differences of 1e-7.
     assert error < 1e-6 * expected.abs().max()
 
 
@@ -189,7 +189,7 @@ def test_float32_by_name_is_not_for_the_matrix_unit(make_network):
 
 @pytest.mark.parametrize("allowed", [False, True])
 def test_no_tf32_whatever_is_set(allowed, make_network, monkeypatch):
-    """Passed to each convolution: the global setting is the user's, and other threads read it."""
+    """It is disabled in each convolution; the global setting, which is the user's, is unchanged."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
     fused = on_cpu(make_network(SPAN), dtype=torch.float32, backend="reference")
     seen = []
@@ -239,4 +239,4 @@ def test_casting_and_moving_are_refused(make_network, change):
     fused = on_cpu(make_network(Architecture(8, (2,), scale=2)))
     with pytest.raises(EspanError, match=r"make another one: espan\.fused\.load"):
         change(fused)
-    fused(torch.rand(1, 3, 4, 5))  # as good as before
+    fused(torch.rand(1, 3, 4, 5))  # still usable

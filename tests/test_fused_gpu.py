@@ -1,4 +1,4 @@
-"""Whole networks on a GPU: every backend against the plain one, graphs, bytes, Set14."""
+"""Whole networks on a GPU: every backend against the plain network, graphs, uint8, Set14."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_equals_the_plain_network(member, backend, dtype, graph, make_network):
     fused = FusedNetwork(
         make_network(MEMBERS[member]), device="cuda", dtype=dtype, backend=backend, graph=graph
     )
-    # 8 and 11 bits of a value, over some twenty layers.
+    # 8 and 11 bits per value, over about twenty layers.
     wanted = {torch.float32: 90, torch.float16: 45, torch.bfloat16: 27}[dtype]
     for size in [(1, 1), (37, 50), (37, 50), (64, 80)]:
         x = torch.rand(1, 3, *size)
@@ -61,16 +61,16 @@ def test_the_flag_is_set_without_waiting(graph, make_network):
 
 @pytest.mark.parametrize("graph", [False, True])
 def test_fp32_is_not_tf32(graph, make_network):
-    assert torch.backends.cudnn.allow_tf32  # PyTorch's default, as users have it
+    assert torch.backends.cudnn.allow_tf32  # PyTorch's default
     fused = FusedNetwork(make_network(ESPAN), device="cuda", dtype=torch.float32, graph=graph)
     x = torch.rand(1, 3, 40, 50)
     exact = make_network(ESPAN).double()(x.double())
-    assert decibels(fused(x.cuda()).cpu(), exact) > 100  # TF32 has 10 bits, some 60 dB
+    assert decibels(fused(x.cuda()).cpu(), exact) > 100  # TF32 has 10 bits, about 60 dB
     assert torch.backends.cudnn.allow_tf32
 
 
 def test_streams_take_turns_in_a_graph(make_network):
-    """Each stream gives work to the graph without waiting for the one before."""
+    """Each stream launches the graph without waiting for the previous stream."""
     fused = FusedNetwork(make_network(ESPAN), device="cuda", graph=True)
     images = [torch.rand(1, 3, 200, 300, device="cuda") for _ in range(4)]
     expected = [fused(x) for x in images]

@@ -1,4 +1,4 @@
-"""What `make gpu` does, as far as it can be seen without a GPU."""
+"""The parts of `make gpu` that can be tested without a GPU."""
 
 import json
 import os
@@ -48,8 +48,8 @@ def test_run_does_not_wait_for_what_is_left_behind():
 
 @pytest.mark.parametrize(("body", "status"), [("pass", 0), ("assert 0", 1)])
 def test_reports_are_written_before_the_exit_that_hangs(tmp_path, monkeypatch, body, status):
-    """A thread that Python waits for at exit, as it does for Inductor's workers."""
-    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # pytest-benchmark would not measure
+    """Python waits for a thread at exit, as for Inductor's workers."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # otherwise, pytest-benchmark would not measure
     (tmp_path / "test_some.py").write_text(
         "import threading, time\n"
         "def test_some(benchmark):\n"
@@ -98,7 +98,7 @@ def test_all_sanitizers_run(monkeypatch):
 
 
 def test_the_report_is_written_after_each_part(tmp_path, monkeypatch):
-    """With the time, the share and the clocks of each; what fails takes nothing along."""
+    """With the time, share and clocks of each; a failure does not lose the other parts."""
     smi = tmp_path / "nvidia-smi"
     smi.write_text("#!/bin/sh\necho 1980, 3201, 120.5, 40\necho 1500, 3201, 500, 60\nexec sleep 60")
     smi.chmod(0o755)

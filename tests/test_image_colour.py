@@ -1,4 +1,4 @@
-"""Colour profiles and other statements of a colour space: kept, converted or warned of."""
+"""Colour profiles and other colour space information: kept, converted or reported as lost."""
 
 import struct
 from pathlib import Path
@@ -206,7 +206,7 @@ def test_tiff_colour_tags_are_warned_of(tmp_path: Path) -> None:
 
 
 def bmp_with_profile(profile: bytes, colour_space: bytes = b"DEBM") -> bytes:
-    """A BMP file with a BITMAPV5HEADER and a profile behind its pixels."""
+    """A BMP file with a BITMAPV5HEADER and a profile after its pixels."""
     pixels = photo(4, 8)[::-1, :, ::-1].tobytes()
     header = struct.pack(
         "<IiiHHIIiiII16x4s48xIIII",

@@ -1,4 +1,4 @@
-"""Image files: what is read and what is refused."""
+"""Reading image files, and rejecting those that are not supported."""
 
 import io
 import os
@@ -217,7 +217,7 @@ def test_any_file_name(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(read_image(str(folder / name)).pixels, pixels)
 
 
-# Refusing
+# Files that are rejected
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_truncated_files(
 def test_damage_never_escapes_as_another_error(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], format: str
 ) -> None:
-    """Every tenth prefix, and bytes overwritten at random: an image, or an ImageError."""
+    """Every tenth prefix, and bytes overwritten at random, give an image or an ImageError."""
     data = sample(format, (16, 20))
     whole = read_bytes(tmp_path, data).pixels
     for length in range(0, len(data), 10):
@@ -285,7 +285,7 @@ def test_damage_never_escapes_as_another_error(
             result = read_bytes(tmp_path, data[:length]).pixels
         except ImageError:
             continue
-        # Only what follows the last pixel may be missing.
+        # Only data after the last pixel may be missing.
         assert length > 0.9 * len(data)
         assert np.array_equal(result, whole)
     rng = np.random.default_rng(0)
@@ -313,7 +313,7 @@ def claims(format: str, width: int, height: int) -> bytes:
     elif format == "BMP":
         data[18:26] = struct.pack("<ii", width, height)
     elif format == "GIF":
-        frame = data.index(b",\0\0\0\0") + 5  # of the frame, the canvas alone is not believed
+        frame = data.index(b",\0\0\0\0") + 5  # of the frame; the canvas size alone is ignored
         data[6:10] = data[frame : frame + 4] = struct.pack("<HH", width, height)
     else:
         return tiff(photo(4, 5), {256: [width], 257: [height], 278: [4]})

@@ -1,4 +1,4 @@
-"""Image files: what is written, and what a failed write leaves behind."""
+"""Writing image files, and the state after a failed write."""
 
 import fcntl
 import os
@@ -208,7 +208,7 @@ def test_a_failed_write_leaves_no_trace(
 
 
 def test_the_file_is_flushed_through_a_handle_for_writing(tmp_path: Path, monkeypatch) -> None:
-    """Windows refuses to flush any other."""
+    """Windows refuses to flush other handles."""
     access = []
     flags = lambda file: access.append(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE)  # noqa: E731
     monkeypatch.setattr(os, "fsync", flags)
@@ -218,7 +218,7 @@ def test_the_file_is_flushed_through_a_handle_for_writing(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("suffix", ["png", "bmp"])
 def test_a_full_disk(tmp_path: Path, suffix: str) -> None:
-    """A limit on the size of files stops the system's write midway, as a full disk does."""
+    """A limit on file sizes makes the system's write fail midway, like a full disk."""
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(b"old")
     code = f"""

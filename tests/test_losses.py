@@ -1,4 +1,4 @@
-"""Losses, against their definitions written out in fp64, and the mask of self-distillation."""
+"""Losses against their definitions in fp64, and the mask of self-distillation."""
 
 import math
 
@@ -41,9 +41,9 @@ def dct_matrix() -> Tensor:
 
 
 def haar_matrix(size: int) -> Tensor:
-    """Rows: sums, then differences, of neighbours; orthonormal but for 1 / sqrt 2.
+    """Rows: sums, then differences, of neighbours; orthonormal except for a factor 1 / sqrt 2.
 
-    Whole numbers, so that a coefficient that is zero is zero here, too.
+    The values are integers, so that coefficients that should be zero are exactly zero.
     """
     matrix = torch.zeros(size, size, dtype=torch.float64)
     for i in range(size // 2):
@@ -53,7 +53,7 @@ def haar_matrix(size: int) -> Tensor:
 
 
 def straightforward(sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-    """Every term in fp64, by matrices and PyTorch's transforms; edges are multiples of 8."""
+    """Every term in fp64, with matrices and PyTorch's transforms; sides are multiples of 8."""
     d = hr.double() - sr.double()
     h, w = d.shape[2:]
     blurred = F.conv2d(F.pad(d, [2] * 4, mode="reflect"), gaussian_5x5(), groups=3)
@@ -93,14 +93,14 @@ def test_values_and_gradients(name: str, dtype: torch.dtype) -> None:
     loss.backward()
     exact.backward()
     assert sr.grad.dtype == dtype
-    # Rounded once for the kernel's part, once for the others', and once as their sum.
+    # Rounded three times: the kernel's part, the other terms, and their sum.
     rounding = (exact_sr.grad.to(dtype).double() - exact_sr.grad).abs().max().item()
     assert_within(sr.grad, exact_sr.grad, rounding, factor=3)
 
 
 @pytest.mark.parametrize("name", ["L1 + FFT", "L1 + DWT", "L2 + HF + DCT"])
 def test_under_autocast_and_with_mixed_dtypes(name: str) -> None:
-    """A network's bf16 output against fp32 images: computed from what they hold."""
+    """The bf16 output of a network against fp32 images: the values are used without rounding."""
     sr, hr = images()
     half = sr.detach().bfloat16().requires_grad_()
     outside = TAB_8[name](half, hr)
@@ -145,7 +145,7 @@ def test_shapes_must_match(name: str) -> None:
 
 
 def test_the_mask_by_hand() -> None:
-    """Six pixels; hr is 0.5 everywhere, so that an output's error is its distance from that."""
+    """Six pixels; hr is 0.5 everywhere, so that the error of an output is its distance from 0.5."""
     hr = torch.full((1, 3, 1, 6), 0.5)
     student, teacher = hr.clone(), hr.clone()
     student[..., 0], teacher[..., 0] = 0.60, 0.55  # worse by 0.05: learned

@@ -1,4 +1,4 @@
-"""PSNR and SSIM against definitions written out again."""
+"""PSNR and SSIM against independent implementations of their definitions."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from espan.evaluation import luma, psnr, ssim
 
 
 def noisy_pair(height: int, width: int, channels: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    """A smooth image with some noise, and the same with more."""
+    """A smooth image with some noise, and the same image with more noise."""
     rng = np.random.default_rng(0)
     ramp = np.add.outer(np.arange(height) * 3, np.arange(width) * 2)[..., None] % 256
     image = ramp + rng.normal(0, 5, (height, width, channels))
@@ -64,7 +64,7 @@ def test_ssim_is_its_definition(border: int, channels: int) -> None:
 
 
 def test_against_torchmetrics() -> None:
-    """The same values where torchmetrics computes the same thing: inside, before its mean."""
+    """The values equal torchmetrics' where both compute the same: inside, before the mean."""
     torch = pytest.importorskip("torch")
     image = pytest.importorskip("torchmetrics.functional.image")
     sr, hr = noisy_pair(40, 50)

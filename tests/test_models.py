@@ -1,4 +1,4 @@
-"""The family as data, and what its networks cost and compute."""
+"""Architectures, and the cost and the output of their networks."""
 
 import dataclasses
 
@@ -17,8 +17,8 @@ from espan.models import (
     complexity,
 )
 
-# (architecture, parameters, GMACs at 256x256), from Tab. 2 to 5 of the paper, which rounds some and
-# cuts off others; where it prints other GMACs (c24d7, c22d7, c22d8), the exact count.
+# (architecture, parameters, GMACs at 256x256) from Tab. 2 to 5 of the paper, which rounds some
+# values and truncates others; where its GMACs differ (c24d7, c22d7, c22d8), the exact count.
 COUNTS = [
     ("c32d5", 166_864, 10.89),
     ("c32d5k9", 173_776, 11.34),
@@ -89,7 +89,7 @@ def test_any_member_runs(scale, concat_last, convs):
 
 
 def test_span_follows_its_published_code(make_network):
-    """Written out once more from the SPAN code, with its in-place activation."""
+    """An independent implementation after the SPAN code, with its in-place activation."""
     network = make_network(SPAN)
     x = torch.rand(1, 3, 9, 8)
 

@@ -1,4 +1,4 @@
-"""`espan evaluate` replaces none of the files that it reads."""
+"""`espan evaluate` does not replace the files that it reads."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from espan.upscaling import Upscaler
 
 @pytest.fixture
 def here(tmp_path, monkeypatch, make_network) -> Path:
-    """hr/a.png, hr/b.bmp with LR images of their names, and small weights."""
+    """hr/a.png and hr/b.bmp, LR images with the same names, and small weights."""
     monkeypatch.chdir(tmp_path)
     for path, side in (("hr/a.png", 24), ("hr/b.bmp", 24), ("lr/a.png", 12), ("lr/b.png", 12)):
         Path(path).parent.mkdir(exist_ok=True)
@@ -66,7 +66,7 @@ def test_inputs_are_not_replaced(arguments, named, here, monkeypatch, capsys) ->
 
 @pytest.mark.parametrize("save", [(), ("--save", "sr")])
 def test_two_images_of_one_stem(save, here, monkeypatch, capsys) -> None:
-    """Each has a result and a score of its own."""
+    """Each has its own result and score."""
     shutil.copy("hr/b.bmp", "hr/a.bmp")
     assert evaluate(monkeypatch, "--json", *save) == 0
     images = json.loads(capsys.readouterr().out)["images"]
@@ -76,7 +76,7 @@ def test_two_images_of_one_stem(save, here, monkeypatch, capsys) -> None:
 
 
 def test_files_that_exist_are_not_replaced(here, monkeypatch, capsys) -> None:
-    """LR images that this run does not read, for instance."""
+    """For example, LR images that this run does not read."""
     before = contents(here)
     assert evaluate(monkeypatch, "--save", "lr") == 1
     error = "lr/a.png exists, and 1 more results; --overwrite replaces them"
@@ -90,7 +90,7 @@ def test_files_that_exist_are_not_replaced(here, monkeypatch, capsys) -> None:
 
 
 def test_wrong_sizes_are_reported_first(here, monkeypatch) -> None:
-    """By the headers, before an image is upscaled; an orientation may swap the sides."""
+    """The headers are checked before any image is upscaled; an orientation may swap the sides."""
     write_image(Path("hr/c.png"), Image(np.full((36, 24, 3), 99, np.uint8)))
     PIL.Image.new("RGB", (18, 12)).save(
         "lr/c.jpg",

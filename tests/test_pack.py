@@ -1,4 +1,4 @@
-"""Packs: their contents, damage to them, and that none is ever half written."""
+"""Packs: contents, damage, and that none is ever partially written."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ from espan.imaging import Image, write_image
 
 ROOT = Path(__file__).parents[1]
 HEADER = 64
-ODD = os.fsdecode("ä 中".encode() + b"\xff.png")  # no UTF-8, as Linux allows
+ODD = os.fsdecode("ä 中".encode() + b"\xff.png")  # not UTF-8, which Linux allows
 
 
 def noise(height: int, width: int, seed: int) -> np.ndarray:
@@ -31,7 +31,7 @@ def noise(height: int, width: int, seed: int) -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three usable images, two of them with the same pixels, and three that are not."""
+    """Three usable images, two of them with the same pixels, and three unusable ones."""
     path = tmp_path / "photos"
     (path / "d").mkdir(parents=True)
     write_image(path / "b.png", Image(noise(67, 50, 1)))
@@ -151,7 +151,7 @@ def test_damaged_pixels_are_never_trained_on(pack: Path) -> None:
     images, _ = open_images([pack], scale=4, smallest=8)
     assert images[0].crop(0, 0, 8, 8)[1].shape == (32, 32, 3)
     with pytest.raises(EspanError, match=r"the pixels of b.png do not match their hash"):
-        images[1].crop(4, 4, 8, 8)  # the spoilt byte is not even in it
+        images[1].crop(4, 4, 8, 8)  # the damaged byte is not in this crop
     for workers in (0, 2):
         crops = Crops(images, patch=8, seed=0)
         with pytest.raises(EspanError, match=r"b.png"):
@@ -173,7 +173,7 @@ def test_a_pack_written_to_while_it_is_in_use(pack: Path) -> None:
 
 
 def test_a_pack_made_anew_while_it_is_in_use(folder: Path, pack: Path) -> None:
-    """The new one is another file; the old one lasts as long as it is open."""
+    """The new pack is another file; the old one exists until it is closed."""
     images, _ = open_images([pack], scale=4, smallest=8)
     (folder / "a.bmp").unlink()
     prepare([folder], pack, smallest=32, overwrite=True)
@@ -186,7 +186,7 @@ def test_one_file_is_open_however_many_images(pack: Path) -> None:
     opened = Pack(pack)
     for index in range(3):
         opened.pixels(index)
-    assert len(os.listdir("/proc/self/fd")) <= before + 2  # the map has one of its own
+    assert len(os.listdir("/proc/self/fd")) <= before + 2  # the map has its own
     del opened
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -222,7 +222,7 @@ def child(code: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 def test_a_full_disk(folder: Path, pack: Path) -> None:
-    """A limit on the size of files stops the system's write midway, as a full disk does."""
+    """A limit on file sizes makes the system's write fail midway, like a full disk."""
     before = pack.read_bytes()
     code = """
 import resource, sys
@@ -241,7 +241,7 @@ except OSError as error:
 
 
 def test_killed_midway(folder: Path, pack: Path) -> None:
-    """Nothing under the name of a new pack, and an old pack as it was."""
+    """A new pack does not exist, and an existing one is unchanged."""
     before = pack.read_bytes()
     code = """
 import sys, time
@@ -275,12 +275,12 @@ def test_few_images_are_decoded_ahead(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(photographs, "read_image", read_image)
     decoded = photographs.decode_photographs(paths, lambda path, height, width: None)
     assert [next(decoded).path for _ in range(5)] == list(paths)[:5]
-    del decoded  # waits for what has begun
+    del decoded  # waits for unfinished work
     assert len(read) == 5 + 3
 
 
 def test_memory_does_not_grow_with_the_folder(tmp_path: Path) -> None:
-    """60 images of 3 MB each take 180 MB more where they are all kept."""
+    """60 images of 3 MB each would take 180 MB if they were all kept in memory."""
     (tmp_path / "photos").mkdir()
     one = tmp_path / "photos" / "0.bmp"
     write_image(one, Image(noise(1000, 1000, 0)))

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(*command: str | Path, cwd: Path | None = None, **variables: str | Path) -> str:
-    """What a command prints, with these environment variables; it must succeed."""
+    """The output of a command that must succeed, run with these environment variables."""
     inherited = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}  # a checkout, perhaps
     environment = inherited | {k: str(v) for k, v in variables.items()}
     result = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
@@ -30,7 +30,7 @@ def run(*command: str | Path, cwd: Path | None = None, **variables: str | Path) 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what git has and would have: no build outputs."""
+    """A copy of the tracked and the unignored files, without build outputs."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     target = tmp_path_factory.mktemp("source")
@@ -53,10 +53,10 @@ def build(source: Path, target: Path, message: str, **variables: str | Path) -> 
 
 
 def install(wheel: Path, target: Path) -> Path:
-    """The Python of an environment with this wheel; everything else comes from the present one.
+    """The Python of a new environment with this wheel; all other packages are the current ones.
 
-    A .pth file puts the present site-packages behind its own.  The .pth files there, an editable
-    espan's among them, are not followed.
+    A .pth file appends the current site-packages to its path.  The .pth files there, such as that
+    of an editable espan, are not processed.
     """
     run(sys.executable, "-m", "venv", "--without-pip", target)
     python = target / "bin" / "python"
@@ -69,7 +69,7 @@ def install(wheel: Path, target: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built without nvcc, as on a machine that has none: CUDA_HOME is an empty directory."""
+    """A wheel built without nvcc: CUDA_HOME is an empty directory."""
     target, no_cuda = (tmp_path_factory.mktemp(name) for name in ("wheel", "no_cuda"))
     message = "espan: building CPU kernels only: nvcc not found"
     return build(source, target, message, CUDA_HOME=no_cuda, ESPAN_BUILD="auto")
@@ -107,7 +107,7 @@ print(backends.available()["cpu"].available, backends.available()["cuda"].reason
 
 
 def test_installed_command_works_outside_the_source_tree(python: Path, tmp_path: Path) -> None:
-    # Wide, or its table would break the line.
+    # Wide, so that the table does not break lines.
     output = run(python.parent / "espan", "doctor", cwd=tmp_path, COLUMNS="300")
     assert "nvcc was not found when it was built" in output
 

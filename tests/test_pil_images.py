@@ -1,4 +1,4 @@
-"""PIL images as arrays and back: modes, transparency and colour profiles."""
+"""Converting PIL images to arrays and back: modes, transparency and colour profiles."""
 
 import struct
 import warnings
@@ -34,7 +34,7 @@ def colours(mode="RGB"):
 
 @pytest.mark.parametrize("profile", ["CMYK", None, "RGB", "damaged"])
 def test_cmyk_becomes_what_the_file_reader_makes_of_it(tmp_path, profile):
-    """By its profile; without one that fits, by the default."""
+    """With its profile or, if none fits, the default profile."""
     data = {"CMYK": cmyk_profile(), "RGB": SRGB, "damaged": cmyk_profile()[:3000], None: None}
     path = tmp_path / "cmyk.tif"
     colours("CMYK").save(path, icc_profile=data[profile])
@@ -178,7 +178,7 @@ P3_BY_CODE = chunk(b"cICP", bytes([12, 13, 0, 1]))
     ids=["linear", "P3", "linear P3", "P3 by code", "sRGB gamma", "sRGB"],
 )
 def test_colours_no_pil_image_holds(chunks, named, known_to_pillow, make_network, tmp_path):
-    """Given as a file, or opened by Pillow, which does not know all chunks."""
+    """From a file, or opened by Pillow, which does not read all chunks."""
     path = tmp_path / "a.png"
     path.write_bytes(png(4, 4, 8, 2, (b"\0" + bytes(12)) * 4, chunks))
     upscaler = Upscaler(make_network(Architecture(8, (3, 2), scale=2)), device="cpu")

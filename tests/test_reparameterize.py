@@ -1,4 +1,4 @@
-"""Merging kernels: exact in fp64, at the border too."""
+"""Merging kernels is exact in fp64, including the border."""
 
 import pytest
 import torch

@@ -44,7 +44,7 @@ def test_bars_are_in_proportion():
 
 
 def test_targets():
-    """Ours in fp32 against the best other in fp32, the fastest of ours against the best bf16."""
+    """espan in fp32 against the best other in fp32; the fastest espan against the best bf16."""
 
     def of(case="ESPAN c", **times):
         named = {name.replace("_", " "): {"median_ms": time} for name, time in times.items()}
@@ -59,7 +59,7 @@ def test_targets():
         "| ESPAN c | a fp32, 90 ms | espan fp32, 40 ms | 2.25 | 3 | not met |",
         "| ESPAN c | b bf16, 40 ms | espan bf16, 20 ms | 2.00 | 1.5 | met |",
     ]
-    # What espan picks by itself may keep fewer bits than fp32.
+    # espan's default may keep fewer bits than fp32.
     assert of(**others, **{"espan (default)": 20}) == [
         "| ESPAN c | a fp32, 90 ms | espan fp32 | – | 3 | not measured |",
         "| ESPAN c | b bf16, 40 ms | espan (default), 20 ms | 2.00 | 1.5 | met |",

@@ -1,4 +1,4 @@
-"""Resizing against MATLAB's results and against the formula written out slowly."""
+"""Resizing against MATLAB's results and a slow implementation of the formula."""
 
 import math
 import os
@@ -24,7 +24,7 @@ def cubic(x: float) -> float:
 
 
 def slow_line(line: list[float], scale: float, size: int) -> list[float]:
-    """One output value after the other, over all input positions that the kernel can reach."""
+    """Compute one output value at a time from all inputs within reach of the kernel."""
     n, stretch, result = len(line), min(scale, 1.0), []
     for i in range(size):
         centre = (i + 0.5) / scale - 0.5
@@ -66,7 +66,7 @@ def test_against_the_formula(size: tuple[int, int], scale: Fraction | float) -> 
 @pytest.mark.parametrize("scale", [Fraction(1, 4), Fraction(1, 2), 0.37, 2, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_rounding_after_each_pass(scale: Fraction | float, dtype: type) -> None:
-    """Random pixels of full contrast, so that values beyond the range and halves occur."""
+    """Random pixels of full contrast, so that halves and values beyond the range occur."""
     top = int(np.iinfo(dtype).max)
     image = np.random.default_rng(2).integers(0, top + 1, (17, 22), dtype=dtype)
     image[:6, :6] = np.random.default_rng(3).choice([0, top], (6, 6))

@@ -1,4 +1,4 @@
-"""The tolerance rule: what it looks at, what it lets pass and what it finds."""
+"""The tolerance rule: what it measures, what it accepts and what it detects."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ CHANNELS, SIZE = 12, (9, 14)
 
 
 def values(*shape: int, scale: float = 1.0) -> Tensor:
-    """Of bf16, so that every dtype has them; from NumPy, which promises the same ones for ever."""
+    """bf16 values, which every dtype can represent, from NumPy, whose sequences never change."""
     random = np.random.Generator(np.random.PCG64(sum(shape))).standard_normal(shape)
     return torch.from_numpy(scale * random).bfloat16().double()
 
@@ -76,7 +76,7 @@ REFERENCES: tuple[Callable[..., Tensor], ...] = (
     loss_gradient,
     winograd,
 )
-# Of the simulated references, in each of FLOATS.
+# The errors of the simulated references, in each of FLOATS.
 ERRORS = {
     "spab": [1.430e-06, 2.447e-03, 2.746e-02],
     "head": [1.505e-06, 1.891e-03, 1.496e-02],
@@ -97,7 +97,7 @@ def test_the_correctly_rounded_result_passes(plain: Reference, dtype: torch.dtyp
 
 
 class NarrowArithmetic(TorchDispatchMode):
-    """Lists what computes with numbers of fewer bits than float64."""
+    """Lists the operations on numbers of fewer bits than float64."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class NarrowArithmetic(TorchDispatchMode):
 def test_no_arithmetic_of_this_machine_in_the_dtype_enters(
     plain: Reference, dtype: torch.dtype
 ) -> None:
-    """So that what is allowed is the same wherever PyTorch rounds more, or less, luckily."""
+    """So the allowed error does not depend on how PyTorch happens to round on this machine."""
     with NarrowArithmetic() as mode:
         expected(plain, dtype)
     copies = {"aten::_to_copy", "aten::copy_"}
@@ -128,14 +128,14 @@ def test_no_arithmetic_of_this_machine_in_the_dtype_enters(
 
 
 def test_what_is_allowed_is_the_same_everywhere() -> None:
-    """These were computed by one processor; all others must agree."""
+    """These values are from one processor; all others must agree."""
     for plain in REFERENCES:
         found = [expected(plain, dtype)[0].error for dtype in FLOATS]
         assert found == pytest.approx(ERRORS[plain.__name__], rel=1e-3), plain.__name__
 
 
 def several_units(plain: Reference, dtype: torch.dtype) -> float:
-    """An error relative to the largest value, not much above what a few layers are allowed."""
+    """An error relative to the largest value, slightly above that allowed for a few layers."""
     units = (32 if plain is winograd else 12) if dtype == torch.float32 else 6
     return units * torch.finfo(dtype).eps
 
@@ -161,7 +161,7 @@ def test_a_whole_tensor_off_is_found(plain: Reference, dtype: torch.dtype) -> No
 @each_dtype
 @pytest.mark.parametrize("plain", [spab, head, tail])
 def test_a_wrong_tap_at_one_pixel_of_one_channel_is_found(plain: Any, dtype: torch.dtype) -> None:
-    """One weight of the first layer is that of its neighbour."""
+    """One weight of the first layer is replaced by its neighbour."""
     kernel = HEAD if plain is head else WEIGHTS[0]
     swapped = kernel.clone()
     swapped[:, :, 0, 1] = kernel[:, :, 0, 2]
@@ -176,7 +176,7 @@ def test_a_wrong_tap_at_one_pixel_of_one_channel_is_found(plain: Any, dtype: tor
 @each_dtype
 @pytest.mark.parametrize("plain", [spab, head, tail])
 def test_a_missing_halo_row_is_found(plain: Any, dtype: torch.dtype) -> None:
-    """The lower part is computed as if nothing were above it."""
+    """The lower part is computed without the rows above it."""
     top = 4
     x = COLOURS if plain is head else X
     wrong = plain(torch.float64)
@@ -188,7 +188,7 @@ def test_a_missing_halo_row_is_found(plain: Any, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_sums_of_16_bits_are_found(dtype: torch.dtype) -> None:
-    """A head whose sum is rounded to the dtype after each product."""
+    """A head whose sums are rounded to the dtype after each product."""
     total = torch.zeros(2, CHANNELS, *SIZE, dtype=dtype) + BIASES[0].to(dtype).view(-1, 1, 1)
     for i in range(75):
         tap = torch.zeros_like(HEAD)
@@ -219,7 +219,7 @@ def test_what_overflows_must_overflow() -> None:
 
 @each_dtype
 def test_rounding_up_or_down(dtype: torch.dtype) -> None:
-    """To a neighbour, with the mean kept; values of the dtype stay."""
+    """Values are rounded to a neighbour so that the mean is kept; values of the dtype stay."""
     random, info = np.random.default_rng(0), torch.finfo(dtype)
     own = values(1000).numpy()
     special = np.array([0, info.tiny, info.tiny * info.eps, info.max, np.inf, -np.inf, np.nan])
@@ -237,7 +237,7 @@ def test_rounding_up_or_down(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("positive", [False, True])
 @pytest.mark.parametrize("terms", [27, 576])
 def test_the_error_of_a_sum_is_that_of_a_running_sum(terms: int, positive: bool) -> None:
-    """Whose roundings to nearest have 1 / sqrt 2 of the error of stochastic ones."""
+    """With rounding to nearest, its error is 1 / sqrt 2 of that with stochastic rounding."""
     random = np.random.Generator(np.random.PCG64(terms))
     a, b = (
         torch.from_numpy(random.standard_normal(s)).float() for s in ((4000, terms), (terms, 1))

@@ -1,4 +1,4 @@
-"""A folder of files as people have them: each is upscaled, or refused in a sentence."""
+"""Unusual files: each is upscaled or rejected with a one-sentence error."""
 
 import re
 
@@ -43,7 +43,7 @@ def test_broken_files_are_refused_in_a_sentence_and_leave_nothing(run, tmp_path)
             f"signature.{ending}": data[:12],
             f"half.{ending}": data[: len(data) // 2],
         }
-    # One name for each, since .gif becomes .png.
+    # Each gets its own name, because .gif becomes .png.
     outcomes = run({f"{i} {name}": data for i, (name, data) in enumerate(files.items())})
     assert len(outcomes) == len(files)
     for name, outcome in outcomes.items():
@@ -61,7 +61,7 @@ def test_one_pixel_and_wrong_endings(run, tmp_path):
     outcomes = run(files)
     assert {name: o.error for name, o in outcomes.items() if o.error} == {}
     for name, outcome in outcomes.items():
-        # The ending decides what is written, the content what is read.
+        # The suffix decides the format to write, the content the format to read.
         ending = outcome.job.target.suffix[1:]
         assert PIL.Image.open(outcome.job.target).format == ENDINGS[ending]
         height, width = (2, 2) if name.startswith("one") else (120, 160)
@@ -78,5 +78,5 @@ def test_several_frames_or_pages(run):
     }
     for outcome in run(files).values():
         assert outcome.error is None
-        # Without the file's name, which the outcome has.
+        # Without the file's name, which is part of the outcome.
         assert outcome.notes == ("holds 2 frames or pages; only the first is read",)

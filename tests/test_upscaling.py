@@ -22,9 +22,9 @@ SMALL = Architecture(8, (3, 2), scale=2, head_kernel=5)
 
 @pytest.fixture
 def nearest():
-    """A network that repeats each pixel: the centre of every convolution hands RGB on.
+    """A network that repeats each pixel: the centre of each convolution passes RGB on.
 
-    The gate is switched off by blocks whose output the tail ignores.
+    The gate has no effect, because the tail ignores the output of the blocks.
     """
     network = Network(SMALL).eval().requires_grad_(False)
     for parameter in network.parameters():
@@ -41,7 +41,7 @@ def repeat(pixels):
 
 
 def ramp(channels, dtype):
-    """More than 250 different levels, each channel its own; no alpha of 0, which hides colours."""
+    """Over 250 levels, different in each channel; alpha is never 0, which would hide colours."""
     levels = np.iinfo(dtype).max
     values = np.linspace(1, levels, 30 * 31 * channels).round().astype(dtype)
     return np.random.default_rng(0).permutation(values).reshape(30, 31, channels)
@@ -76,7 +76,7 @@ def test_float_arrays(dtype, nearest):
     pixels = (ramp(3, np.uint8) / 255).astype(dtype)
     out = espan.upscale(pixels, nearest, device="cpu")
     assert out.dtype == dtype
-    # 17 bits of a value, where fp32 is computed in three products of bf16.
+    # 17 bits per value, if fp32 is computed from three products of bf16.
     np.testing.assert_allclose(out, repeat(pixels), rtol=1e-6, atol=1e-5)
 
 
@@ -164,7 +164,7 @@ def test_one_pixel(nearest):
 
 
 def image_like(shape):
-    """Values as in a photograph: the networks are trained for those."""
+    """Values as in a photograph, for which the networks are trained."""
     generator = torch.Generator().manual_seed(1)
     coarse = torch.rand(1, 3, 9, 9, generator=generator)
     return torch.nn.functional.interpolate(coarse, shape, mode="bicubic").clamp(0, 1)[0]
@@ -237,7 +237,7 @@ def test_implausible_output_is_reported(nearest):
 
 
 def test_overflow_is_recomputed_in_fp32(nearest):
-    """In fp16 60000 * 2 is infinite; what follows brings it back to 1 in fp32."""
+    """In fp16, 60000 * 2 is infinite; in fp32, the following layers reduce it to 1."""
     nearest.head.weight.mul_(60000)
     nearest.tail.fuse.weight.mul_(2)
     nearest.tail.upsample.weight.div_(120000)
@@ -254,7 +254,7 @@ def test_nan_is_an_error_and_not_black(nearest):
 
 
 def test_official_espan_on_a_grid(testdata):
-    """The trap of the family: a 1-px grid drives the output to hundreds."""
+    """A one-pixel grid drives the output of these networks to hundreds."""
     grid = np.zeros((64, 64, 3), np.uint8)
     grid[::2] = grid[:, ::2] = 255
     weights = testdata / "weights" / "espan_x4_official.pth"
@@ -324,7 +324,7 @@ def test_a_fused_network_as_weights(nearest):
 
 
 def test_a_fused_network_has_its_fp32(nearest):
-    """For images of more than 8 bits, unless it was made in another dtype by name."""
+    """For images of more than 8 bits, unless it was created with an explicit dtype."""
     pixels = ramp(3, np.uint16)
     for options in ({}, {"dtype": torch.float32}):
         upscaler = Upscaler(FusedNetwork(nearest, device="cpu", **options))
@@ -375,12 +375,12 @@ def test_inference_mode(made_in, nearest):
         upscaler = Upscaler(nearest, device="cpu")
     with torch.inference_mode(not made_in):
         np.testing.assert_array_equal(upscaler(pixels), repeat(pixels))
-    # fp32 of 16 bits may be another network, made at its first use.
+    # The fp32 network for 16-bit images may be a separate one, created when first used.
     np.testing.assert_array_equal(upscaler(ramp(1, np.uint16)), repeat(ramp(1, np.uint16)))
 
 
 def test_arrays_and_pil_images_need_no_libvips():
-    """As on a machine that has PyTorch, NumPy and Pillow only."""
+    """They work on a machine with only PyTorch, NumPy and Pillow."""
     code = """
 import sys
 sys.modules["pyvips"] = None

@@ -1,7 +1,7 @@
-"""A pytest plugin: torch's own ops on CUDA tensors run on the CPU, on the memory that they share.
+"""A pytest plugin that runs torch's own ops on CUDA tensors on the CPU, in their shared memory.
 
-Only the kernels of csrc/cuda go through the runtime's emulation.  An op in a captured graph is
-recorded like a kernel, and runs when the graph does.
+Only the kernels of csrc/cuda are emulated.  An op in a captured graph is recorded like a kernel,
+and runs when the graph runs.
 """
 
 import ctypes
@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_map
 
 RUNTIME = ctypes.CDLL(os.environ["ESPAN_REHEARSAL_RUNTIME"])
 CALL = ctypes.CFUNCTYPE(None)
-# Graphs may be replayed as long as the process lives.
+# Kept, because graphs may be replayed until the process ends.
 RECORDED: list[object] = []
-# They have no kernel: views, memory, and a copy to the host.
+# Ops without a kernel: views, memory, and a copy to the host.
 NATIVE = {
     "_efficientzerotensor",
     "_local_scalar_dense",
@@ -40,13 +40,13 @@ NATIVE = {
     "view_as_complex",
     "view_as_real",
 }
-# What a GPU or its driver alone has: a compiler's kernels, a profiler's events, and images of which
-# the emulation would take many minutes.
+# Tests that need a real GPU or driver: compiled kernels, profiler events, and images for which the
+# emulation would take many minutes.
 NOT_HERE = ("triton", "compile", "one_launch", "training_batch", "set14")
 
 
 def shared(t: Tensor) -> Tensor:
-    """The same memory as a tensor on the CPU."""
+    """A CPU tensor that shares the memory."""
     storage = t.untyped_storage()
     if not storage.nbytes():
         return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype)
@@ -56,7 +56,7 @@ def shared(t: Tensor) -> Tensor:
 
 
 def on_device(t: Tensor, device: torch.device) -> Tensor:
-    """A copy on ``device``; like a kernel of torch's, without waiting for it."""
+    """A copy on ``device``, asynchronous like a kernel of torch."""
     copy = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device)
     if t.numel():
         shared(copy).copy_(t)
@@ -65,7 +65,7 @@ def on_device(t: Tensor, device: torch.device) -> Tensor:
 
 def host_op(op: torch._ops.OpOverload) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
-        # A number in the place of a tensor is for another overload.
+        # A number instead of a tensor selects another overload.
         numbers = [
             str(argument.type) == "Tensor" and not isinstance(value, Tensor)
             for argument, value in zip(op._schema.arguments, args, strict=False)
@@ -118,7 +118,7 @@ def host_op(op: torch._ops.OpOverload) -> Callable[..., Any]:
 def replay(
     op: Callable[..., Any], args: Any, kwargs: Any, given: list[Tensor], results: list[Tensor]
 ) -> None:
-    """The op again, into the memory of its first results."""
+    """Run the op again, into the memory of its first results."""
     place = iter(results)
 
     def put(value: Any) -> Any:
@@ -138,7 +138,7 @@ def record(work: Callable[[], None]) -> None:
 
 
 def pytest_configure() -> None:
-    """Puts every op that has a kernel for CUDA on the host."""
+    """Move every op that has a CUDA kernel to the host."""
     torch.cuda.init()
     torch.backends.cudnn.enabled = False
     library = torch.library.Library("aten", "IMPL")
@@ -150,7 +150,7 @@ def pytest_configure() -> None:
             packet, _, overload = short.partition(".")
             op = getattr(getattr(torch.ops.aten, packet), overload or "default")
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that there is one already
+                warnings.simplefilter("ignore")  # about existing kernels
                 library.impl(short, host_op(op), "CUDA")
 
 
