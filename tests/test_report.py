@@ -44,7 +44,7 @@ def test_bars_are_in_proportion():
 
 
 def test_targets():
-    """espan in fp32 against the best other in fp32; the fastest espan against the best bf16."""
+    """Full fp32 is compared with the best fp32, and the fastest espan with the best bf16."""
 
     def of(case="ESPAN c", **times):
         named = {name.replace("_", " "): {"median_ms": time} for name, time in times.items()}

@@ -1,34 +1,33 @@
-"""The one rule by which every kernel's result is judged.
+"""The tolerance rule for the results of all kernels.
 
     largest error of the kernel  <=  1.25 x largest error of the reference, rounded after every op
                                      + eps(dtype) x largest exact magnitude
 
-Both errors are measured against the reference in float64.  What the rule allows is the same on
-every machine, because no result of this machine's PyTorch in the kernel's dtype enters it.
-Instead, the reference runs in the kernel's dtype with every operation of PyTorch simulated:
+Both errors are measured against the reference in float64.  The allowed error is the same on every
+machine, because it does not depend on results of PyTorch in the kernel's dtype.  Instead, the
+reference runs in the kernel's dtype with every PyTorch operation simulated:
 
 * The operation is computed in float64, and its result is rounded to the dtype up or down at random,
-  with the odds that keep the mean (stochastic rounding; exact results stay exact).  The generator
-  is seeded.  A small tensor is simulated several times, and the largest error counts, so that no
-  lucky rounding decides.
+  with probabilities that preserve the mean (stochastic rounding; exact results stay exact).  The
+  generator is seeded.  A small tensor is simulated several times, and the largest error counts, so
+  that the rule does not depend on lucky rounding.
 * Products and convolutions of n terms p_i in float32 also carry the error of a plain running sum.
   With u = 2^-24, the square of a unit in the last place of a partial sum S_k is 2.16 u^2 S_k^2 on
   average over a binade, and the variance of stochastic rounding a sixth of that: 0.36 u^2 S_k^2.
   The partial sums are taken as a random walk that ends at S, so their squares add up to
   n (S^2 / 3 + sum p_i^2 / 6) on average.  Hence the error of the sum is drawn from a normal
   distribution with the variance 0.36 u^2 n (S^2 / 3 + sum p_i^2 / 6).
-* 16-bit products and convolutions are summed in float32, so the error of the sum vanishes beside
-  the final rounding.  The mean of a tensor is taken as rounded once, as a pairwise sum would be.
+* 16-bit products and convolutions are summed in float32, so the error of the sum is negligible
+  compared with the final rounding.  The mean of a tensor is rounded once, like a pairwise sum.
 
-Stochastic rounding has sqrt(2) times the RMS error of rounding to nearest, and twice the largest.
-So the factor 1.25 is about what a factor of 2 would be with rounding to nearest: it allows another
-order of operations.  The floor, eps, allows for one rounding where the reference's error is zero.
-The reference of a float64 kernel cannot be computed more exactly; there its error counts as two
-roundings.
+Stochastic rounding has sqrt(2) times the RMS error of rounding to nearest, and twice the largest
+error.  So the factor 1.25 corresponds to a factor of about 2 with rounding to nearest: it allows
+another order of operations.  The term eps allows for one rounding where the reference's error is
+zero.  There is no more exact reference for a float64 kernel, so its error counts as two roundings.
 
-Errors are the largest of a whole tensor, so a test of small values must put them in a tensor of
-their own.  Where the exact result, rounded to the dtype, is infinite or NaN, the kernel's must be
-the same; such values count towards no error.
+The rule compares the largest errors of whole tensors, so a test of small values must put them in a
+separate tensor.  Where the exact result, rounded to the dtype, is infinite or NaN, the kernel's
+must be the same; such values are excluded from the errors.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,31 +40,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# What a kernel computes, in the given dtype, on the CPU.
+# A function that computes the same as a kernel, in the given dtype, on the CPU.
 Reference = Callable[[torch.dtype], Tensor | Sequence[Tensor]]
 
 FACTOR = 1.25
 # The factor for a whole network of Winograd layers, whose transforms round more than a running
-# sum: the worst of the tests' networks had 4.1 times the reference's error.  The bound that holds
-# for all inputs is that of a layer.
+# sum: the worst network in the tests had 4.1 times the reference's error.  The bound for all inputs
+# is that of a single layer.
 WINOGRAD = 8
-# And for one of folded weights, whose layers round in another order than the plain ones: the worst
-# of the tests' networks had 1.01 times the reference's error.
+# The factor for a network with folded weights, whose layers round in another order than the plain
+# ones: the worst network in the tests had 1.01 times the reference's error.
 FOLDED = 2
 
-# Layers by three products of bf16, on the CPU path amx, keep 17 bits of each value: the share of
-# the largest value by which a network of them may be off, and the factor where gates amplify it.
-# The worst of the cases in tests/kernels was off by a third of that share.
+# Layers in three bf16 products, on the CPU path amx, keep 17 bits of each value.  These are the
+# allowed error of such a network relative to the largest value, and the factor where gates amplify
+# it.  The worst case in tests/kernels had a third of that error.
 THREE_PRODUCTS = {"share": 2.0**-15, "factor": 64.0}
 
 aten = torch.ops.aten
 PRODUCTS = (aten.convolution.default, aten.mm.default, aten.bmm.default)
-# A tensor is simulated until it has given this many values, at most SIMULATIONS times.
+# A tensor is simulated until there are this many values, at most SIMULATIONS times.
 ENOUGH_VALUES, SIMULATIONS = 4096, 16
 
 
 def streamed(path: str) -> dict[str, float]:
-    """What :func:`assert_accurate` shall allow the network as one op on a CPU path."""
+    """The arguments of :func:`assert_accurate` for the network as one op on a CPU path."""
     return THREE_PRODUCTS if path == "amx" else {"factor": WINOGRAD}
 
 
@@ -74,7 +73,7 @@ def rounded(
 ) -> NDArray[np.float64]:
     """Each value rounded up or down to a neighbour in ``dtype``, to the nearer one more often."""
     drop, tiny, step = _format(dtype)
-    # Adding to the bits that are dropped carries into those that stay.
+    # Adding to the dropped bits carries into the remaining ones.
     noise = random.integers(0, 1 << drop, size=values.shape)
     result = ((values.view(np.int64) + noise) >> drop << drop).view(np.float64)
     magnitudes = np.abs(values)
@@ -94,7 +93,7 @@ def _format(dtype: torch.dtype) -> tuple[int, float, float]:
 
 
 class Simulated(TorchDispatchMode):
-    """Computes every operation in float64, then rounds its result to the dtype that it has."""
+    """Computes every operation in float64, then rounds the result to its dtype."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -134,8 +133,8 @@ class Simulated(TorchDispatchMode):
         return unit * variance.sqrt() * normal
 
 
-# A simulation runs thousands of operations on small tensors.  PyTorch's pytree, and a run on meta
-# tensors for each operation, took most of the tests' time.
+# A simulation runs thousands of operations on small tensors.  With PyTorch's pytree, and a run on
+# meta tensors for each operation, these took most of the tests' time.
 
 
 @cache
@@ -173,7 +172,7 @@ _dtypes: dict[Any, torch.dtype] = {}
 
 
 def _dtype_of_result(op: Any, args: Any, kwargs: Any) -> torch.dtype:
-    """Found by running ``op`` on meta tensors, once for each kind of arguments."""
+    """The dtype of the result, from a run on meta tensors, once for each kind of arguments."""
     key = op, _mapped(_kind, args), *_mapped(_kind, kwargs).items()
     if key not in _dtypes:
         _dtypes[key] = op(*_mapped(_on_meta, args), **_mapped(_on_meta, kwargs)).dtype
@@ -181,7 +180,7 @@ def _dtype_of_result(op: Any, args: Any, kwargs: Any) -> torch.dtype:
 
 
 def _kind(value: Any) -> Any:
-    """The part of an argument that the dtype of the result may depend on."""
+    """The properties of an argument on which the dtype of the result may depend."""
     return (value.dtype, value.dim()) if isinstance(value, Tensor) else (type(value), value)
 
 
@@ -192,7 +191,7 @@ def _on_meta(value: Any) -> Any:
 
 
 class Expected(NamedTuple):
-    """A float64 result and how much the simulated reference is off."""
+    """A float64 result, and the error of the simulated reference."""
 
     exact: Tensor
     error: float
@@ -203,7 +202,7 @@ def _tensors(result: Tensor | Sequence[Tensor]) -> list[Tensor]:
 
 
 def expected(reference: Reference, dtype: torch.dtype) -> list[Expected]:
-    """For each result of ``reference``: it in float64, and its error in ``dtype``."""
+    """Each result of ``reference`` in float64, and its error in ``dtype``."""
     exact = _tensors(reference(torch.float64))
     assert all(t.dtype == torch.float64 for t in exact)
     if dtype == torch.float64:
@@ -214,14 +213,14 @@ def expected(reference: Reference, dtype: torch.dtype) -> list[Expected]:
         with Simulated(seed):
             results = _tensors(reference(dtype))
         for i, (simulated, true) in enumerate(zip(results, exact, strict=True)):
-            # The reference may overflow between its steps where the kernel does not.
+            # The reference may overflow in intermediate results where the kernel does not.
             counts = true.to(dtype).double().isfinite()
             errors[i] = max(errors[i], _largest((simulated.double() - true)[counts]))
     return [Expected(t, error) for t, error in zip(exact, errors, strict=True)]
 
 
 def _largest(t: Tensor) -> float:
-    """Of what is finite."""
+    """The largest magnitude of the finite values."""
     finite = t[t.isfinite()]
     return finite.abs().max().item() if finite.numel() else 0.0
 
@@ -241,15 +240,16 @@ def assert_accurate(
     factor: float = FACTOR,
     share: float = 0,
 ) -> None:
-    """Holds one result of a kernel, or several, to the rule.
+    """Check one or several results of a kernel against the rule.
 
     Args:
-        actual: the kernel's.
-        reference: called with float64 and with ``dtype``, it computes the same in that dtype, on
-            the CPU, from inputs that have the same values in both.
-        dtype: that of the kernel's inputs; by default that of ``actual``.
-        factor: of the simulated reference's error.
-        share: of the largest magnitude; for kernels that keep fewer bits than their dtype.
+        actual: the results of the kernel.
+        reference: a function that computes the same on the CPU in a given dtype.  It is called
+            with float64 and with ``dtype``; its inputs must have the same values in both.
+        dtype: the dtype of the kernel's inputs; default: that of ``actual``.
+        factor: the allowed multiple of the simulated reference's error.
+        share: an allowed error relative to the largest magnitude, for kernels that keep fewer bits
+            than their dtype.
     """
     results = _tensors(actual)
     wanted = expected(reference, dtype or results[0].dtype)
@@ -260,7 +260,7 @@ def assert_accurate(
 def assert_within(
     actual: Tensor, exact: Tensor, error: float, *, factor: float = FACTOR, share: float = 0
 ) -> None:
-    """The rule, where the reference's ``error`` is known."""
+    """Check the rule, given the ``error`` of the reference."""
     assert exact.dtype == torch.float64
     assert actual.shape == exact.shape
     dtype, actual = actual.dtype, actual.double().cpu()
@@ -277,5 +277,5 @@ def assert_within(
         return
     found = (actual - exact)[finite].abs().max().item()
     bound = allowed(error, exact[finite].abs().max().item(), dtype, factor, share)
-    # Not `found > bound`: that would pass a NaN.
+    # Not `found > bound`, which would accept NaN.
     assert found <= bound, f"error {found:.3g}, allowed {bound:.3g} (reference's: {error:.3g})"

@@ -1,6 +1,6 @@
-"""Made-up photographs and tiny experiments.
+"""Synthetic photographs and tiny experiments.
 
-Without the packages of the extra "train", nothing of this folder is collected.
+Without the packages of the extra "train", the tests in this folder are not collected.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TINY = {
 
 @pytest.fixture(autouse=True)
 def _one_thread_and_a_fresh_process():
-    """One thread: bits do not depend on the machine.  Accelerate keeps its state in the process."""
+    """One thread, so that bits do not depend on the machine; resets Accelerate's global state."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -51,7 +51,7 @@ def _one_thread_and_a_fresh_process():
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five made-up photographs of 80 x 64: smooth noise with edges."""
+    """Five synthetic photographs of 80 x 64: smooth noise with edges."""
     folder = tmp_path_factory.mktemp("photos")
     for seed in range(5):
         small = np.random.default_rng(seed).random((8, 10, 3)) * 1.6 - 0.3

@@ -1,4 +1,4 @@
-"""Experiments: the files that are shipped, and files that are wrong."""
+"""Experiments: the shipped files, and errors in files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def every() -> list[str]:
 
 @pytest.mark.parametrize("name", every())
 def test_every_shipped_experiment_can_be_run(name: str) -> None:
-    """Its networks can be built, from its first stage to its last, and its losses computed."""
+    """The networks of all stages can be built, and the losses computed."""
     experiment = read(name)
     assert experiment.about
     stages = plan(experiment, ESPAN if experiment.network.architecture is None else None)
@@ -47,7 +47,7 @@ def test_every_shipped_experiment_can_be_run(name: str) -> None:
 
 
 def test_the_papers_steps_end_in_its_network() -> None:
-    """Sec. 4.1.3, and the official network in the end: 192,272 parameters."""
+    """The steps of Sec. 4.1.3 end in the official network with 192,272 parameters."""
     experiment = read("espan_ntire2025")
     shapes = shapes_of(experiment)
     assert shapes[-1].architecture == ESPAN
@@ -77,7 +77,7 @@ def test_the_papers_steps_end_in_its_network() -> None:
 
 @pytest.mark.parametrize("name", every())
 def test_our_additions_are_off_where_the_paper_is_reproduced(name: str) -> None:
-    """Initial weights, clipping and average are not in the paper."""
+    """Initial weights, gradient clipping and averaging are not in the paper."""
     experiment = read(name)
     paper = name.startswith(("espan_ntire2025", "tab"))
     optimizer = experiment.optimizer

@@ -13,7 +13,7 @@ from espan.training.pictures import curves
 
 
 def test_infinite_values_are_null(tmp_path: Path) -> None:
-    """JSON has no infinity, which the PSNR of equal images is; the curves leave the point out."""
+    """The PSNR of equal images is infinite: null in JSON, and missing in the curves."""
     values = {"stage": "one", "loss": 0.5, "lr": 1e-4}
     console = Console(file=io.StringIO())
     with Log(tmp_path, console, total=2, lines=0, step=0, enabled=True) as log:

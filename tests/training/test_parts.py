@@ -1,4 +1,4 @@
-"""The start of a training network, its average, and its precision."""
+"""Initial weights, average and precision of a network in training."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_average_is_of_the_branches() -> None:
     merged, end = collapse(average).state_dict(), collapse(network).state_dict()
     name = "blocks.0.convs.0.weight"
     mean_of_merged = 9 / 11 * end[name] + 2 / 11 * start[name]
-    assert (merged[name] - mean_of_merged).abs().max() > 0.1  # the other order is another thing
+    assert (merged[name] - mean_of_merged).abs().max() > 0.1  # averaging merged kernels differs
 
     before = [p.clone() for p in average.parameters()]
     update_average(average, network, 10**6, decay=0.999)
@@ -75,8 +75,8 @@ def test_a_network_starts_near_bilinear_upsampling(norm: Normalization, scale: i
 
 @pytest.mark.parametrize("kind", ["grep", "plain", "edbb"])
 def test_at_the_start_every_block_lives_and_matters(kind: Kind) -> None:
-    """Each block passes on signals of half a unit or more, and its gate is open, where its slope is
-    not near zero; the features come through the last.
+    """Each block passes on signals of half a unit or more, with a gate slope that is not near zero;
+    the features reach the output through the last block.
     """
     torch.manual_seed(0)
     network = Network(ESPAN, conv=conv_factory(kind))
@@ -123,7 +123,7 @@ def test_mixed_precision_is_for_the_convolutions_alone(precision: str, dtype: to
 
 @pytest.mark.parametrize("kind", ["grep", "repvgg", "edbb", "rrrb", "repmbconv"])
 def test_gradients_share_no_memory(kind: Kind) -> None:
-    """Clipping and accumulation change them in place: each must be changed once."""
+    """Clipping and accumulation modify gradients in place: each must be modified once."""
     conv = conv_factory(kind, grep=(2, 2))(6, 6, 3)
     for _ in range(2):
         conv(torch.rand(1, 6, 8, 8)).square().sum().backward()

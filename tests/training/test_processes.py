@@ -1,4 +1,4 @@
-"""Two processes train as one, and stop as one whatever happens to either of them."""
+"""Two processes train like one, and always stop together."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ decay = "cosine"
 iterations = 40
 """
 
-# At a step, something happens to one process: (step, process, what, the step after which all stop).
+# Events in one process: (step, process, event, the step after which all processes stop).
 EVENTS = [
     (3, 0, "signal before the reduction", 3),
     (7, 1, "signal before the reduction", 7),
@@ -47,7 +47,7 @@ EVENTS = [
     (23, 0, "two signals", 23),
     (27, 1, "damaged data", 26),
     (31, 0, "damaged data", 30),
-    (35, 1, "full disk", 30),  # what the last save has
+    (35, 1, "full disk", 30),  # the step of the last save
 ]
 
 SCRIPT = """
@@ -132,7 +132,7 @@ for event in [*json.loads(sys.argv[4]), None]:
 
 @pytest.fixture(scope="module")
 def two(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list, str]:
-    """A folder with a run of two processes, what each of them saw, and what they printed."""
+    """A folder with a run of two processes, what each process recorded, and their output."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "tmp").mkdir()
     (folder / "script.py").write_text(SCRIPT)
@@ -149,7 +149,7 @@ def two(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, l
     )  # fmt: skip
     try:
         _, printed = launched.communicate(timeout=240)
-    except subprocess.TimeoutExpired:  # one of the two waits for the other
+    except subprocess.TimeoutExpired:  # one process waits for the other
         os.killpg(launched.pid, signal.SIGKILL)
         raise
     assert launched.returncode == 0, printed
@@ -159,7 +159,7 @@ def two(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, l
 
 @pytest.mark.parametrize("number", range(len(EVENTS)))
 def test_all_processes_stop_after_the_same_step(two, number: int) -> None:
-    """Whichever of them was signalled or failed; nothing is lost."""
+    """Whichever process was signalled or failed, nothing is lost."""
     _, seen, _ = two
     _, rank, what, step = EVENTS[number]
     stopped = [happened[number] for happened, _ in seen]
@@ -176,7 +176,7 @@ def test_all_processes_stop_after_the_same_step(two, number: int) -> None:
 
 
 def test_two_processes_train_as_one(two, photos: Path, tmp_path: Path) -> None:
-    """The weights, and the measurement of which each process makes a part, in fp64."""
+    """In fp64, the weights are equal, and the measurements, which the processes share."""
     folder, seen, _ = two
     assert [happened[-1] for happened, _ in seen] == ["done", "done"]
     setup = Setup(data=(photos,), hold_out=("1.png", "3.png"), precision="fp64", cpu=True)

@@ -1,4 +1,4 @@
-"""Self-distillation and progressive learning: networks, and what goes over between stages."""
+"""Self-distillation and progressive learning: networks, and the transfer between stages."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_blocks_and_convolutions_go(image) -> None:
 
 
 def _features(network, image: Tensor, *, last_of_three: bool) -> tuple[Tensor, ...]:
-    """What the tail gets from a first block of three convolutions and a second of two."""
+    """The inputs of the tail from a first block of three convolutions and a second one of two."""
     head = network.head(image)
     first, _ = network.blocks[0](head)
     convs = network.blocks[1].convs
@@ -164,7 +164,7 @@ def test_added_blocks_pass_signals_on() -> None:
         start(deeper, network, change, images=images)
         deeper(images)
     hook.remove()
-    assert sizes[0] < 0.05  # PyTorch's own start: the gates square small signals
+    assert sizes[0] < 0.05  # with PyTorch's initial weights: the gates square small signals
     assert 0.3 < sizes[-1] < 3
     for name, value in network.state_dict().items():
         assert torch.equal(value, deeper.state_dict()[name])

@@ -1,4 +1,4 @@
-"""Saves: whole or not at all, and always with the one before."""
+"""Saves are complete or absent, and the previous one is kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole runs: what they write, and that they can be stopped and resumed at any moment."""
+"""Whole runs: their output, and that they can be stopped and resumed at any time."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def setup(photos: Path) -> Setup:
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Every run is asked to stop after so many steps, as by a signal."""
+    """Ask every run to stop after this many steps, like a signal."""
     count = iter(range(1, 10**6))
 
     class Stop:
@@ -126,7 +126,7 @@ def test_a_run_learns_and_writes_what_it_says(tiny, setup: Setup, tmp_path: Path
 
 
 def test_training_runs_on_the_kernels(tiny, setup: Setup, tmp_path: Path) -> None:
-    """Gate and loss, forward and backward; measurements and pictures by the fused network."""
+    """Gate and loss run on kernels, forward and backward; validation uses the fused network."""
     called: dict[str, int] = {}
 
     class Count(TorchDispatchMode):
@@ -142,7 +142,7 @@ def test_training_runs_on_the_kernels(tiny, setup: Setup, tmp_path: Path) -> Non
     assert called["espan.gate"] >= 2 * 3
     assert called["espan.frequency_loss"] == 3
     assert called["espan.frequency_loss_gradient"] == 3
-    # Two samples, measured at the start and the end, and drawn.
+    # Two samples, validated at the start and the end, and upscaled for the pictures.
     assert called["espan.network"] == 2 * 3
     assert "aten.sigmoid" not in called
 
@@ -186,7 +186,7 @@ def test_the_average_is_what_counts(tiny, setup: Setup, tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_resuming_is_exact(tiny, setup: Setup, tmp_path: Path, monkeypatch, precision) -> None:
-    """A run that is interrupted after each of many steps ends like one that never was."""
+    """A run that is interrupted after many of its steps ends like an uninterrupted one."""
     experiment, setup = tiny(*ALL_STAGES), replace(setup, precision=precision)
     train(tmp_path / "whole", experiment, setup, console=quiet())
 
@@ -244,7 +244,7 @@ resume(Path(sys.argv[1]))
 
 
 def test_killed_at_any_moment(tiny, setup: Setup, tmp_path: Path, monkeypatch) -> None:
-    """By SIGKILL between steps, during a save, and while an old save is removed."""
+    """With SIGKILL between steps, during a save, and while an old save is removed."""
     experiment = tiny(*ALL_STAGES)
     train(tmp_path / "whole", experiment, setup, console=quiet())
     stop_after(monkeypatch, 1)
@@ -307,7 +307,7 @@ def test_a_run_is_not_resumed_with_other_images(tiny, setup, photos, tmp_path: P
 
 
 def test_parts_of_a_step_add_up(tiny, setup: Setup, tmp_path: Path) -> None:
-    """In fp64, four crops at once and two times two give the same weights."""
+    """In fp64, one part of four crops and two parts of two give the same weights."""
     experiment = tiny({"change": {"teacher": 1}, "loss": {"pixel": "l2", "hf": 1.0, "dct": 0.001}})
     for parts in (1, 2):
         configured = replace(setup, precision="fp64", accumulate=parts)
@@ -341,7 +341,7 @@ def test_fine_tuning_starts_from_the_weights(tiny, setup, photos, tmp_path, conv
 
 
 def test_steps_that_are_not_finite(tiny, setup: Setup, tmp_path: Path, monkeypatch) -> None:
-    """Skipped and counted; twenty in a row end the run, with the last good state kept."""
+    """They are skipped and counted; twenty in a row end the run and keep the last good state."""
     inner, calls = steps_module.loss_of, iter(range(10**6))
     bad = {3, 4, 9}
 
@@ -443,7 +443,7 @@ def test_bad_input_is_reported_before_training(tiny, setup, tmp_path: Path, monk
 def test_validation_images_are_checked_for_every_stage(
     tiny, photos: Path, tmp_path: Path, monkeypatch, kind: str, message: str
 ) -> None:
-    """Before the first step, and before there is a folder."""
+    """The check precedes the first step and the creation of the folder."""
     monkeypatch.setattr(steps_module, "batches", None)  # would fail if it were reached
     hr, lr = tmp_path / "hr", tmp_path / "lr"
     sizes = {"small": (16, 40), "held out": (16, 40)}
@@ -499,7 +499,7 @@ def test_parts_and_workers_can_be_changed_when_resuming(
 
 @pytest.mark.parametrize("launched", [False, True])
 def test_a_second_signal(monkeypatch, launched: bool) -> None:
-    """Stops a run at once; but a launcher that is interrupted signals its processes again."""
+    """It stops a run at once, except under a launcher, which repeats its signal."""
     if launched:
         monkeypatch.setenv("LOCAL_RANK", "0")
     with stop_on_signal() as stop:
@@ -516,7 +516,7 @@ def test_a_second_signal(monkeypatch, launched: bool) -> None:
 def test_a_full_disk_is_named_with_stage_step_and_remedy(
     tiny, setup: Setup, tmp_path: Path, monkeypatch
 ) -> None:
-    """A limit on the size of files stops the system's write, as a full disk does."""
+    """A limit on file sizes makes the system's write fail, like a full disk."""
     inner, calls = steps_module.loss_of, iter(range(1, 100))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 

@@ -1,4 +1,4 @@
-"""Training on a GPU: not yet run on one."""
+"""Training on a GPU (not yet run on one)."""
 
 from __future__ import annotations
 
