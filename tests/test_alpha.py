@@ -47,7 +47,7 @@ def exact(pixels: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("channels", [2, 4])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (2, 3), (33, 65), (64, 128)])
 @pytest.mark.parametrize("corner", [0, -1])
-def test_one_visible_pixel_colours_all(shape, channels, dtype, corner):
+def test_one_visible_pixel_colours_the_whole_image(shape, channels, dtype, corner):
     pixels = as_dtype(np.zeros((*shape, channels), np.uint8), dtype)
     pixels[corner, corner] = as_dtype(np.array([200, 100, 50, 1], np.uint8)[-channels:], dtype)
     result = extend_colour(pixels)
@@ -58,7 +58,7 @@ def test_one_visible_pixel_colours_all(shape, channels, dtype, corner):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_is_visible_stays_exactly_as_it_is(dtype):
+def test_visible_pixels_are_unchanged(dtype):
     pixels = as_dtype(np.random.default_rng(0).integers(0, 256, (37, 50, 4), np.uint8), dtype)
     pixels[::3, ::2, 3] = 0
     before = pixels.clone()
@@ -97,7 +97,7 @@ def upscaler(make_network):
 
 @pytest.mark.parametrize("kind", ["array", "PIL", "tensor", "file"])
 @pytest.mark.parametrize("channels", [2, 4])
-def test_what_is_hidden_has_no_effect(kind, channels, upscaler, tmp_path: Path):
+def test_hidden_colours_have_no_effect(kind, channels, upscaler, tmp_path: Path):
     def run(pixels: np.ndarray) -> np.ndarray:
         if kind == "array":
             return espan.upscale(pixels, upscaler)
@@ -133,7 +133,7 @@ def test_tiles_make_no_difference(make_network):
     assert np.abs(whole.astype(int) - tiled).max() <= 1
 
 
-def test_opaque_colours_are_those_of_the_image_without_alpha(upscaler):
+def test_opaque_colours_equal_the_image_without_alpha(upscaler):
     pixels = cut_out(4, 90)
     pixels[..., 3] = 255
     out = espan.upscale(pixels, upscaler)

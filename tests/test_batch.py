@@ -111,7 +111,7 @@ def test_bad_plans(inputs, output, options, says, tmp_path):
         batch.plan([tmp_path / i for i in inputs], tmp_path / output, **options)
 
 
-def test_a_bad_file_stops_nothing(tmp_path, upscaler):
+def test_a_bad_file_does_not_stop_the_others(tmp_path, upscaler):
     make(tmp_path / "in/a.png", tmp_path / "in/c.png")
     (tmp_path / "in/b.png").write_text("no image")
     jobs = batch.plan([tmp_path / "in"], tmp_path / "out")
@@ -122,7 +122,7 @@ def test_a_bad_file_stops_nothing(tmp_path, upscaler):
     assert read_image(tmp_path / "out/a.png").pixels.shape == (6, 8, 3)
 
 
-def test_what_is_done_is_skipped(tmp_path, upscaler):
+def test_existing_results_are_skipped(tmp_path, upscaler):
     make(tmp_path / "in/a.png", tmp_path / "out/a.png")
     before = (tmp_path / "out/a.png").read_bytes()
     jobs = batch.plan([tmp_path / "in"], tmp_path / "out")
@@ -132,14 +132,14 @@ def test_what_is_done_is_skipped(tmp_path, upscaler):
     assert (tmp_path / "out/a.png").read_bytes() != before
 
 
-def test_alpha_into_jpeg_fails_before_the_work(tmp_path, upscaler):
+def test_alpha_into_jpeg_fails_before_upscaling(tmp_path, upscaler):
     write_image(tmp_path / "a.png", Image(np.zeros((3, 4, 4), np.uint8)))
     jobs = batch.plan([tmp_path / "a.png"], tmp_path / "a.jpg")
     assert "alpha" in (batch.run_all(jobs, upscaler, overwrite=False)[0].error or "")
     assert not (tmp_path / "a.jpg").exists()
 
 
-def test_profile_depth_and_print_size_go_through(tmp_path, upscaler):
+def test_profile_depth_and_print_size_are_kept(tmp_path, upscaler):
     from PIL import ImageCms
 
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -153,7 +153,7 @@ def test_profile_depth_and_print_size_go_through(tmp_path, upscaler):
     assert result.dpi == pytest.approx((600, 600), rel=1e-3)
 
 
-def test_failed_write_is_reported_and_leaves_nothing(tmp_path, upscaler, monkeypatch):
+def test_a_failed_write_is_reported_and_leaves_no_file(tmp_path, upscaler, monkeypatch):
     make(tmp_path / "in/a.png")
     jobs = batch.plan([tmp_path / "in"], tmp_path / "out")
 
@@ -235,7 +235,7 @@ def test_reading_and_writing_overlap_with_the_network(tmp_path, monkeypatch):
     assert reported == ["0", "1", "2", "3"]
 
 
-def test_one_image_ahead_and_one_behind(tmp_path, monkeypatch):
+def test_at_most_one_image_is_read_ahead_and_one_written(tmp_path, monkeypatch):
     """An image is read only after the last but one is done, and only one is written at a time."""
 
     def network(i):
@@ -269,7 +269,7 @@ def test_a_failed_write_does_not_stop_the_network(tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0.png", "2.png", "3.png"]
 
 
-def test_an_interrupt_leaves_whole_results(tmp_path, monkeypatch):
+def test_an_interrupt_leaves_complete_results(tmp_path, monkeypatch):
     """After Ctrl-C while the second image is computed, the first, being written, is completed."""
 
     def network(i):
@@ -288,7 +288,7 @@ def test_an_interrupt_leaves_whole_results(tmp_path, monkeypatch):
     assert [o.skipped for o in outcomes] == [True, False, False, False]
 
 
-def test_notes_belong_to_their_image(tmp_path, monkeypatch):
+def test_warnings_are_assigned_to_their_image(tmp_path, monkeypatch):
     """Three threads may warn at once; warnings from elsewhere are not captured."""
 
     def network(i):
@@ -339,7 +339,7 @@ def test_which_folders_are_searched(output, found, tmp_path):
         ("A.jpg a.png", {"format": "png"}, "A.png a.png"),
     ],
 )
-def test_images_of_one_stem_get_names_of_their_own(images, options, targets, tmp_path):
+def test_images_with_the_same_stem_get_distinct_names(images, options, targets, tmp_path):
     for name in images.split():
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).touch()
@@ -372,7 +372,7 @@ def test_a_run_in_place_is_resumable(named, format, tmp_path, upscaler):
         assert run(overwrite=True)[0] == first
 
 
-def test_one_file_by_two_paths_is_one_job(tmp_path):
+def test_one_file_with_two_paths_is_one_job(tmp_path):
     make(tmp_path / "in/a.png")
     inputs = [tmp_path / "in/a.png", tmp_path / "in", tmp_path / "in/../in"]
     assert len(batch.plan(inputs, tmp_path / "out")) == 1
@@ -399,7 +399,7 @@ def test_unreadable_folders_are_failures(tmp_path, upscaler, monkeypatch):
         assert "Permission denied; not searched" in last.error
 
 
-def test_a_name_that_is_too_long_is_one_failure(tmp_path, upscaler):
+def test_a_name_that_is_too_long_is_a_failure(tmp_path, upscaler):
     make(tmp_path / "in" / f"{'k' * 250}.png", tmp_path / "in/z.png")
     jobs = batch.plan([tmp_path / "in"], tmp_path / "out", suffix="_x4big")
     long, other = batch.run_all(jobs, upscaler, overwrite=False)
@@ -408,7 +408,7 @@ def test_a_name_that_is_too_long_is_one_failure(tmp_path, upscaler):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["z_x4big.png"]
 
 
-def test_a_named_input_that_cannot_be_read_is_one_failure(tmp_path, upscaler, monkeypatch):
+def test_an_unreadable_input_is_a_failure(tmp_path, upscaler, monkeypatch):
     make(tmp_path / "locked/a.png", tmp_path / "b.png")
     inputs = [tmp_path / "locked/a.png", tmp_path / "b.png", tmp_path / f"{'k' * 300}.png"]
     stat = os.stat
@@ -428,7 +428,7 @@ def test_a_named_input_that_cannot_be_read_is_one_failure(tmp_path, upscaler, mo
 
 
 @pytest.mark.parametrize("refused", ["exists", "mkdir"])
-def test_an_unusable_output_folder_is_one_failure(refused, tmp_path, upscaler, monkeypatch):
+def test_an_unusable_output_folder_is_a_failure(refused, tmp_path, upscaler, monkeypatch):
     make(tmp_path / "in/a/1.png", tmp_path / "in/b/2.png")
     jobs = batch.plan([tmp_path / "in"], tmp_path / "out")
     original = getattr(Path, refused)
@@ -454,7 +454,7 @@ def test_an_unusable_output_folder_is_one_failure(refused, tmp_path, upscaler, m
         (RuntimeError("a defect"), True),
     ],
 )
-def test_running_out_of_memory_is_one_failure(error, fails, tmp_path, monkeypatch):
+def test_running_out_of_memory_is_a_failure(error, fails, tmp_path, monkeypatch):
     def network(i):
         if i == 0:
             raise error
@@ -471,7 +471,7 @@ def test_running_out_of_memory_is_one_failure(error, fails, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_two_names_of_one_file_are_one_failure(overwrite, tmp_path, upscaler):
+def test_two_names_of_one_file_are_a_failure(overwrite, tmp_path, upscaler):
     """Like "A.png" and "a.png" on a case-insensitive file system."""
     make(tmp_path / "A.png", tmp_path / "a.png", tmp_path / "b.png")
     (tmp_path / "out").mkdir()
@@ -486,7 +486,7 @@ def test_two_names_of_one_file_are_one_failure(overwrite, tmp_path, upscaler):
     assert "is already the result of another image" in last.error
 
 
-def test_a_result_that_another_process_wrote_is_kept(tmp_path, monkeypatch):
+def test_results_of_other_processes_are_kept(tmp_path, monkeypatch):
     jobs = numbered(tmp_path, 1)
     observed = Observed(monkeypatch, network=lambda i: make(jobs[0].target))
     [outcome] = batch.run_all(jobs, observed, overwrite=False)
@@ -508,7 +508,7 @@ def test_processes_share_the_work(monkeypatch):
     ("rank", "world"),
     [("7", "4"), ("4", "4"), ("-1", "4"), ("0", "0"), ("0", ""), ("", ""), ("x", "4"), ("²", "4")],
 )
-def test_ranks_that_do_not_fit(rank, world, monkeypatch):
+def test_inconsistent_ranks(rank, world, monkeypatch):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", world)
     with pytest.raises(EspanError, match=f"RANK={rank} and WORLD_SIZE={world} are inconsistent"):
@@ -517,7 +517,7 @@ def test_ranks_that_do_not_fit(rank, world, monkeypatch):
 
 @pytest.mark.parametrize("value", ["4", "", "x"])
 @pytest.mark.parametrize(("name", "other"), [("RANK", "WORLD_SIZE"), ("WORLD_SIZE", "RANK")])
-def test_one_variable_alone_shares_nothing(name, other, value, monkeypatch):
+def test_a_single_variable_does_not_share_the_work(name, other, value, monkeypatch):
     monkeypatch.setenv(name, value)
     monkeypatch.delenv(other, raising=False)
     with pytest.warns(UserWarning, match=f"{name} is set without {other}"):

@@ -43,7 +43,7 @@ def random_kernel(in_channels: int, out_channels: int, kernel: int, dtype=torch.
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-def test_values_and_gradients_are_those_of_the_branches(make, sizes) -> None:
+def test_values_and_gradients_equal_the_branches(make, sizes) -> None:
     """Compares whole images with borders, and the gradients of all parameters and the input."""
     conv = make(*sizes)
     x = torch.randn(2, sizes[0], 11, 12, dtype=torch.float64, requires_grad=True)

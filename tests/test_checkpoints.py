@@ -157,7 +157,7 @@ def test_wrappers_and_prefixes(path, prefix, espan_layout, tmp_path, make_networ
         ),
     ],
 )
-def test_average_is_taken(save, taken, tmp_path, make_network):
+def test_the_average_is_used(save, taken, tmp_path, make_network):
     network = make_network(ESPAN.replace(channels=4))
     state = official(network, espan_layout=True)
     torch.save(save(other(state), state), tmp_path / "w.pth")
@@ -190,7 +190,7 @@ def test_other_modules_are_left_out(beside, left_out, tmp_path, make_network):
 @pytest.mark.parametrize("prefix", ["", "_orig_mod.", "net_g."])
 @pytest.mark.parametrize("espan_layout", [True, False])
 @pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "module._orig_mod."])
-def test_parts_that_are_wrapped(wrapper, espan_layout, prefix, tmp_path, make_network):
+def test_wrapped_parts(wrapper, espan_layout, prefix, tmp_path, make_network):
     """Some or all blocks or convolutions are compiled separately."""
     network = make_network((ESPAN if espan_layout else SPAN).replace(channels=4))
     state = official(network, espan_layout=espan_layout)
@@ -218,7 +218,7 @@ def nested(state):
 
 @pytest.mark.parametrize("wrap", [contains_itself, nested])
 @pytest.mark.parametrize("recognised", [True, False])
-def test_dicts_without_end(wrap, recognised, tmp_path, make_network):
+def test_recursive_dicts(wrap, recognised, tmp_path, make_network):
     state = {"a": torch.zeros(1)}
     if recognised:
         state = official(make_network(ESPAN.replace(channels=4)), espan_layout=True)
@@ -366,17 +366,17 @@ def refused(path, says):
     assert "\n" not in message
 
 
-def test_key_too_many(espan_file):
+def test_an_extra_key(espan_file):
     rewrite(espan_file, lambda s: s.update({"block_9.c1.weight": torch.zeros(1)}))
     refused(espan_file, "keys that belong to no part of the network: 'block_9.c1.weight'")
 
 
-def test_key_too_few(espan_file):
+def test_a_missing_key(espan_file):
     rewrite(espan_file, lambda s: s.pop("block_3.c2_r.eval_conv.bias"))
     refused(espan_file, "lacks 'block_3.c2_r.eval_conv.bias'")
 
 
-def test_layer_missing(espan_file):
+def test_a_missing_layer(espan_file):
     def change(state):
         for part in ("weight", "bias"):
             state.pop(f"tea_conv_2.eval_conv.{part}")

@@ -46,7 +46,7 @@ def run(capsys, monkeypatch):
     return run
 
 
-def test_in_a_process_of_its_own(tmp_path):
+def test_in_a_separate_process(tmp_path):
     """The installed command prints no traceback, returns a status and leaves no other files."""
 
     def espan(*arguments):
@@ -91,7 +91,7 @@ def test_upscale_again_skips(run, folder, tmp_path):
     assert "2 exist already" in result.stdout
 
 
-def test_upscale_goes_on_after_a_bad_file(run, folder, tmp_path):
+def test_upscale_continues_after_a_bad_file(run, folder, tmp_path):
     inputs = (folder / "bad.png", folder / "in/a.png")
     result = run("upscale", *inputs, "-o", tmp_path / "out", "--json", status=1)
     report = json.loads(result.stdout)
@@ -102,12 +102,12 @@ def test_upscale_goes_on_after_a_bad_file(run, folder, tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.png"]
 
 
-def test_upscale_tries_files_that_seem_unreadable(run, folder, tmp_path, monkeypatch):
+def test_upscale_reports_unreadable_files_as_failures(run, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_, **__: False)
     assert "1 upscaled" in run("upscale", folder / "in/a.png", "-o", tmp_path / "out").stdout
 
 
-def test_upscale_shared_by_processes(run, folder, tmp_path, monkeypatch):
+def test_processes_share_an_upscale_command(run, folder, tmp_path, monkeypatch):
     command = ("upscale", folder / "in", "-o", tmp_path / "out")
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1"):
@@ -126,7 +126,7 @@ def test_upscale_shared_by_processes(run, folder, tmp_path, monkeypatch):
     assert "share" not in json.loads(run(*command, "--json").stdout)
 
 
-def test_each_process_has_its_gpu(monkeypatch):
+def test_each_process_uses_its_own_gpu(monkeypatch):
     """Under torchrun, by default and with --device cuda; an explicit number is kept."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
@@ -145,7 +145,7 @@ def test_each_process_has_its_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["upscale", "evaluate"])
-def test_commands_use_the_gpu_of_their_process(command, run, folder, tmp_path, monkeypatch):
+def test_commands_use_the_gpu_of_the_process(command, run, folder, tmp_path, monkeypatch):
     def stop(*_, device, **__):
         raise EspanError(f"the device is {device}")
 
@@ -471,14 +471,14 @@ def test_published_psnr(run, weights, dataset, psnr, testdata):
     assert json.loads(out.stdout)["psnr"] == pytest.approx(psnr, abs=0.003)
 
 
-def test_info_of_a_name(run):
+def test_info_on_an_architecture_name(run):
     report = json.loads(run("info", "espan", "--json").stdout)
     assert report["parameters"] == 192_272
     assert report["receptive_radius"] == 23
     assert "12.56" in run("info", "espan").stdout
 
 
-def test_info_of_bundled_weights(run):
+def test_info_on_bundled_weights(run):
     report = json.loads(run("info", "espan_x4", "--json").stdout)
     assert Architecture.from_dict(report["architecture"]) == ESPAN
     assert report["record"]["steps"] == 31_000
@@ -496,7 +496,7 @@ def test_convert(run, testdata, tmp_path):
     assert (norm.mean, norm.img_range) == ((0.5, 0.5, 0.5), 1.0)
 
 
-def test_info_and_convert_show_what_was_taken(run, tmp_path, make_network):
+def test_info_and_convert_show_the_source_of_the_weights(run, tmp_path, make_network):
     critic = {"conv_1.weight": torch.zeros(3)}  # no network of the family: ignored
     state = official(make_network(ESPAN.replace(channels=4)), espan_layout=True)
     torch.save({"critic": critic, "model": state, "model_ema": state}, tmp_path / "w.pth")
@@ -559,7 +559,7 @@ def test_train_lists_its_experiments(run) -> None:
         (["smoke", "photos", "-o", "run", "--precision", "int8"], "unknown precision 'int8'"),
     ],
 )
-def test_train_says_what_it_expects(run, arguments, message, tmp_path, monkeypatch) -> None:
+def test_train_usage_errors(run, arguments, message, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert message in run("train", *arguments, status=1).stderr
 

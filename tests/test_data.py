@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def test_images_are_found_in_subfolders_and_unusable_ones_are_reported(folder: Path) -> None:
+def test_subfolders_are_searched_and_unusable_images_reported(folder: Path) -> None:
     calls: list[tuple[int, int]] = []
     found, skipped = open_images(
         [folder], scale=4, smallest=8, each=lambda done, total: calls.append((done, total))
@@ -80,7 +80,7 @@ def test_16_bit_samples_are_rounded(tmp_path: Path) -> None:
     )
 
 
-def test_the_same_source_twice_counts_once(folder: Path) -> None:
+def test_duplicate_sources_are_used_once(folder: Path) -> None:
     assert find_photographs([folder, folder]) == find_photographs([folder])
     assert len(open_images([folder, folder], scale=4, smallest=8)[0]) == 2
 
@@ -98,7 +98,7 @@ def test_sources_without_usable_images(folder: Path, tmp_path: Path) -> None:
         open_images([folder / "notes.txt"], scale=4, smallest=8)
 
 
-def test_more_than_fits_into_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_do_not_fit_into_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """b.png has 10050 bytes of pixels, a.jpg 9216."""
     monkeypatch.setattr(images, "free_memory", lambda: 2 * 19266)
     assert len(open_images([folder], scale=4, smallest=8)[0]) == 2
@@ -124,7 +124,7 @@ def pairs(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_lr_images_that_are_given(pairs: tuple[Path, Path], packed: bool, tmp_path: Path) -> None:
+def test_given_lr_images(pairs: tuple[Path, Path], packed: bool, tmp_path: Path) -> None:
     source, lr = pairs
     if packed:
         prepare([source], tmp_path / "p", smallest=1)
@@ -142,7 +142,7 @@ def test_lr_images_that_are_given(pairs: tuple[Path, Path], packed: bool, tmp_pa
         assert torch.equal(a, b)
 
 
-def test_lr_images_that_do_not_fit(pairs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_mismatched_lr_images(pairs: tuple[Path, Path], tmp_path: Path) -> None:
     hr, lr = pairs
     with pytest.raises(EspanError, match="of one source, not of 2"):
         open_images([hr, tmp_path], scale=4, smallest=8, lr=lr)
@@ -162,14 +162,14 @@ def test_lr_images_that_do_not_fit(pairs: tuple[Path, Path], tmp_path: Path) -> 
     assert [s.path for s in skipped] == [lr / "0001.png"]
 
 
-def test_one_lr_image_for_two_hr_images(pairs: tuple[Path, Path]) -> None:
+def test_two_hr_images_with_one_lr_image(pairs: tuple[Path, Path]) -> None:
     hr, lr = pairs
     write_image(hr / "0001.bmp", Image(made_up(64, 80)))
     with pytest.raises(EspanError, match=r"0001.bmp and 0001.png share .*0001x4.png$"):
         open_images([hr], scale=4, smallest=8, lr=lr)
 
 
-def test_hr_that_is_not_an_exact_multiple_of_its_lr(pairs: tuple[Path, Path]) -> None:
+def test_hr_must_be_an_exact_multiple_of_lr(pairs: tuple[Path, Path]) -> None:
     hr, lr = pairs
     write_image(hr / "0001.png", Image(made_up(66, 80)))
     with pytest.raises(EspanError, match=r"4 times the size of LR, but is not: 0001.png 80x66"):
@@ -279,7 +279,7 @@ def test_a_batch_is_in_0_to_1_and_channels_last() -> None:
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_crops_finished_on_the_device_are_those_made_on_the_host(scale: int) -> None:
+def test_crops_finished_on_the_device_equal_those_of_the_host(scale: int) -> None:
     crops = Crops([image(99, 80, 0, scale), image(52, 48, 1, scale)], patch=11, seed=3)
     assert {crops.place(i)[3] for i in range(7, 57)} == set(range(8))
     moved = cut(crops, 7, 50, pin=False).to(CPU)
@@ -287,7 +287,7 @@ def test_crops_finished_on_the_device_are_those_made_on_the_host(scale: int) -> 
         assert torch.equal(a, b)
 
 
-def test_crops_are_aligned_cut_from_the_whole_lr_and_of_all_symmetries() -> None:
+def test_crops_are_aligned_and_have_all_symmetries() -> None:
     """The pixels encode their position, which reveals the origin and the flip of a crop."""
     y, x = np.mgrid[:10, :13]
     hr = np.kron(np.stack([y, x, 0 * x], axis=2), np.ones((4, 4, 1))).astype(np.uint8)
@@ -309,7 +309,7 @@ def test_crops_are_aligned_cut_from_the_whole_lr_and_of_all_symmetries() -> None
     assert places == {(i, j) for i in range(7) for j in range(10)}
 
 
-def test_images_are_equally_likely_whatever_their_size() -> None:
+def test_images_of_all_sizes_are_equally_likely() -> None:
     large, small = image(80, 80), image(36, 36, 1)
     small.hr[:] = 7
     crops = Crops([large, small], patch=8, seed=1)
@@ -317,7 +317,7 @@ def test_images_are_equally_likely_whatever_their_size() -> None:
     assert drawn == pytest.approx(500, abs=4 * 1000**0.5 / 2)
 
 
-def test_crops_of_what_is_too_small() -> None:
+def test_crops_of_images_that_are_too_small() -> None:
     with pytest.raises(EspanError, match="no images"):
         Crops([], patch=8, seed=0)
     with pytest.raises(
@@ -328,7 +328,7 @@ def test_crops_of_what_is_too_small() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 5])
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_steps_are_the_same_whoever_makes_them(workers: int, world: int) -> None:
+def test_steps_do_not_depend_on_processes_and_workers(workers: int, world: int) -> None:
     crops = Crops([image(64, 80), image(48, 52, 1)], patch=8, seed=5)
     shares = [
         list(
@@ -346,7 +346,7 @@ def test_steps_are_the_same_whoever_makes_them(workers: int, world: int) -> None
         assert torch.equal(torch.cat([share[t][1] for share in shares]), hr)
 
 
-def test_another_device_is_given_what_the_cpu_would_be() -> None:
+def test_another_device_receives_the_same_batches() -> None:
     crops = Crops([image(64, 80)], patch=8, seed=5)
     [(lr, hr)] = batches(crops, batch=6, first_step=2, steps=1, device=torch.device("meta"))
     for found, expected in zip((lr, hr), crops.batch(12, 6), strict=True):
@@ -358,7 +358,7 @@ def test_another_device_is_given_what_the_cpu_would_be() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no NVIDIA GPU")
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_a_gpu_gives_what_the_cpu_does(scale: int) -> None:
+def test_a_gpu_gives_the_same_batches_as_the_cpu(scale: int) -> None:
     crops = Crops([image(264, 280, 0, scale), image(248, 252, 1, scale)], patch=48, seed=5)
     steps = batches(crops, batch=32, first_step=2, steps=5, workers=2, device=torch.device("cuda"))
     for t, batch in enumerate(steps, 2):
@@ -367,7 +367,7 @@ def test_a_gpu_gives_what_the_cpu_does(scale: int) -> None:
             assert torch.equal(found.cpu(), expected)
 
 
-def test_a_batch_that_cannot_be_shared() -> None:
+def test_a_batch_that_cannot_be_divided() -> None:
     crops = Crops([image(64, 80)], patch=8, seed=5)
     with pytest.raises(
         EspanError, match="a batch of 8 cannot be divided equally among 3 processes"
@@ -376,7 +376,7 @@ def test_a_batch_that_cannot_be_shared() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_no_more_is_made_ahead_than_is_said(workers: int) -> None:
+def test_the_number_of_batches_prepared_ahead(workers: int) -> None:
     made: list[int] = []
 
     class Counted(Crops):

@@ -82,7 +82,7 @@ def test_flag(name, dtype, value, make_network):
     assert flag.item() == 1  # it stays set
 
 
-def test_blocks_are_for_what_the_kernels_are():
+def test_blocks_supports_what_the_kernels_support():
     for dtype, architecture, can in [
         (torch.float16, ESPAN, True),
         (torch.bfloat16, SPAN.replace(channels=64, scale=2), True),

@@ -38,5 +38,5 @@ def test_recognised(error: Exception) -> None:
         KeyboardInterrupt(),
     ],
 )
-def test_not_taken_for_it(error: BaseException) -> None:
+def test_other_errors_are_not_recognised(error: BaseException) -> None:
     assert not out_of_memory(error)

@@ -45,7 +45,7 @@ def test_images_are_found_by_their_suffixes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
-def test_every_suffix_is_one_that_is_read(suffix: str, tmp_path: Path) -> None:
+def test_every_suffix_is_supported(suffix: str, tmp_path: Path) -> None:
     """Pillow's table has the format of each suffix; two are for BigTIFF."""
     kind = {".btf": "TIFF", ".tf8": "TIFF", ".jif": "JPEG", ".jfi": "JPEG"}.get(
         suffix, PILImage.registered_extensions().get(suffix)

@@ -43,7 +43,7 @@ def make(path: Path, kind: str) -> None:
     path.write_bytes(by_pillow(image, format))
 
 
-def test_every_kind_of_file_comes_out(tmp_path: Path, make_network) -> None:
+def test_every_kind_of_file_can_be_upscaled(tmp_path: Path, make_network) -> None:
     (tmp_path / "in").mkdir()
     expected = {}
     for suffix, kinds in READABLE.items():

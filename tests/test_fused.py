@@ -67,7 +67,7 @@ def test_load_takes_bundled_weights_and_files(tmp_path, make_network):
     assert fused(torch.rand(1, 3, 4, 4)).dtype == torch.bfloat16
 
 
-def test_input_is_left_alone(make_network):
+def test_the_input_is_not_modified(make_network):
     x = torch.rand(1, 3, 6, 5)
     kept = x.clone()
     on_cpu(make_network(SPAN))(x)
@@ -175,12 +175,12 @@ def test_bad_input(x, says, make_network):
         on_cpu(make_network(ESPAN))(x)
 
 
-def test_training_form_is_refused():
+def test_training_form_is_rejected():
     with pytest.raises(EspanError, match="collapse"):
         on_cpu(Network(ESPAN, conv=GRepConv))
 
 
-def test_float32_by_name_is_not_for_the_matrix_unit(make_network):
+def test_explicit_float32_does_not_use_the_matrix_unit(make_network):
     network = make_network(Architecture(8, (2,), scale=2))
     if _library.compiled is None:
         pytest.skip(_library.why_not_compiled)
@@ -188,7 +188,7 @@ def test_float32_by_name_is_not_for_the_matrix_unit(make_network):
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-def test_no_tf32_whatever_is_set(allowed, make_network, monkeypatch):
+def test_tf32_is_never_used(allowed, make_network, monkeypatch):
     """It is disabled in each convolution; the global setting, which is the user's, is unchanged."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
     fused = on_cpu(make_network(SPAN), dtype=torch.float32, backend="reference")
@@ -210,7 +210,7 @@ def test_no_tf32_whatever_is_set(allowed, make_network, monkeypatch):
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("made_in", [False, True])
 @pytest.mark.parametrize("run_in", [False, True])
-def test_inference_mode_of_making_and_running_may_differ(make_network, backend, made_in, run_in):
+def test_creating_and_running_in_different_inference_modes(make_network, backend, made_in, run_in):
     network = make_network(Architecture(8, (2,), scale=2))
     x = torch.rand(1, 3, 4, 5)
     expected = on_cpu(network, backend=backend)(x)
@@ -235,7 +235,7 @@ def test_inference_mode_of_making_and_running_may_differ(make_network, backend, 
         lambda f: f.cpu(),
     ],
 )
-def test_casting_and_moving_are_refused(make_network, change):
+def test_casting_and_moving_are_rejected(make_network, change):
     fused = on_cpu(make_network(Architecture(8, (2,), scale=2)))
     with pytest.raises(EspanError, match=r"make another one: espan\.fused\.load"):
         change(fused)

@@ -88,7 +88,7 @@ def test_streams_take_turns_in_a_graph(make_network):
 
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_a_graph_serves_in_and_out_of_inference_mode(first, dtype, make_network):
+def test_a_graph_works_in_and_out_of_inference_mode(first, dtype, make_network):
     with torch.inference_mode(first):
         fused = FusedNetwork(make_network(ESPAN), device="cuda", dtype=dtype, graph=True)
     x = torch.rand(1, 3, 40, 50, device="cuda")

@@ -14,12 +14,12 @@ from benchmarks import gpu
 ROOT = Path(__file__).parent.parent
 
 
-def test_run_tells_status_and_output():
+def test_run_returns_status_and_output():
     assert gpu.run("bash", "-c", "echo out; echo err >&2; exit 3") == (3, "out\nerr\n")
     assert gpu.run("bash", "-c", "echo $HERE", HERE="there", limit=60) == (0, "there\n")
 
 
-def test_run_interrupts_what_is_late(monkeypatch):
+def test_run_interrupts_a_late_command(monkeypatch):
     monkeypatch.setattr(gpu, "GRACE", 1)
     slow = "import time\nprint('begun', flush=True)\n"
     polite = slow + "try: time.sleep(60)\nexcept KeyboardInterrupt: print('told')"
@@ -28,7 +28,7 @@ def test_run_interrupts_what_is_late(monkeypatch):
     assert gpu.run("bash", "-c", deaf, limit=0.5) == (124, "begun\n")
 
 
-def test_an_interrupted_pytest_tells_what_it_found(tmp_path, monkeypatch):
+def test_an_interrupted_pytest_writes_its_report(tmp_path, monkeypatch):
     (tmp_path / "test_some.py").write_text(
         "import time, pytest\npytestmark = pytest.mark.gpu\n"
         "def test_a(): pass\ndef test_b(): assert 0\ndef test_c(): time.sleep(60)\n"
@@ -40,16 +40,17 @@ def test_an_interrupted_pytest_tells_what_it_found(tmp_path, monkeypatch):
     assert (found["status"], found["passed"], len(found["failed"])) == (124, 1, 1)
 
 
-def test_run_does_not_wait_for_what_is_left_behind():
+def test_run_does_not_wait_for_remaining_processes():
     start = time.monotonic()
     assert gpu.run("bash", "-c", "echo done; sleep 60 & exit 0", limit=30) == (0, "done\n")
     assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize(("body", "status"), [("pass", 0), ("assert 0", 1)])
-def test_reports_are_written_before_the_exit_that_hangs(tmp_path, monkeypatch, body, status):
+def test_reports_are_written_before_a_hanging_exit(tmp_path, monkeypatch, body, status):
     """Python waits for a thread at exit, as for Inductor's workers."""
-    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # otherwise, pytest-benchmark would not measure
+    # Otherwise, pytest-benchmark would not measure.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     (tmp_path / "test_some.py").write_text(
         "import threading, time\n"
         "def test_some(benchmark):\n"
@@ -146,7 +147,7 @@ def test_files_and_sanitized_tests_exist():
     assert f"{len(gpu.SANITIZED)} tests collected" in collected.stdout
 
 
-def test_benchmarks_without_time_are_told(tmp_path, monkeypatch):
+def test_benchmarks_without_time_are_reported(tmp_path, monkeypatch):
     started = []
 
     def run(*command, limit, **environment):

@@ -75,7 +75,7 @@ def test_cmyk_becomes_srgb(tmp_path: Path, format: str, embedded: bool) -> None:
     assert black.max() < 80
 
 
-def test_cmyk_of_16_bits_stays_at_16_bits(tmp_path: Path) -> None:
+def test_16_bit_cmyk_stays_16_bit(tmp_path: Path) -> None:
     inks = np.zeros((4, 1024, 4), np.uint16)
     inks[..., 3] = np.linspace(0, 65535, 1024)
     result = read_bytes(tmp_path, tiff(inks, {262: [5]})).pixels
@@ -171,7 +171,7 @@ def test_png_colour_chunks_lost_in_other_formats(
 
 
 @pytest.mark.parametrize(("chunks", "name"), [(PQ, "PQ"), (HLG, "HLG")])
-def test_hdr_is_warned_of_and_stays_hdr(tmp_path: Path, chunks: bytes, name: str) -> None:
+def test_hdr_is_reported_and_preserved(tmp_path: Path, chunks: bytes, name: str) -> None:
     with pytest.warns(ImageWarning, match=rf"image\.bin: is HDR \({name}"):
         image = read_bytes(tmp_path, png_with(chunks, 16))
     write_image(tmp_path / "b.png", image)
@@ -200,7 +200,7 @@ def test_adobe_rgb_by_exif(
         assert read_bytes(tmp_path, data).icc_profile == profile
 
 
-def test_tiff_colour_tags_are_warned_of(tmp_path: Path) -> None:
+def test_tiff_colour_tags_are_reported(tmp_path: Path) -> None:
     with pytest.warns(ImageWarning, match=r"image\.bin: its TIFF colour tags"):
         read_bytes(tmp_path, tiff(photo(4, 5), {301: list(range(768))}))
 

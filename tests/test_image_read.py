@@ -67,7 +67,7 @@ def test_formats(tmp_path: Path, format: str, mode: str) -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
-def test_small_depths_fill_the_range(tmp_path: Path, depth: int) -> None:
+def test_small_depths_are_scaled_to_the_full_range(tmp_path: Path, depth: int) -> None:
     levels = 2**depth
     bits = "".join(f"{v:0{depth}b}" for v in range(levels)).ljust(64, "0")
     row = b"\0" + int(bits, 2).to_bytes(8, "big")
@@ -111,7 +111,7 @@ def test_transparency_becomes_alpha(tmp_path: Path) -> None:
         (2, [0, 0], None), (2, [2], 0), (4, [0, 0, 2, 0], 2), (2, [2, 2], 0), (1, [999], 0),
     ],
 )  # fmt: skip
-def test_only_stated_tiff_alpha_is_alpha(
+def test_only_declared_tiff_alpha_is_alpha(
     tmp_path: Path, count: int, extra: list[int], alpha: int | None, colours: int, dtype: type
 ) -> None:
     pixels = photo(9, 11, colours + count, np.iinfo(dtype).max)
@@ -130,7 +130,7 @@ def test_only_stated_tiff_alpha_is_alpha(
 @pytest.mark.parametrize(
     ("photometric", "extra"), [(2, [0, 1]), (1, [2, 1]), (5, [1]), (5, [0, 1])]
 )
-def test_premultiplied_alpha_that_libvips_misreads_is_refused(
+def test_premultiplied_alpha_that_libvips_misreads_is_rejected(
     tmp_path: Path, photometric: int, extra: list[int]
 ) -> None:
     channels = {1: 1, 2: 3, 5: 4}[photometric] + len(extra)
@@ -140,7 +140,7 @@ def test_premultiplied_alpha_that_libvips_misreads_is_refused(
 
 
 @pytest.mark.parametrize("big", [False, True])
-def test_alpha_in_tiff_files_of_others(tmp_path: Path, big: bool) -> None:
+def test_alpha_in_tiff_files_of_other_software(tmp_path: Path, big: bool) -> None:
     pixels = photo(9, 11, 4)
     image = PIL.Image.fromarray(pixels)
     data = by_pillow(image, "TIFF", big_tiff=big, compression="tiff_lzw")
@@ -232,7 +232,7 @@ def test_any_file_name(tmp_path: Path, name: str) -> None:
         ("text.png/below.png", "cannot be read"),
     ],
 )
-def test_what_is_no_image(tmp_path: Path, name: str, message: str) -> None:
+def test_files_that_are_not_images(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("not an image at all")
@@ -274,7 +274,7 @@ def test_truncated_files(
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP"])
-def test_damage_never_escapes_as_another_error(
+def test_damage_never_raises_another_error(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], format: str
 ) -> None:
     """Every tenth prefix, and bytes overwritten at random, give an image or an ImageError."""
@@ -321,7 +321,7 @@ def claims(format: str, width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "GIF", "BMP"])
-def test_a_header_that_claims_too_much(tmp_path: Path, format: str) -> None:
+def test_a_header_with_an_excessive_size(tmp_path: Path, format: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ImageError, match=r"image\.bin: .*claims 60000 x 59000 pixels; at most"):
         read_bytes(tmp_path, claims(format, 60000, 59000))
@@ -348,7 +348,7 @@ def test_max_pixels(tmp_path: Path) -> None:
         (lambda: tiff(np.zeros((4, 5, 3), np.uint8), {262: [8]}), "LAB|labq"),
     ],
 )
-def test_other_samples_are_refused(tmp_path: Path, make, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_other_samples_are_rejected(tmp_path: Path, make, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ImageError, match=message):
         read_bytes(tmp_path, make())
 

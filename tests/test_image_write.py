@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("suffix", ["png", "tif", "tiff"])
-def test_all_values_come_back(tmp_path: Path, suffix: str, dtype: type, channels: int) -> None:
+def test_all_values_are_preserved(tmp_path: Path, suffix: str, dtype: type, channels: int) -> None:
     pixels = ramp(channels, dtype)
     write_image(tmp_path / f"a.{suffix}", Image(pixels))
     result = read_image(tmp_path / f"a.{suffix}").pixels
@@ -34,7 +34,7 @@ def test_all_values_come_back(tmp_path: Path, suffix: str, dtype: type, channels
     ("suffix", "channels"),
     [(s, c) for s in ("png", "tiff", "bmp") for c in (1, 2, 3, 4)],
 )
-def test_others_can_read_what_is_written(tmp_path: Path, suffix: str, channels: int) -> None:
+def test_other_software_can_read_the_files(tmp_path: Path, suffix: str, channels: int) -> None:
     pixels = photo(33, 65, channels)
     write_image(tmp_path / f"a.{suffix}", Image(pixels, dpi=(150, 300)))
     with PIL.Image.open(tmp_path / f"a.{suffix}") as image:
@@ -106,7 +106,7 @@ def test_an_image_is_checked() -> None:
         ("a.b.png", None, "png"),
     ],
 )  # fmt: skip
-def test_the_format_is_chosen(tmp_path: Path, name: str, format: str | None, kind: str) -> None:
+def test_choice_of_format(tmp_path: Path, name: str, format: str | None, kind: str) -> None:
     assert check_output(name, 5, 4, 3, format=format) == kind
     write_image(tmp_path / name, Image(photo(4, 5)), format=format)
     with PIL.Image.open(tmp_path / name) as image:
@@ -128,7 +128,7 @@ def test_the_format_is_chosen(tmp_path: Path, name: str, format: str | None, kin
         ("pipe.png", None, (4, 5, 3), "not a regular file"),
     ],
 )
-def test_what_cannot_be_written(
+def test_unsupported_outputs(
     tmp_path: Path, name: str, format: str | None, shape: tuple[int, int, int], message: str
 ) -> None:
     (tmp_path / "folder.png").mkdir()
@@ -141,7 +141,7 @@ def test_what_cannot_be_written(
 
 
 @pytest.mark.parametrize(("channels", "side"), [(1, 65600), (2, 32800), (3, 37900), (4, 32800)])
-def test_a_bmp_file_above_4_gib_is_refused(channels: int, side: int) -> None:
+def test_a_bmp_file_above_4_gib_is_rejected(channels: int, side: int) -> None:
     with pytest.raises(ImageError, match=f"{side} x {side} pixels are too many for BMP.*4 GiB"):
         check_output("a.bmp", side, side, channels)
     assert check_output("a.bmp", side - 200, side - 200, channels) == "bmp"

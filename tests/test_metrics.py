@@ -40,7 +40,7 @@ def direct_ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.mark.parametrize("border", [0, 4])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_psnr_is_its_definition(border: int, channels: int) -> None:
+def test_psnr_equals_its_definition(border: int, channels: int) -> None:
     sr, hr = noisy_pair(31, 26, channels)
     a, b = (x[border : 31 - border, border : 26 - border].astype(float) for x in (sr, hr))
     expected = 20 * np.log10(255) - 10 * np.log10(np.square(a - b).sum() / a.size)
@@ -56,7 +56,7 @@ def test_psnr_of_a_known_error() -> None:
 
 
 @pytest.mark.parametrize(("border", "channels"), [(0, 3), (4, 3), (3, 1)])
-def test_ssim_is_its_definition(border: int, channels: int) -> None:
+def test_ssim_equals_its_definition(border: int, channels: int) -> None:
     sr, hr = noisy_pair(23, 28, channels)
     a, b = (x[border : 23 - border, border : 28 - border] for x in (sr, hr))
     assert ssim(sr, hr, border=border) == pytest.approx(direct_ssim(a, b), abs=1e-10)
@@ -84,7 +84,7 @@ def test_identical_images(y_channel: bool) -> None:
     assert ssim(hr, hr.copy(), border=2, y_channel=y_channel) == pytest.approx(1, abs=1e-12)
 
 
-def test_what_lies_in_the_border_does_not_count() -> None:
+def test_pixels_in_the_border_are_ignored() -> None:
     sr, hr = noisy_pair(30, 33)
     changed = sr.copy()
     changed[:4], changed[-4:], changed[:, :4], changed[:, -4:] = 0, 255, 255, 0
@@ -93,7 +93,7 @@ def test_what_lies_in_the_border_does_not_count() -> None:
         assert metric(changed, hr, border=3) != metric(sr, hr, border=3)
 
 
-def test_luma_is_that_of_bt601() -> None:
+def test_luma_follows_bt601() -> None:
     colours = [[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]]
     known = [16, 235, 81.481, 144.553, 40.966]
     image = np.array([colours], np.uint8)

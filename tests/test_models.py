@@ -45,7 +45,7 @@ def test_activations(name, millions):
     assert round(complexity(architecture_from_name(name)).activations / 1e6, 2) == millions
 
 
-def test_macs_are_those_of_the_convolutions_that_run():
+def test_macs_equal_those_of_the_executed_convolutions():
     counted = 0
 
     def count(module, inputs, output):

@@ -65,7 +65,7 @@ def test_inputs_are_not_replaced(arguments, named, here, monkeypatch, capsys) ->
 
 
 @pytest.mark.parametrize("save", [(), ("--save", "sr")])
-def test_two_images_of_one_stem(save, here, monkeypatch, capsys) -> None:
+def test_two_images_with_the_same_stem(save, here, monkeypatch, capsys) -> None:
     """Each has its own result and score."""
     shutil.copy("hr/b.bmp", "hr/a.bmp")
     assert evaluate(monkeypatch, "--json", *save) == 0

@@ -50,7 +50,7 @@ def pack(folder: Path) -> Path:
     return path
 
 
-def test_what_goes_in_comes_out(folder: Path) -> None:
+def test_round_trip(folder: Path) -> None:
     path, calls = folder.parent / "photos.pack", []
     result = prepare([folder], path, smallest=32, each=lambda *at: calls.append(at))
     assert (result.images, result.duplicates, result.size) == (3, 1, path.stat().st_size)
@@ -87,7 +87,7 @@ def test_packs_and_folders_together(folder: Path, pack: Path) -> None:
     assert [i.name for i in images] == ["a.bmp", "b.png", f"d/{ODD}", ODD]
 
 
-def test_the_bytes_are_those_that_the_format_says(pack: Path) -> None:
+def test_bytes_follow_the_format(pack: Path) -> None:
     data = pack.read_bytes()
     magic, version, zero, size, length, digest = struct.unpack("<8sIIQQ32s", data[:HEADER])
     assert (magic, version, zero) == (MAGIC, 1, 0)
@@ -140,7 +140,7 @@ def test_a_newer_version(pack: Path) -> None:
 
 
 @pytest.mark.parametrize("left", [0, 5, 30, 64, 5000, -1])
-def test_a_pack_cut_short(pack: Path, left: int) -> None:
+def test_a_truncated_pack(pack: Path, left: int) -> None:
     os.truncate(pack, left % pack.stat().st_size)
     with pytest.raises(EspanError, match=r"not a pack|truncated|its header says"):
         open_images([pack], scale=4, smallest=8)
@@ -164,7 +164,7 @@ def test_damaged_pixels_are_never_trained_on(pack: Path) -> None:
     assert Pack(pack).damaged() == ["b.png"]
 
 
-def test_a_pack_written_to_while_it_is_in_use(pack: Path) -> None:
+def test_a_pack_modified_while_in_use(pack: Path) -> None:
     images, _ = open_images([pack], scale=4, smallest=8)
     images[0].crop(0, 0, 8, 8)
     spoil(pack, HEADER + 5)
@@ -172,7 +172,7 @@ def test_a_pack_written_to_while_it_is_in_use(pack: Path) -> None:
         images[0].crop(0, 0, 8, 8)
 
 
-def test_a_pack_made_anew_while_it_is_in_use(folder: Path, pack: Path) -> None:
+def test_a_pack_replaced_while_in_use(folder: Path, pack: Path) -> None:
     """The new pack is another file; the old one exists until it is closed."""
     images, _ = open_images([pack], scale=4, smallest=8)
     (folder / "a.bmp").unlink()
@@ -181,7 +181,7 @@ def test_a_pack_made_anew_while_it_is_in_use(folder: Path, pack: Path) -> None:
     np.testing.assert_array_equal(images[0].hr, noise(40, 64, 2))
 
 
-def test_one_file_is_open_however_many_images(pack: Path) -> None:
+def test_only_one_file_is_open(pack: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     opened = Pack(pack)
     for index in range(3):

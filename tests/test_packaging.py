@@ -75,7 +75,7 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(source, target, message, CUDA_HOME=no_cuda, ESPAN_BUILD="auto")
 
 
-def test_one_wheel_serves_all_pythons(wheel: Path) -> None:
+def test_one_wheel_for_all_pythons(wheel: Path) -> None:
     assert "-cp310-abi3-" in wheel.name
     names = zipfile.ZipFile(wheel).namelist()
     assert "espan_kernels/_C.abi3.so" in names
@@ -121,7 +121,7 @@ def uncompiled(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install(wheel, tmp_path_factory.mktemp("uncompiled"))
 
 
-def test_the_doctor_says_why_nothing_is_compiled(uncompiled: Path, tmp_path: Path) -> None:
+def test_doctor_reports_why_nothing_is_compiled(uncompiled: Path, tmp_path: Path) -> None:
     report = json.loads(run(uncompiled.parent / "espan", "doctor", "--json", cwd=tmp_path))
     reasons = {backend["name"]: backend["reason"] for backend in report["backends"]}
     why = "this build has no compiled kernels: it was built with ESPAN_BUILD=none"

@@ -33,7 +33,7 @@ def colours(mode="RGB"):
 
 
 @pytest.mark.parametrize("profile", ["CMYK", None, "RGB", "damaged"])
-def test_cmyk_becomes_what_the_file_reader_makes_of_it(tmp_path, profile):
+def test_cmyk_is_converted_as_in_files(tmp_path, profile):
     """With its profile or, if none fits, the default profile."""
     data = {"CMYK": cmyk_profile(), "RGB": SRGB, "damaged": cmyk_profile()[:3000], None: None}
     path = tmp_path / "cmyk.tif"
@@ -103,7 +103,7 @@ def test_profiles_that_do_not_fit_are_dropped_with_a_warning(mode, profile):
     assert "icc_profile" not in finish(pixels).info
 
 
-def test_cmyk_converted_by_pillow_warns_of_the_profile_left_behind():
+def test_cmyk_converted_by_pillow_with_its_old_profile_warns():
     image = colours("CMYK")
     image.info["icc_profile"] = cmyk_profile()
     with pytest.warns(ImageWarning, match="is dropped"):
@@ -177,7 +177,7 @@ P3_BY_CODE = chunk(b"cICP", bytes([12, 13, 0, 1]))
     ],
     ids=["linear", "P3", "linear P3", "P3 by code", "sRGB gamma", "sRGB"],
 )
-def test_colours_no_pil_image_holds(chunks, named, known_to_pillow, make_network, tmp_path):
+def test_unsupported_colour_information(chunks, named, known_to_pillow, make_network, tmp_path):
     """From a file, or opened by Pillow, which does not read all chunks."""
     path = tmp_path / "a.png"
     path.write_bytes(png(4, 4, 8, 2, (b"\0" + bytes(12)) * 4, chunks))

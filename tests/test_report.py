@@ -70,7 +70,7 @@ def test_targets():
     assert of("SPAN c48", espan_fp32=36, **others)[0].endswith("| 2.50 | 2.5 | met |")
 
 
-def test_peers_beside_what_is_fp32_in_full():
+def test_table_with_and_without_full_fp32():
     times = {"espan (default)": 10, "espan fp32": 20, "a fp32": 60}
     case = {"case": "c", "times": {name: {"median_ms": time} for name, time in times.items()}}
     machine = {"processor": "p", "threads": 2, "path": "amx", "versions": {}, "espan": "e"}

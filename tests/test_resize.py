@@ -144,7 +144,7 @@ def test_modcrop() -> None:
 
 
 @pytest.mark.parametrize("testset", ["Set5", "Set14"])
-def test_the_test_sets_come_out_to_the_last_bit(testset: str) -> None:
+def test_test_sets_are_reproduced_bit_for_bit(testset: str) -> None:
     """Every LR image of the test sets was made by MATLAB from its HR image."""
     root = os.environ.get("ESPAN_TESTDATA")
     if not root:

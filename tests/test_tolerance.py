@@ -114,9 +114,7 @@ class NarrowArithmetic(TorchDispatchMode):
 
 @each_dtype
 @each
-def test_no_arithmetic_of_this_machine_in_the_dtype_enters(
-    plain: Reference, dtype: torch.dtype
-) -> None:
+def test_the_rule_uses_no_arithmetic_in_the_dtype(plain: Reference, dtype: torch.dtype) -> None:
     """So the allowed error does not depend on how PyTorch happens to round on this machine."""
     with NarrowArithmetic() as mode:
         expected(plain, dtype)
@@ -127,7 +125,7 @@ def test_no_arithmetic_of_this_machine_in_the_dtype_enters(
     assert mode.found - copies
 
 
-def test_what_is_allowed_is_the_same_everywhere() -> None:
+def test_the_allowed_error_is_the_same_on_every_machine() -> None:
     """These values are from one processor; all others must agree."""
     for plain in REFERENCES:
         found = [expected(plain, dtype)[0].error for dtype in FLOATS]
@@ -142,7 +140,7 @@ def several_units(plain: Reference, dtype: torch.dtype) -> float:
 
 @each_dtype
 @each
-def test_one_element_off_is_found(plain: Reference, dtype: torch.dtype) -> None:
+def test_an_error_of_one_element_is_found(plain: Reference, dtype: torch.dtype) -> None:
     exact = plain(torch.float64)
     wrong = exact.clone().view(-1)
     wrong[wrong.numel() // 3] += several_units(plain, dtype) * exact.abs().max()
@@ -152,7 +150,7 @@ def test_one_element_off_is_found(plain: Reference, dtype: torch.dtype) -> None:
 
 @each_dtype
 @each
-def test_a_whole_tensor_off_is_found(plain: Reference, dtype: torch.dtype) -> None:
+def test_an_error_of_a_whole_tensor_is_found(plain: Reference, dtype: torch.dtype) -> None:
     wrong = plain(torch.float64) * (1 + several_units(plain, dtype))
     with pytest.raises(AssertionError, match="allowed"):
         assert_accurate(wrong.to(dtype), plain)
@@ -160,7 +158,7 @@ def test_a_whole_tensor_off_is_found(plain: Reference, dtype: torch.dtype) -> No
 
 @each_dtype
 @pytest.mark.parametrize("plain", [spab, head, tail])
-def test_a_wrong_tap_at_one_pixel_of_one_channel_is_found(plain: Any, dtype: torch.dtype) -> None:
+def test_one_wrong_tap_is_found(plain: Any, dtype: torch.dtype) -> None:
     """One weight of the first layer is replaced by its neighbour."""
     kernel = HEAD if plain is head else WEIGHTS[0]
     swapped = kernel.clone()
@@ -187,7 +185,7 @@ def test_a_missing_halo_row_is_found(plain: Any, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_sums_of_16_bits_are_found(dtype: torch.dtype) -> None:
+def test_16_bit_sums_are_found(dtype: torch.dtype) -> None:
     """A head whose sums are rounded to the dtype after each product."""
     total = torch.zeros(2, CHANNELS, *SIZE, dtype=dtype) + BIASES[0].to(dtype).view(-1, 1, 1)
     for i in range(75):
@@ -199,14 +197,14 @@ def test_sums_of_16_bits_are_found(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_found(value: float) -> None:
+def test_wrong_non_finite_values_are_found(value: float) -> None:
     exact = gate(torch.float64).float()
     exact[0, 0, 0, 0] = value
     with pytest.raises(AssertionError, match="allowed"):
         assert_accurate(exact, gate)
 
 
-def test_what_overflows_must_overflow() -> None:
+def test_overflow_must_be_preserved() -> None:
     def squares(dtype: torch.dtype) -> Tensor:
         return torch.tensor([1.0, 2.0, 1e3], dtype=dtype).square()
 
@@ -236,7 +234,7 @@ def test_rounding_up_or_down(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("positive", [False, True])
 @pytest.mark.parametrize("terms", [27, 576])
-def test_the_error_of_a_sum_is_that_of_a_running_sum(terms: int, positive: bool) -> None:
+def test_the_simulated_error_of_a_sum(terms: int, positive: bool) -> None:
     """With rounding to nearest, its error is 1 / sqrt 2 of that with stochastic rounding."""
     random = np.random.Generator(np.random.PCG64(terms))
     a, b = (

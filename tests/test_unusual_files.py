@@ -33,7 +33,7 @@ def run(tmp_path, make_network):
     return run_files
 
 
-def test_broken_files_are_refused_in_a_sentence_and_leave_nothing(run, tmp_path):
+def test_broken_files_are_rejected_and_leave_no_output(run, tmp_path):
     files = {}
     for ending, format in ENDINGS.items():
         data = sample(format)
@@ -53,7 +53,7 @@ def test_broken_files_are_refused_in_a_sentence_and_leave_nothing(run, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
-def test_one_pixel_and_wrong_endings(run, tmp_path):
+def test_one_pixel_and_wrong_suffixes(run, tmp_path):
     files = {}
     for ending, format in ENDINGS.items():
         files[f"one {format}.{ending}"] = by_pillow(PIL.Image.fromarray(photo(1, 1)), format)

@@ -140,7 +140,7 @@ def test_pil_orientation_and_profile(nearest):
     assert 0x0112 not in out.getexif()
 
 
-def test_pil_without_range_is_refused(nearest):
+def test_pil_images_without_range_are_rejected(nearest):
     for mode in ("I", "F"):
         with pytest.raises(EspanError, match=f"mode '{mode}' have no defined range"):
             espan.upscale(Image.new(mode, (4, 4)), nearest)
@@ -210,7 +210,7 @@ def test_tiles_cover_once(shape, size):
     assert (count == 1).all()
 
 
-def test_large_images_are_tiled_by_themselves():
+def test_large_images_are_tiled_automatically():
     assert tile_size(700, 700) is None
     size = tile_size(1000, 1000)
     assert size is not None
@@ -225,7 +225,7 @@ def scaled(network: Network, factor: float) -> Network:
     return network
 
 
-def test_photographs_are_quiet(nearest):
+def test_photographs_cause_no_warnings(nearest):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         espan.upscale(ramp(3, np.uint8), nearest, device="cpu")
@@ -247,7 +247,7 @@ def test_overflow_is_recomputed_in_fp32(nearest):
     np.testing.assert_array_equal(out, repeat(pixels))
 
 
-def test_nan_is_an_error_and_not_black(nearest):
+def test_nan_is_an_error_instead_of_black(nearest):
     nearest.tail.upsample.weight.fill_(float("nan"))
     with pytest.raises(EspanError, match="not finite, even in fp32"):
         espan.upscale(ramp(3, np.uint8), nearest, device="cpu")
@@ -304,7 +304,7 @@ def test_a_file_and_a_list(nearest, tmp_path):
     assert espan.upscale([], upscaler) == []
 
 
-def test_sixteen_bit_colour_files_are_no_pil_images(nearest, tmp_path):
+def test_16_bit_colour_files_have_no_pil_image(nearest, tmp_path):
     from espan.imaging import Image as Pixels
     from espan.imaging import write_image
 
@@ -323,7 +323,7 @@ def test_a_fused_network_as_weights(nearest):
         Upscaler(FusedNetwork(scaled(nearest, 50), device="cpu"))(np.full((4, 4, 3), 255, np.uint8))
 
 
-def test_a_fused_network_has_its_fp32(nearest):
+def test_a_fused_network_uses_fp32_for_16_bit_images(nearest):
     """For images of more than 8 bits, unless it was created with an explicit dtype."""
     pixels = ramp(3, np.uint16)
     for options in ({}, {"dtype": torch.float32}):
@@ -354,7 +354,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_options_without_effect_are_refused(name, nearest):
+def test_options_without_effect_are_rejected(name, nearest):
     option = {name: OPTIONS[name]}
     with pytest.raises(EspanError, match=f"{name}=.* has no effect with an Upscaler"):
         espan.upscale(ramp(3, np.uint8), Upscaler(nearest, device="cpu"), **option)

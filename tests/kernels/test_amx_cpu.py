@@ -102,7 +102,7 @@ def test_layer(channels: int, outputs: int, kind: str, dtype: torch.dtype | None
         assert (error <= bound).all(), (error / bound).max()
 
 
-def test_the_bound_is_not_idle() -> None:
+def test_the_bound_is_tight() -> None:
     """Near ties, the omitted products are half of the error allowed for three products."""
     x, weight = near_ties(1, 3, 9, 9), near_ties(12, 3, 3, 3)
     exact = F.conv2d(x.double(), weight.double(), padding=1)
@@ -130,7 +130,7 @@ def test_bfloat16_family(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", [ESPAN, SPAN], ids=str)
-def test_bfloat16_bytes_are_the_rounded_floats(case: Case) -> None:
+def test_bfloat16_uint8_results_are_the_rounded_floats(case: Case) -> None:
     packed = case.pack(torch.bfloat16)
     x = image(2, 3, 9, 70, dtype=torch.uint8)
     y, ranges = case.run(x, packed)
@@ -140,7 +140,7 @@ def test_bfloat16_bytes_are_the_rounded_floats(case: Case) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_part_is_the_same_as_in_the_whole(dtype: torch.dtype | None) -> None:
+def test_a_part_equals_the_same_part_of_the_whole(dtype: torch.dtype | None) -> None:
     """The order of a pixel's sums does not depend on its position.
 
     Any part of the image gives the same bits as the whole, except near its border: one pixel for
@@ -160,7 +160,9 @@ def test_a_part_is_the_same_as_in_the_whole(dtype: torch.dtype | None) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [(75, 93), (41, 34), (131, 17), (50, 129)])
-def test_rows_of_a_task(size: tuple[int, int], dtype: torch.dtype | None, threads: None) -> None:
+def test_tasks_of_different_rows(
+    size: tuple[int, int], dtype: torch.dtype | None, threads: None
+) -> None:
     """Rows are the same for tasks of 9, 5, 16 and 6 rows, which layers begin at different rows.
 
     A part of an image begins at any row and has tasks of other sizes.  Both images of a batch are
@@ -186,7 +188,7 @@ def test_rows_of_a_task(size: tuple[int, int], dtype: torch.dtype | None, thread
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_strips_begin_at_any_pixel(dtype: torch.dtype | None, threads: None) -> None:
+def test_strips_may_begin_at_any_pixel(dtype: torch.dtype | None, threads: None) -> None:
     """Any part is the same for 3461 columns in three strips, which do not begin at multiples of 4.
 
     61 rows with 320 bytes per pixel take 68 MB, and the limit is 32 MB: strips begin at columns
@@ -208,7 +210,7 @@ def test_strips_begin_at_any_pixel(dtype: torch.dtype | None, threads: None) -> 
         assert torch.equal(part[..., first:end], whole[..., start + first : start + end])
 
 
-def test_numbers_below_the_normal_ones_are_left_to_others() -> None:
+def test_flushing_subnormals_does_not_affect_other_code() -> None:
     """The op flushes them to zero, but no thread of the pool keeps that mode afterwards."""
     ESPAN.run(image(1, 3, 64, 64), ESPAN.pack())
     tiny = torch.full((1 << 20,), 2.0**-130)
@@ -218,7 +220,7 @@ def test_numbers_below_the_normal_ones_are_left_to_others() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("channels", [16, 20, 48])
-def test_what_memory_held_does_not_matter(channels: int, dtype: torch.dtype | None) -> None:
+def test_uninitialised_memory_has_no_effect(channels: int, dtype: torch.dtype | None) -> None:
     """A chunk may reach beyond its row, with zero weights: no NaN may be left there."""
     case = Case(channels, (3, 2), scale=2)
     packed = case.pack(dtype)
@@ -232,7 +234,7 @@ def test_what_memory_held_does_not_matter(channels: int, dtype: torch.dtype | No
         assert torch.equal(case.run(image(1, 3, *size), packed)[0], y)
 
 
-def test_weights_of_one_path_on_another() -> None:
+def test_weights_packed_for_another_path() -> None:
     """Tiles are rejected without a matrix unit; Winograd weights run on amx as well."""
     assert _library.compiled is not None
     x = image(1, 3, 9, 14)
@@ -256,7 +258,7 @@ def test_bad_sizes_of_tiles() -> None:
         ESPAN.run(image(1, 3, 4, 4), packed[:-32])
 
 
-def test_a_network_in_bfloat16_is_one_only_if_asked_for(make_network) -> None:
+def test_bfloat16_is_used_only_on_request(make_network) -> None:
     """With the same weights, the default is fp32; bf16 is used only if requested."""
     plain = make_network(checkpoints.load().architecture)
     x = torch.rand(1, 3, 20, 30)

@@ -48,7 +48,7 @@ def set_driver(monkeypatch: pytest.MonkeyPatch, version: int) -> None:
     monkeypatch.setattr(backends.ctypes, "CDLL", lambda name: driver)
 
 
-def test_every_backend_is_listed_with_a_reason_if_it_is_not_there() -> None:
+def test_unavailable_backends_are_listed_with_a_reason() -> None:
     found = backends.available()
     assert list(found) == ["cuda", "triton", "cpu", "reference"]
     for name, backend in found.items():
@@ -75,7 +75,7 @@ def test_best_backend_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_the_device_that_is_meant_is_asked() -> None:
+def test_the_given_device_is_queried() -> None:
     assert backends.choose("cuda:0") == "cuda"
     for device, name, capability in (("cuda:1", "Tesla T4", 7.5), ("cuda:2", "Tesla V100", 7.0)):
         assert backends.choose(device) == "reference"
@@ -128,7 +128,7 @@ def test_an_old_driver(
 
 
 @pytest.mark.usefixtures("gpu")
-def test_what_triton_needs_beside_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_requirements_of_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os.path, "exists", lambda path: not path.endswith("Python.h"))
     assert "there is no Python.h in" in backends.available()["triton"].reason
     monkeypatch.delenv("CC")
@@ -152,7 +152,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> dict:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_ops_ask_for_the_device_of_their_tensors(registered: dict) -> None:
+def test_ops_choose_by_the_device_of_their_tensors(registered: dict) -> None:
     """Training and the loss call the ops, which run on the backend that `choose` returns."""
     _on_gpus.register()
     assert set(registered) == set(_on_gpus.TRITON)
@@ -163,7 +163,7 @@ def test_ops_ask_for_the_device_of_their_tensors(registered: dict) -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_nothing_stands_between_where_the_kernels_are_for_every_gpu(
+def test_nothing_is_registered_if_the_kernels_run_on_every_gpu(
     monkeypatch: pytest.MonkeyPatch, registered: dict
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -189,7 +189,7 @@ def test_implementations() -> None:
     assert set(_on_gpus.TRITON) == set(_library.references) - {"network"}
 
 
-def test_a_registered_implementation_takes_over_without_a_warning() -> None:
+def test_overriding_an_implementation_causes_no_warning() -> None:
     """Runs in a separate process, because registration cannot be undone."""
     code = """
 import warnings
@@ -298,7 +298,7 @@ def test_triton_is_not_imported_until_it_is_used() -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_a_driver_that_does_not_say_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_without_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise OSError(name)
 
@@ -306,7 +306,7 @@ def test_a_driver_that_does_not_say_its_version(monkeypatch: pytest.MonkeyPatch)
     assert backends.choose("cuda:0") == "cuda"
 
 
-def test_a_failure_does_not_keep_pytorch_from_starting_cuda(
+def test_a_failure_does_not_stop_pytorch_from_starting_cuda(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(device: object) -> None:

@@ -88,7 +88,7 @@ def test_architectures(setup: ModuleType) -> None:
         ("gpu", "c++", "ESPAN_BUILD is 'gpu'; it must be auto, none, cpu or cuda"),
     ],
 )
-def test_a_build_that_cannot_be_had_fails_at_once(
+def test_an_impossible_build_fails_immediately(
     requested: str, cxx: str, message: str, tmp_path: Path
 ) -> None:
     environment = os.environ | {"ESPAN_BUILD": requested, "CUDA_HOME": str(tmp_path), "CXX": cxx}

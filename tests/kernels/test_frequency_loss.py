@@ -86,7 +86,7 @@ def test_reference_gradient(shape: tuple[int, ...], squared: bool) -> None:
     torch.testing.assert_close(written, (loss, terms, expected))
 
 
-def test_reference_is_the_common_composition() -> None:
+def test_reference_equals_a_plain_composition() -> None:
     """A 5x5 convolution with reflected borders, and the DCT like scipy's type 2, ortho."""
     d = torch.rand(2, 3, 16, 24, dtype=torch.float64)
     line = torch.exp(-(torch.arange(-2.0, 3.0).double() ** 2) / (2 * 1.1**2))
@@ -140,13 +140,13 @@ BOUNDS = Path(__file__).parent / "frequency_loss_bounds.py"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mprotect by its number")
-def test_nothing_outside_is_read() -> None:
+def test_memory_outside_is_not_read() -> None:
     result = subprocess.run([sys.executable, BOUNDS], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (0, "nothing outside was touched\n"), result.stderr
 
 
 @pytest.mark.parametrize("incoming", [1.0, 65536.0, -0.3])
-def test_autograd_by_any_incoming_gradient(incoming: float) -> None:
+def test_autograd_with_any_incoming_gradient(incoming: float) -> None:
     sr, hr = cases.inputs(1, 3, 17, 20, dtype=torch.float16)
     expected = frequency_loss_gradient(sr, hr, torch.tensor(incoming))
     sr.requires_grad_()
@@ -196,7 +196,7 @@ def test_float16_under_a_gradient_scaler(one_pass: bool) -> None:
     assert error.max() < 3 * scale / sr.numel()
 
 
-def test_second_derivative_is_refused() -> None:
+def test_second_derivative_is_rejected() -> None:
     sr, hr = cases.inputs(1, 1, 9, 9)
     sr.requires_grad_()
     (first,) = torch.autograd.grad(frequency_loss(sr, hr)[0], sr, create_graph=True)
@@ -308,7 +308,7 @@ def test_bad_scale(image: Tensor) -> None:
         frequency_loss_gradient(image, image, torch.ones((), device=other))
 
 
-def test_the_constants_of_cpp_are_those_of_the_reference() -> None:
+def test_constants_of_cpp_equal_the_reference() -> None:
     near, far = frequency_loss_reference.gaussian()
     constants = {near, far, 1 - 2 * near - 2 * far}
     constants |= {abs(v) for v in frequency_loss_reference.dct_matrix().flatten().tolist()}

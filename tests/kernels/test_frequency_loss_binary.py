@@ -57,14 +57,14 @@ def test_the_loss_fits_the_instruction_cache() -> None:
     assert {k: v for k, v in found.items() if v >= 32 << 10} == {}
 
 
-def test_large_kernels_are_known() -> None:
+def test_large_kernels_are_listed() -> None:
     for (arch, name), size in code_sizes().items():
         if size > 64 << 10:
             most, reason = next(v for k, v in LARGE.items() if k in name)
             assert size <= most << 10, (arch, name, size, reason)
 
 
-def test_registers_only() -> None:
+def test_no_local_memory() -> None:
     """No local memory anywhere; three blocks of 256 threads have 80 of 65,536 registers each."""
     found = 0
     for part in re.split(r"arch = sm_", cuobjdump("-res-usage"))[1:]:

@@ -63,7 +63,7 @@ def test_not_finite(ops: SimpleNamespace) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_a_training_batch_twice(ops: SimpleNamespace, dtype: torch.dtype) -> None:
+def test_a_training_batch_is_reproducible(ops: SimpleNamespace, dtype: torch.dtype) -> None:
     """The batch size of the recipe, with a GradScaler's scale; both runs give the same bits."""
     generator = torch.Generator("cuda").manual_seed(0)
     hr, noise = (torch.rand(16, 3, 512, 512, device="cuda", generator=generator) for _ in range(2))

@@ -200,7 +200,7 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("bug", PLANTED)
-def test_a_planted_bug_shows(bug: str) -> None:
+def test_a_planted_bug_is_found(bug: str) -> None:
     kernels = build(PLANTED[bug])
     sr, hr = cases.inputs(1, 1, 73, 137)
 

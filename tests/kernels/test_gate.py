@@ -73,7 +73,7 @@ def test_matches_the_plain_formula() -> None:
     torch.testing.assert_close(reference.gate(o, x), (o + x) * (torch.sigmoid(o) - 0.5))
 
 
-def test_reference_gradient_is_that_of_autograd() -> None:
+def test_reference_gradient_equals_autograd() -> None:
     grad, o, x = cases.inputs(1000, dtype=torch.float64)
     torch.testing.assert_close(reference.gate_backward(grad, o, x), cases.gradients(grad, o, x))
 
@@ -150,7 +150,7 @@ def test_gradcheck() -> None:
         assert torch.autograd.gradcheck(gate, (o, x))
 
 
-def test_second_derivative_is_refused() -> None:
+def test_second_derivative_is_rejected() -> None:
     _, o, x = cases.inputs(5)
     o.requires_grad_()
     (first,) = torch.autograd.grad(gate(o, x).sum(), o, create_graph=True)

@@ -39,7 +39,7 @@ def test_compile() -> None:
     torch.testing.assert_close(compiled(image), head(image + 1, packed, MEAN, 20, 3) * 2)
 
 
-def test_gradients_are_refused() -> None:
+def test_gradients_are_rejected() -> None:
     image, packed = example()
     with pytest.raises(RuntimeError, match="espan::head has no gradient: it is for inference"):
         head(image.requires_grad_(), packed, None, 20, 3)

@@ -44,7 +44,7 @@ def cuobjdump(*arguments: str) -> str:
 
 
 @needs_library
-def test_schemas_are_those_that_stand_in_for_them() -> None:
+def test_python_schemas_equal_the_compiled_ones() -> None:
     for schema in _library.SCHEMAS:
         op = getattr(torch.ops.espan, schema.split("(")[0])
         assert str(op.default._schema) == f"espan::{schema}"
@@ -52,7 +52,7 @@ def test_schemas_are_those_that_stand_in_for_them() -> None:
 
 @needs_library
 @pytest.mark.skipif(not shutil.which("readelf"), reason="there is no readelf")
-def test_needs_no_cuda_library_and_no_python_library() -> None:
+def test_does_not_link_cuda_or_python() -> None:
     assert Path(library_file()).name == "_C.abi3.so"
     needed = re.findall(r"NEEDED.*\[(.*)\]", run("readelf", "-d", library_file()))
     assert "libtorch.so" in needed
@@ -64,7 +64,7 @@ def test_needs_no_cuda_library_and_no_python_library() -> None:
 
 
 @needs_cuda_kernels
-def test_has_the_architectures_that_it_reports() -> None:
+def test_contains_the_reported_architectures() -> None:
     expected = set(re.findall(r"(\d+\.\d[af]?)", _library.cuda_archs))
     found = set(re.findall(r"sm_(\d+[af]?)\.cubin", cuobjdump("--list-elf")))
     # For 9.0, it is the variant with wgmma.
@@ -108,7 +108,7 @@ else:
 import espan_kernels as k
 from tests.kernels import gate_cases as cases
 from tests.kernels.test_gate import test_layouts, test_expanded_inputs, test_gradcheck
-from tests.kernels.test_gate import test_second_derivative_is_refused, test_opcheck
+from tests.kernels.test_gate import test_second_derivative_is_rejected, test_opcheck
 
 for dtype in (torch.float32, torch.float16):
     grad, o, x = cases.inputs(100, dtype=dtype)
@@ -118,7 +118,7 @@ for layout in "contiguous", "channels_last", "cropped":
     test_layouts("channels_last", layout)
 test_gradcheck()
 test_expanded_inputs()
-test_second_derivative_is_refused()
+test_second_derivative_is_rejected()
 test_opcheck(torch.float32)
 try:
     k.gate(torch.zeros(2), torch.zeros(3))
@@ -136,7 +136,7 @@ print(k.backends.choose("cpu"))
         ("broken", "the compiled library cannot be loaded: libtorch.so: undefined symbol"),
     ],
 )
-def test_the_reference_stands_in(how: str, reason: str) -> None:
+def test_fallback_to_the_reference(how: str, reason: str) -> None:
     output = run(sys.executable, "-W", "ignore", "-c", WITHOUT_LIBRARY, how).splitlines()
     assert output == [
         "espan::gate: x has shape [3]; it must have the shape of o, [2]",

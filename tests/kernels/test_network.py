@@ -143,7 +143,7 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
         network(X, X, channels=8, head_kernel=3, convs=(2,), concat_activation=False, scale=2)
 
 
-def test_float32_by_name_is_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explicit_float32_is_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """The 17 bits of the matrix unit are the default only; float32 is always full precision."""
     amx = SimpleNamespace(cpu_path=lambda: "amx")
     monkeypatch.setattr(_library, "compiled", amx)

@@ -61,7 +61,7 @@ def test_all_sizes_of_the_family(cpu_path: str, case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", [ESPAN, SPAN, FAMILY[3], FAMILY[4], FAMILY[9]], ids=str)
-def test_bytes_are_the_rounded_floats(cpu_path: str, case: Case) -> None:
+def test_uint8_results_are_the_rounded_floats(cpu_path: str, case: Case) -> None:
     """uint8 in and out equals the clamped and rounded float result; the range is the same."""
     packed = case.pack()
     for size in [(1, 1), (5, 9), (8, 130)]:
@@ -146,7 +146,7 @@ def test_many_python_threads() -> None:
     assert not wrong
 
 
-def test_values_that_are_not_finite_are_told(cpu_path: str) -> None:
+def test_non_finite_values_are_reported(cpu_path: str) -> None:
     case = Case(16, (2,), scale=2)
     packed = case.pack()
     for bad in (float("nan"), float("inf"), -float("inf")):
@@ -168,7 +168,7 @@ def test_activations_beyond_the_exponential() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 def test_output_is_written_whole(cpu_path: str, dtype: torch.dtype) -> None:
-    """The allocator hands out a block that was just freed: every byte of the pattern must go."""
+    """The allocator returns a block just freed, which is full of a pattern: no byte may remain."""
     packed = SPAN.pack()
     x = image(1, 3, 9, 31, dtype=dtype)
     expected, _ = SPAN.run(x, packed)
@@ -181,7 +181,7 @@ def test_output_is_written_whole(cpu_path: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("case", [ESPAN, SPAN, FAMILY[3]], ids=str)
 def test_nothing_is_left_from_the_previous_call(cpu_path: str, case: Case) -> None:
-    """The workspace is kept between calls.  Here the next call finds NaN in all of it."""
+    """The workspace is kept between calls; here it is full of NaN from the previous call."""
     packed = case.pack()
     largest = Case(70, (3, 3), head_kernel=9, concat_activation=True)
     for size in [(1, 1), (6, 11), (9, 120)]:

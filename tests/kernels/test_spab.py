@@ -60,7 +60,7 @@ def test_compile() -> None:
     torch.testing.assert_close(compiled(x), run(x + 1, packed, 20, 3)[0] * 2)
 
 
-def test_gradients_are_refused() -> None:
+def test_gradients_are_rejected() -> None:
     x, packed = example()
     x.requires_grad_()
     with pytest.raises(RuntimeError, match="espan::spab has no gradient: it is for inference"):

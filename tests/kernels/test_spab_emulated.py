@@ -100,7 +100,7 @@ def test_values(emulated: Module, p: int, rows: int, channels: int, convs: int) 
         check(run, channels, convs, dtype, (2 if p < 48 else 1, rows + 1, 29))
 
 
-def test_bias_alone_stops_at_the_border(emulated: Module) -> None:
+def test_the_bias_does_not_leak_across_the_border(emulated: Module) -> None:
     """With tiny weights, feature maps are silu(bias) inside and zero outside the image."""
     for instance in instances(emulated, torch.float16, 32, 16):
         check(runner(emulated, instance), 28, 3, torch.float16, (1, 1, 7), gain=0.01)
@@ -140,14 +140,14 @@ def test_a_planted_bug_is_found(planted: dict[str, Module], name: str) -> None:
             check(runner(module, instance, order), 32, 3, torch.float16, (1, 18, 9))
 
 
-def test_a_swizzle_that_is_none_costs_bank_conflicts(planted: dict[str, Module]) -> None:
+def test_an_identity_swizzle_causes_bank_conflicts(planted: dict[str, Module]) -> None:
     module = planted["no swizzle"]
     (instance,) = instances(module, torch.float16, 32, 16)
     with pytest.raises(AssertionError, match=r"assert \d+ == \d+"):
         check(runner(module, instance), 32, 3, torch.float16, (1, 9, 9))
 
 
-def test_the_emulator_knows_what_is_out_of_range(emulated: Module) -> None:
+def test_the_emulator_detects_out_of_range_accesses(emulated: Module) -> None:
     (instance, *_) = instances(emulated, torch.float16, 32, 16)
     x = torch.zeros(1, 4, 4, 32, dtype=torch.float16)
     packed = torch.zeros(3 * 9 * 32 * 32 + 3 * 2 * 32, dtype=torch.float16)

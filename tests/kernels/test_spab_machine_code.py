@@ -101,7 +101,7 @@ def loops(code: str) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("arch", ["8.0", "9.0", *COMPILED_HERE])
-def test_convolutions_are_on_the_tensor_cores(arch: str) -> None:
+def test_convolutions_use_tensor_cores(arch: str) -> None:
     functions = cuobjdump(arch, "-sass").split("Function : ")[1:]
     seen = dict.fromkeys(KERNELS, 0)
     for code in functions:

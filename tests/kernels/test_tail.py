@@ -39,7 +39,7 @@ def test_values(channels: int, scale: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_flagged(bad: float) -> None:
+def test_non_finite_values_are_flagged(bad: float) -> None:
     arguments = example()
     arguments[2][0, 1, 1, 5] = bad
     tail(*arguments)
@@ -73,7 +73,7 @@ def test_compile() -> None:
     assert torch.equal(flag, arguments[-1])
 
 
-def test_gradients_are_refused() -> None:
+def test_gradients_are_rejected() -> None:
     arguments = example()
     arguments[0].requires_grad_()
     with pytest.raises(RuntimeError, match="espan::tail has no gradient: it is for inference"):

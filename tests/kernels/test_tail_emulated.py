@@ -93,7 +93,7 @@ def test_out_of_range_is_flagged(emulated: Module, scale: int, image_dtype: torc
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_is_flagged(emulated: Module, bad: float) -> None:
+def test_non_finite_values_are_flagged(emulated: Module, bad: float) -> None:
     (instance, *_) = instances(emulated, torch.float16, 16, 4)
     zeros = torch.zeros(1, 3, 3, 16, dtype=torch.float16)
     last = zeros.clone()

@@ -64,7 +64,7 @@ def test_bias(cpu_path: str) -> None:
     assert torch.equal(y, bias.view(1, -1, 1, 1).expand_as(y))
 
 
-def test_transforms_are_those_of_a_convolution() -> None:
+def test_transforms_give_a_convolution() -> None:
     """The matrices above, from which the bound is derived, give a convolution."""
     d, g = torch.randn(6).double(), torch.randn(3).double()
     expected = torch.stack([(d[i : i + 3] * g).sum() for i in range(4)])

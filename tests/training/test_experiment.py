@@ -76,7 +76,7 @@ def test_the_papers_steps_end_in_its_network() -> None:
 
 
 @pytest.mark.parametrize("name", every())
-def test_our_additions_are_off_where_the_paper_is_reproduced(name: str) -> None:
+def test_espan_additions_are_off_when_reproducing_the_paper(name: str) -> None:
     """Initial weights, gradient clipping and averaging are not in the paper."""
     experiment = read(name)
     paper = name.startswith(("espan_ntire2025", "tab"))
@@ -88,7 +88,7 @@ def test_our_additions_are_off_where_the_paper_is_reproduced(name: str) -> None:
         assert (optimizer.beta1, optimizer.beta2, optimizer.weight_decay) == (0.9, 0.999, 0.01)
 
 
-def test_the_ablations_are_those_of_the_tables() -> None:
+def test_ablations_match_the_tables() -> None:
     count = {t: len(variants(shipped()[t].read_text())) for t in ("tab2", "tab4", "tab7", "tab8")}
     assert count == {"tab2": 2, "tab4": 8, "tab7": 10, "tab8": 10}
     parameters = {
@@ -116,7 +116,7 @@ def test_learning_rates(tiny) -> None:
     assert rates[-1] < 1e-3
 
 
-def test_every_run_of_a_stage_has_its_own_seed(tiny) -> None:
+def test_each_run_of_a_stage_has_its_own_seed(tiny) -> None:
     seeds = [
         run.seed
         for seed in (0, 1)
@@ -155,12 +155,12 @@ HEAD = '[network]\narchitecture = "c8d2x2"\n[[stage]]\n'
         (HEAD + STAGE + "[variant.a]\nnetwork = {}\n", "variants a; choose one: mine:VARIANT"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_named(text: str, message: str) -> None:
+def test_errors_in_a_file_are_named(text: str, message: str) -> None:
     with pytest.raises(EspanError, match=message):
         parse(text, "mine")
 
 
-def test_variants_lay_themselves_over_the_file() -> None:
+def test_variants_override_the_file() -> None:
     text = HEAD + STAGE + (
         '[variant.a]\nnetwork = { conv = "plain" }\nloss = { pixel = "l2" }\n'
         "[variant.b]\nstages = []\n"
@@ -203,7 +203,7 @@ def test_impossible_changes(tiny, changes: list[dict], message: str) -> None:
         plan(experiment)
 
 
-def test_changes_follow_one_another(tiny) -> None:
+def test_consecutive_changes(tiny) -> None:
     changes = [
         {"teacher": 2},
         {"keep": "teacher", "scale": 4},
@@ -220,7 +220,7 @@ def test_changes_follow_one_another(tiny) -> None:
     assert shapes[0].deployed.convs == (3, 3)
 
 
-def test_weights_to_start_from_must_fit(tiny) -> None:
+def test_initial_weights_must_fit(tiny) -> None:
     named, unnamed = tiny(), tiny(top={"network": {}})
     assert plan(unnamed, SPAN)[0].shape.architecture == SPAN
     with pytest.raises(EspanError, match="needs weights to start from"):
@@ -229,7 +229,7 @@ def test_weights_to_start_from_must_fit(tiny) -> None:
         plan(named, SPAN)
 
 
-def test_repeats_are_runs_of_their_own(tiny) -> None:
+def test_repeats_are_separate_runs(tiny) -> None:
     found = plan(tiny({"repeats": 2, "change": {"add_blocks": 1}}, {"name": "two + x"}))
     assert [run.number for run in found] == [0, 1, 2]
     assert [run.first for run in found] == [0, 8, 16]

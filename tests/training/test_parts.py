@@ -29,7 +29,7 @@ def grep_network(
     return Network(architecture, conv=functools.partial(GRepConv, sequences=sequences))
 
 
-def test_the_average_is_of_the_branches() -> None:
+def test_the_average_is_over_branches() -> None:
     network = grep_network((2, 2))
     average = copy.deepcopy(network).requires_grad_(False)
     start = collapse(network).state_dict()
@@ -74,7 +74,7 @@ def test_a_network_starts_near_bilinear_upsampling(norm: Normalization, scale: i
 
 
 @pytest.mark.parametrize("kind", ["grep", "plain", "edbb"])
-def test_at_the_start_every_block_lives_and_matters(kind: Kind) -> None:
+def test_initially_every_block_passes_signals_on(kind: Kind) -> None:
     """Each block passes on signals of half a unit or more, with a gate slope that is not near zero;
     the features reach the output through the last block.
     """
@@ -108,7 +108,7 @@ def test_at_the_start_every_block_lives_and_matters(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("no", torch.float32)])
-def test_mixed_precision_is_for_the_convolutions_alone(precision: str, dtype: torch.dtype) -> None:
+def test_mixed_precision_applies_to_convolutions_only(precision: str, dtype: torch.dtype) -> None:
     accelerator = Accelerator(cpu=True, mixed_precision=precision)
     network = grep_network()
     dtypes = []

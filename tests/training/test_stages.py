@@ -40,7 +40,7 @@ def image() -> Tensor:
 
 
 @pytest.mark.parametrize("concat_last", ["output", "activation"])
-def test_student_and_teacher_are_two_networks_over_one_backbone(image, concat_last) -> None:
+def test_student_and_teacher_share_a_backbone(image, concat_last) -> None:
     shape = Shape(ARCHITECTURE.replace(concat_last=concat_last, convs=(3, 2, 3, 3)), 2)
     trained = made(shape)
     assert isinstance(trained, SelfDistilled)
@@ -58,7 +58,7 @@ def test_student_and_teacher_are_two_networks_over_one_backbone(image, concat_la
     assert not any(name.startswith(("teacher.blocks.2", "teacher.tail")) for name in graded)
 
 
-def test_plain_networks_of_a_normalised_one(image) -> None:
+def test_plain_networks_of_a_normalised_network(image) -> None:
     shape = Shape(SPAN.replace(channels=6, convs=(3, 3)))
     trained = made(shape)
     (network,) = plain_networks(trained, shape).values()
@@ -66,7 +66,7 @@ def test_plain_networks_of_a_normalised_one(image) -> None:
         torch.testing.assert_close(network.double()(image), trained(image), rtol=1e-4, atol=1e-4)
 
 
-def test_keeping_the_student_or_the_teacher_changes_nothing(image) -> None:
+def test_keeping_student_or_teacher_preserves_its_output(image) -> None:
     shape = Shape(ARCHITECTURE, 1)
     trained = made(shape)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_keeping_the_student_or_the_teacher_changes_nothing(image) -> None:
             assert gone == ({"tail", "blocks"} if keep == "student" else {"student_tail"})
 
 
-def test_a_teacher_is_put_on_top_of_a_network(image) -> None:
+def test_a_teacher_is_added_to_a_network(image) -> None:
     shape = Shape(ARCHITECTURE)
     network = made(shape)
     new_shape, change = after(shape, teacher=2)
@@ -95,7 +95,7 @@ def test_a_teacher_is_put_on_top_of_a_network(image) -> None:
             assert torch.equal(value, network.tail.state_dict()[name])
 
 
-def test_another_scale_starts_the_upsampling_anew(image) -> None:
+def test_another_scale_initialises_the_upsampling_again(image) -> None:
     shape = Shape(ARCHITECTURE, 1)
     trained = made(shape)
     new_shape, change = after(shape, scale=4)
@@ -110,7 +110,7 @@ def test_another_scale_starts_the_upsampling_anew(image) -> None:
     assert larger(image)[0].shape == (1, 3, 44, 36)
 
 
-def test_blocks_and_convolutions_go(image) -> None:
+def test_removing_blocks_and_convolutions(image) -> None:
     shape = Shape(ARCHITECTURE.replace(convs=(3, 3, 3)))
     network = made(shape)
     new_shape, change = after(shape, remove_blocks=1, remove_convs=1)
@@ -136,7 +136,7 @@ def _features(network, image: Tensor, *, last_of_three: bool) -> tuple[Tensor, .
     return head, last, first, last
 
 
-def test_a_block_that_went_does_not_come_back(image) -> None:
+def test_a_removed_block_is_not_restored(image) -> None:
     shape = Shape(ARCHITECTURE)
     network = made(shape)
     new_shape, change = after(shape, remove_blocks=1, add_blocks=1)
@@ -170,7 +170,7 @@ def test_added_blocks_pass_signals_on() -> None:
         assert torch.equal(value, deeper.state_dict()[name])
 
 
-def test_a_student_and_its_teacher_start_alike() -> None:
+def test_student_and_teacher_start_equal() -> None:
     shape, change = after(Shape(ARCHITECTURE), teacher=1)
     pair = made(shape)
     assert start(pair, None, change, images=torch.rand(4, 3, 16, 16).double()) == "new weights"
@@ -179,7 +179,7 @@ def test_a_student_and_its_teacher_start_alike() -> None:
     assert torch.equal(pair.teacher.head.merged().bias[:3], torch.zeros(3).double())
 
 
-def test_plain_networks_are_the_collapsed_ones() -> None:
+def test_plain_networks_equal_the_collapsed_ones() -> None:
     shape = Shape(ARCHITECTURE)
     network = made(shape).float()
     (plain,) = plain_networks(network, shape).values()

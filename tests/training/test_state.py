@@ -61,7 +61,7 @@ def test_a_full_disk_leaves_the_older_saves(run: Run, monkeypatch) -> None:
     assert run.load(print)["step"] == 1
 
 
-def test_what_a_killed_save_left_is_removed(run: Run) -> None:
+def test_remains_of_a_killed_save_are_removed(run: Run) -> None:
     run.save(1, {"step": 1})
     (run.states / ".000000002.0123.part").write_bytes(b"half")
     assert run.load(print)["step"] == 1

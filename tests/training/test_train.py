@@ -90,7 +90,7 @@ def same(one: object, other: object) -> bool:
     return one == other
 
 
-def test_a_run_learns_and_writes_what_it_says(tiny, setup: Setup, tmp_path: Path) -> None:
+def test_a_run_learns_and_writes_its_files(tiny, setup: Setup, tmp_path: Path) -> None:
     experiment = tiny({"iterations": 40}, top={"validate_every": 20})
     console = recorded()
     best = train(tmp_path / "run", experiment, setup, console=console)
@@ -171,7 +171,7 @@ def test_the_stages_follow_each_other(tiny, setup: Setup, tmp_path: Path) -> Non
     assert start == end
 
 
-def test_the_average_is_what_counts(tiny, setup: Setup, tmp_path: Path, monkeypatch) -> None:
+def test_the_average_is_the_result(tiny, setup: Setup, tmp_path: Path, monkeypatch) -> None:
     def to_zero(average: nn.Module, *_: object, **__: object) -> None:
         for mean in average.parameters():
             mean.detach().zero_()
@@ -340,7 +340,7 @@ def test_fine_tuning_starts_from_the_weights(tiny, setup, photos, tmp_path, conv
         )
 
 
-def test_steps_that_are_not_finite(tiny, setup: Setup, tmp_path: Path, monkeypatch) -> None:
+def test_non_finite_steps(tiny, setup: Setup, tmp_path: Path, monkeypatch) -> None:
     """They are skipped and counted; twenty in a row end the run and keep the last good state."""
     inner, calls = steps_module.loss_of, iter(range(10**6))
     bad = {3, 4, 9}
@@ -366,7 +366,7 @@ def test_steps_that_are_not_finite(tiny, setup: Setup, tmp_path: Path, monkeypat
     assert all(v.isfinite().all() for v in state_of(tmp_path / "bad")["network"].values())
 
 
-def test_a_folder_to_measure_on(tiny, setup, photos: Path, tmp_path: Path) -> None:
+def test_a_validation_folder(tiny, setup, photos: Path, tmp_path: Path) -> None:
     lr = tmp_path / "lr"
     lr.mkdir()
     for path in photos.iterdir():
@@ -555,7 +555,7 @@ def test_out_of_memory_is_named_with_its_remedy(error, tiny, setup, tmp_path, mo
         train(tmp_path / "run", tiny(), setup, console=quiet())
 
 
-def test_other_errors_are_not_taken_for_it(tiny, setup, tmp_path, monkeypatch) -> None:
+def test_other_errors_are_not_taken_for_out_of_memory(tiny, setup, tmp_path, monkeypatch) -> None:
     def loss_of(*_: object) -> None:
         raise RuntimeError("a defect")
 
@@ -590,7 +590,7 @@ def test_folders_without_a_run(tmp_path: Path) -> None:
         resume(tmp_path, console=quiet())
 
 
-def test_a_pack_that_changes_on_disk_loses_nothing(tiny, setup, photos, tmp_path, monkeypatch):
+def test_a_pack_that_changes_on_disk(tiny, setup, photos, tmp_path, monkeypatch):
     pack = tmp_path / "photos.pack"
     prepare([photos], pack, smallest=8)
     inner = steps_module.update_average

@@ -47,7 +47,7 @@ def test_layouts() -> None:
             cases.check_gradients(ops.gate_backward, grad[:, :, crop], a[:, :, crop], b[:, :, crop])
 
 
-def test_nothing_outside_is_written() -> None:
+def test_memory_outside_is_not_written() -> None:
     """The kernel itself, writing into the middle of a buffer of NaN."""
     from espan_kernels.triton.gate import BLOCK, gate_kernel
 

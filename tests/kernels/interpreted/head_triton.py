@@ -43,7 +43,7 @@ def test_expanded_gray() -> None:
     check(head, 32, 3, F16, image)
 
 
-def test_reach_of_a_pixel() -> None:
+def test_extent_of_a_pixels_influence() -> None:
     """A NaN pixel affects the features that its taps reach, and no others."""
     image = torch.zeros(1, 3, 9, 11)
     image[0, 0, 4, 5] = float("nan")
@@ -54,7 +54,7 @@ def test_reach_of_a_pixel() -> None:
     assert torch.equal(spoilt, expected)
 
 
-def test_nothing_outside_is_read_or_written() -> None:
+def test_memory_outside_is_not_accessed() -> None:
     """Runs the kernel itself in the middle of buffers of NaN."""
     from espan_kernels.triton.head import head_kernel
 

@@ -44,7 +44,7 @@ def test_equals_the_plain_network(member: str) -> None:
     assert flag.item() == (not -1 <= exact.min() <= exact.max() <= 2)
 
 
-def test_bytes_to_bytes_by_these_kernels_alone() -> None:
+def test_uint8_runs_on_these_kernels_only() -> None:
     """No other op runs between the image and the result."""
     network = network_of("espan")
     for parameter in network.tail.upsample.parameters():

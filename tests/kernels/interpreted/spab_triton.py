@@ -41,7 +41,7 @@ def test_without_activation() -> None:
     assert torch.equal(y, run(x, packed, 20, 2)[0])
 
 
-def test_nothing_outside_is_read_or_written() -> None:
+def test_memory_outside_is_not_accessed() -> None:
     """Runs the kernel itself in the middle of buffers of NaN."""
     from espan_kernels.triton.conv import conv
 

@@ -48,7 +48,7 @@ def test_sizes() -> None:
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("gain", [1.0, 100.0])
-def test_what_is_out_of_range(gain: float, dtype: torch.dtype) -> None:
+def test_out_of_range_values(gain: float, dtype: torch.dtype) -> None:
     check(tail, 32, 4, 2, F16, dtype, (1, 5, 7), gain=gain)
 
 
@@ -84,7 +84,7 @@ def test_bytes_are_rounded() -> None:
     assert torch.equal(image[0], expected.to(torch.uint8))
 
 
-def test_pixels_that_are_not_there_set_no_flag() -> None:
+def test_pixels_outside_the_image_do_not_set_the_flag() -> None:
     """Outside the image, the sum is the bias, 2.5 here; the products in the image subtract 1."""
     maps = [torch.zeros(1, 1, 1, 16, dtype=F16) for _ in range(3)]
     up = torch.full((12, 16, 3, 3), -1 / 16)
