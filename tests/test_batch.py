@@ -75,7 +75,7 @@ def test_suffix_and_format(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("inputs", "output", "options", "says"),
+    ("inputs", "output", "options", "message"),
     [
         (["nothing.png"], "out", {}, "no such file or folder: .*nothing.png"),
         (["a.png", "nowhere"], "out", {}, "no such file or folder: .*nowhere"),
@@ -101,13 +101,13 @@ def test_suffix_and_format(tmp_path):
         (["in"], "out", {"suffix": "\0"}, "cannot contain a path separator"),
     ],
 )
-def test_bad_plans(inputs, output, options, says, tmp_path):
+def test_bad_plans(inputs, output, options, message, tmp_path):
     make(*(tmp_path / name for name in ("a.png", "a_x4.png", "in/a.png", "in/a.jpg", "in2/a.png")))
     (tmp_path / "empty").mkdir()
     (tmp_path / "link.png").symlink_to("a.png")
     (tmp_path / "hard.png").hardlink_to(tmp_path / "a.png")
     (tmp_path / "linked").symlink_to("in")
-    with pytest.raises(EspanError, match=says):
+    with pytest.raises(EspanError, match=message):
         batch.plan([tmp_path / i for i in inputs], tmp_path / output, **options)
 
 
@@ -179,7 +179,7 @@ class Observed:
         monkeypatch.setattr(batch, "write_image", self.write_image)
         self.calls = 0
 
-    def tell(self, what):
+    def record(self, what):
         with self.changed:
             self.happened.append(what)
             self.changed.notify_all()
@@ -189,20 +189,20 @@ class Observed:
             assert self.changed.wait_for(lambda: what in self.happened, 20), f"{what} never came"
 
     def read_image(self, path):
-        self.tell(f"read {path.stem}")
+        self.record(f"read {path.stem}")
         return read_image(path)
 
     def __call__(self, pixels):
         i, self.calls = self.calls, self.calls + 1
-        self.tell(f"network {i}")
+        self.record(f"network {i}")
         self.network(i)
         return np.zeros((6, 8, 3), np.uint8)
 
     def write_image(self, path, image):
-        self.tell(f"write {path.stem}")
+        self.record(f"write {path.stem}")
         self.write(int(path.stem))
         write_image(path, image)
-        self.tell(f"written {path.stem}")
+        self.record(f"written {path.stem}")
 
 
 def numbered(folder: Path, count: int) -> list[batch.Job]:
@@ -219,7 +219,7 @@ def test_reading_and_writing_overlap_with_the_network(tmp_path, monkeypatch):
         if i > 0:
             observed.wait_for(f"write {i - 1}")
             assert f"written {i - 1}" not in observed.happened
-        observed.tell(f"through {i}")
+        observed.record(f"through {i}")
 
     def write(i):
         if i < 3:
@@ -242,7 +242,7 @@ def test_at_most_one_image_is_read_ahead_and_one_written(tmp_path, monkeypatch):
         if i < 4:
             observed.wait_for(f"read {i + 1}")
         time.sleep(0.05)  # time for events that should not happen
-        observed.tell(f"through {i}")
+        observed.record(f"through {i}")
 
     observed = Observed(monkeypatch, network, lambda i: time.sleep(0.12))
     batch.run_all(numbered(tmp_path, 5), observed, overwrite=False)
@@ -275,7 +275,7 @@ def test_an_interrupt_leaves_complete_results(tmp_path, monkeypatch):
     def network(i):
         if i == 1:
             observed.wait_for("write 0")
-            observed.tell("interrupted")
+            observed.record("interrupted")
             raise KeyboardInterrupt
 
     observed = Observed(monkeypatch, network, lambda i: observed.wait_for("interrupted"))

@@ -201,7 +201,7 @@ def test_wrapped_parts(wrapper, espan_layout, prefix, tmp_path, make_network):
         assert_same(espan.load(tmp_path / "w.pth"), network)
     twice = {**state, "block_1._orig_mod.c1_r.eval_conv.bias": torch.zeros(4)}
     torch.save(twice, tmp_path / "w.pth")
-    refused(tmp_path / "w.pth", "has 'block_1.c1_r.eval_conv.bias' twice")
+    assert_rejected(tmp_path / "w.pth", "has 'block_1.c1_r.eval_conv.bias' twice")
 
 
 def contains_itself(state):
@@ -223,11 +223,13 @@ def test_recursive_dicts(wrap, recognised, tmp_path, make_network):
     if recognised:
         state = official(make_network(ESPAN.replace(channels=4)), espan_layout=True)
     torch.save(wrap(state), tmp_path / "w.pth")
-    refused(tmp_path / "w.pth", "dicts nested more than 20 deep, or one that contains itself")
+    assert_rejected(
+        tmp_path / "w.pth", "dicts nested more than 20 deep, or one that contains itself"
+    )
 
 
 @pytest.mark.parametrize(
-    ("save", "says"),
+    ("save", "pattern"),
     [
         (
             lambda s: {"student": s, "teacher": other(s)},
@@ -252,9 +254,9 @@ def test_recursive_dicts(wrap, recognised, tmp_path, make_network):
         ),
     ],
 )
-def test_strict_under_wrappers_and_prefixes(save, says, tmp_path, make_network):
+def test_strict_under_wrappers_and_prefixes(save, pattern, tmp_path, make_network):
     torch.save(save(official(make_network(ESPAN), espan_layout=True)), tmp_path / "w.pth")
-    refused(tmp_path / "w.pth", says)
+    assert_rejected(tmp_path / "w.pth", pattern)
 
 
 class Conv3XC(nn.Module):
@@ -357,23 +359,23 @@ def test_bundled_weights():
 # Files that are rejected
 
 
-def refused(path, says):
+def assert_rejected(path, pattern):
     with pytest.raises(CheckpointError) as caught:
         espan.load(path)
     message = str(caught.value)
-    assert re.search(says, message), message
+    assert re.search(pattern, message), message
     assert str(path) in message
     assert "\n" not in message
 
 
 def test_an_extra_key(espan_file):
     rewrite(espan_file, lambda s: s.update({"block_9.c1.weight": torch.zeros(1)}))
-    refused(espan_file, "keys that belong to no part of the network: 'block_9.c1.weight'")
+    assert_rejected(espan_file, "keys that belong to no part of the network: 'block_9.c1.weight'")
 
 
 def test_a_missing_key(espan_file):
     rewrite(espan_file, lambda s: s.pop("block_3.c2_r.eval_conv.bias"))
-    refused(espan_file, "lacks 'block_3.c2_r.eval_conv.bias'")
+    assert_rejected(espan_file, "lacks 'block_3.c2_r.eval_conv.bias'")
 
 
 def test_a_missing_layer(espan_file):
@@ -381,7 +383,7 @@ def test_a_missing_layer(espan_file):
         for part in ("weight", "bias"):
             state.pop(f"tea_conv_2.eval_conv.{part}")
 
-    refused(rewrite(espan_file, change), "lacks 'tea_conv_2.eval_conv.weight'")
+    assert_rejected(rewrite(espan_file, change), "lacks 'tea_conv_2.eval_conv.weight'")
 
 
 def test_wrong_shape(espan_file):
@@ -389,7 +391,7 @@ def test_wrong_shape(espan_file):
         espan_file,
         lambda s: s.update({"block_1.c1_r.eval_conv.weight": torch.zeros(32, 30, 3, 3)}),
     )
-    refused(espan_file, r"\(32, 30, 3, 3\) where \(32, 32, 3, 3\) is expected")
+    assert_rejected(espan_file, r"\(32, 30, 3, 3\) where \(32, 32, 3, 3\) is expected")
 
 
 def test_odd_upsampler(espan_file):
@@ -397,24 +399,24 @@ def test_odd_upsampler(espan_file):
         state["tea_upsampler.0.eval_conv.weight"] = torch.zeros(50, 32, 3, 3)
         state["tea_upsampler.0.eval_conv.bias"] = torch.zeros(50)
 
-    refused(rewrite(espan_file, change), "50 outputs")
+    assert_rejected(rewrite(espan_file, change), "50 outputs")
 
 
 def test_nan_weights(espan_file):
     rewrite(espan_file, lambda s: s["conv_1.eval_conv.bias"].fill_(math.nan))
-    refused(espan_file, "NaN or infinite weights in 'head.bias'")
+    assert_rejected(espan_file, "NaN or infinite weights in 'head.bias'")
 
 
 def test_other_network(tmp_path):
     torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "other.pth")
-    refused(tmp_path / "other.pth", "not recognised: its keys begin with 'layer.weight'")
+    assert_rejected(tmp_path / "other.pth", "not recognised: its keys begin with 'layer.weight'")
 
 
 def test_not_a_state_dict(tmp_path):
     torch.save({"params": {"a": 3}}, tmp_path / "x.pth")
-    refused(tmp_path / "x.pth", "not a state dict: there are no tensors under 'params'")
+    assert_rejected(tmp_path / "x.pth", "not a state dict: there are no tensors under 'params'")
     torch.save([1, 2], tmp_path / "y.pth")
-    refused(tmp_path / "y.pth", "holds list, where a dict of tensors")
+    assert_rejected(tmp_path / "y.pth", "holds list, where a dict of tensors")
 
 
 def test_pickle_with_code_is_not_run(tmp_path):
@@ -425,7 +427,7 @@ def test_pickle_with_code_is_not_run(tmp_path):
             return ran.write_text, ("x",)
 
     torch.save({"params": Evil()}, tmp_path / "evil.pth")
-    refused(tmp_path / "evil.pth", "holds more than tensors")
+    assert_rejected(tmp_path / "evil.pth", "holds more than tensors")
     assert not ran.exists()
 
 
@@ -433,27 +435,27 @@ def test_truncated(espan_file):
     data = espan_file.read_bytes()
     for kept in (len(data) // 2, 10):
         espan_file.write_bytes(data[:kept])
-        refused(espan_file, "damaged|neither a PyTorch")
+        assert_rejected(espan_file, "damaged|neither a PyTorch")
 
 
 def test_truncated_safetensors(tmp_path, make_network):
     path = tmp_path / "own.safetensors"
     checkpoints.save(make_network(ESPAN), path, record={})
     path.write_bytes(path.read_bytes()[:-1000])
-    refused(path, "damaged or truncated safetensors")
+    assert_rejected(path, "damaged or truncated safetensors")
 
 
 def test_empty_and_text(tmp_path):
     (tmp_path / "e.pth").write_bytes(b"")
-    refused(tmp_path / "e.pth", "is empty")
+    assert_rejected(tmp_path / "e.pth", "is empty")
     (tmp_path / "t.pth").write_text("hello, these are no weights")
-    refused(tmp_path / "t.pth", "neither a PyTorch nor a safetensors file")
+    assert_rejected(tmp_path / "t.pth", "neither a PyTorch nor a safetensors file")
     np.save(tmp_path / "n.npy", np.zeros(3))
-    refused(tmp_path / "n.npy", "neither a PyTorch nor a safetensors file")
+    assert_rejected(tmp_path / "n.npy", "neither a PyTorch nor a safetensors file")
 
 
 def test_folder_and_missing(tmp_path):
-    refused(tmp_path, "is a folder")
+    assert_rejected(tmp_path, "is a folder")
     with pytest.raises(CheckpointError, match=r"neither a file nor .* did you mean 'espan_x4'"):
         espan.load("espan_x5")
 
@@ -469,14 +471,14 @@ def test_damaged_metadata(tmp_path, make_network):
     write(good)
     espan.load(path)
     write({**good, "format": 2})
-    refused(path, "format 2")
+    assert_rejected(path, "format 2")
     for damaged in ({"format": 1}, {**good, "record": "text"}, [], {**good, "architecture": 3}):
         write(damaged)
-        refused(path, "metadata is damaged")
+        assert_rejected(path, "metadata is damaged")
     safetensors.torch.save_file(state, path, metadata={"espan": "[" * 100_000})
-    refused(path, "metadata is damaged")
+    assert_rejected(path, "metadata is damaged")
     write({**good, "architecture": {**ESPAN.to_dict(), "channels": 30}})
-    refused(path, "where .* is expected")
+    assert_rejected(path, "where .* is expected")
 
 
 # Writing

@@ -265,7 +265,7 @@ def test_upscale_reports_an_implausible_output(run, folder, tmp_path, make_netwo
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "says"),
+    ("arguments", "status", "message"),
     [
         (["upscale", "{in}/a.png"], 2, "--output"),
         (["upscale", "{in}/missing.png", "-o", "{out}"], 1, "no such file or folder"),
@@ -280,8 +280,8 @@ def test_upscale_reports_an_implausible_output(run, folder, tmp_path, make_netwo
         (["upscale", "{in}/a.png", "-o", "{out}/a", "--format", ".png"], 1, "known: png"),
         (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--suffix", "a/b"], 1, "a path separator"),
         *(
-            (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--device", device], 1, says)
-            for device, says in (
+            (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--device", device], 1, message)
+            for device, message in (
                 ("mps", "device 'mps' is not supported"),
                 ("meta", "device 'meta' is not supported"),
                 ("xpu:1", "device 'xpu:1' is not supported"),
@@ -321,10 +321,10 @@ def test_upscale_reports_an_implausible_output(run, folder, tmp_path, make_netwo
         (["frobnicate"], 2, "No such command"),
     ],
 )
-def test_bad_input(run, arguments, status, says, folder, tmp_path):
+def test_bad_input(run, arguments, status, message, folder, tmp_path):
     filled = [a.format(**{"in": folder / "in", "out": tmp_path}) for a in arguments]
     result = run(*filled, status=status)
-    assert says in " ".join(result.stderr.split())
+    assert message in " ".join(result.stderr.split())
     assert not list(tmp_path.iterdir())
 
 
@@ -364,7 +364,7 @@ def test_evaluate_takes_lr_images(run, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "message"),
     [
         ("damaged", "{hr}/m.png"),
         ("missing", "{hr}/m.png"),
@@ -378,7 +378,7 @@ def test_evaluate_takes_lr_images(run, folder, tmp_path):
     ],
 )
 @pytest.mark.parametrize("all_fail", [False, True])
-def test_evaluate_keeps_the_other_scores(run, wrong, says, all_fail, tmp_path, monkeypatch):
+def test_evaluate_keeps_the_other_scores(run, wrong, message, all_fail, tmp_path, monkeypatch):
     """The failed image is listed by name and has no result; the status is 1."""
     folders = {name: tmp_path / name for name in ("hr", "lr", "sr")}
     hr, lr, sr = folders.values()
@@ -410,18 +410,18 @@ def test_evaluate_keeps_the_other_scores(run, wrong, says, all_fail, tmp_path, m
 
         monkeypatch.setattr("espan.evaluation.evaluate.read_rgb", read)
     command = ("evaluate", "--hr", hr, "--lr", lr, "--save", sr)
-    says = says.format(**folders)
+    message = message.format(**folders)
     out = run(*command, "--json", status=1)
     report = json.loads(out.stdout, parse_constant=pytest.fail)
     assert [image["name"] for image in report["images"]] == ([] if all_fail else ["a", "z"])
     assert [failure["name"] for failure in report["failed"]] == ["m"]
-    assert says in report["failed"][0]["error"]
+    assert message in report["failed"][0]["error"]
     assert f"espan: failed: {report['failed'][0]['error']}\n" == out.stderr
     assert sorted(p.name for p in sr.iterdir() if p.is_file()) == (
         [] if all_fail else ["a.png", "z.png"]
     )
     out = run(*command, "--overwrite", status=1)
-    assert says in out.stderr
+    assert message in out.stderr
     if all_fail:
         assert (report["psnr"], out.stdout) == (None, "")
     else:

@@ -28,14 +28,14 @@ from espan.imaging import Image, imresize, modcrop, write_image
 CPU = torch.device("cpu")
 
 
-def made_up(height: int, width: int, seed: int = 0, channels: int = 3) -> np.ndarray:
+def synthetic(height: int, width: int, seed: int = 0, channels: int = 3) -> np.ndarray:
     """Noise with some structure, uint8."""
     small = np.random.default_rng(seed).random((height // 4 + 2, width // 4 + 2, channels))
     return (imresize(small, 4)[:height, :width].clip(0, 1) * 255).astype(np.uint8)
 
 
 def image(height: int, width: int, seed: int = 0, scale: int = 4) -> images.TrainingImage:
-    return image_in_memory(f"{seed}.png", made_up(height, width, seed), scale)
+    return image_in_memory(f"{seed}.png", synthetic(height, width, seed), scale)
 
 
 @pytest.fixture
@@ -43,10 +43,10 @@ def folder(tmp_path: Path) -> Path:
     """Two good photographs (one of them in a subfolder), and six unusable files."""
     path = tmp_path / "photos"
     (path / "below").mkdir(parents=True)
-    write_image(path / "b.png", Image(made_up(67, 50, 1)))
-    write_image(path / "below" / "a.jpg", Image(made_up(48, 64, 2, channels=1)))
-    write_image(path / "tiny.png", Image(made_up(31, 64, 3)))
-    write_image(path / "alpha.png", Image(made_up(64, 64, 4, channels=4)))
+    write_image(path / "b.png", Image(synthetic(67, 50, 1)))
+    write_image(path / "below" / "a.jpg", Image(synthetic(48, 64, 2, channels=1)))
+    write_image(path / "tiny.png", Image(synthetic(31, 64, 3)))
+    write_image(path / "alpha.png", Image(synthetic(64, 64, 4, channels=4)))
     (path / "broken.png").write_bytes((path / "b.png").read_bytes()[:2000])
     (path / "empty.jpg").touch()
     (path / "notes.txt").write_text("no image")
@@ -64,7 +64,7 @@ def test_subfolders_are_searched_and_unusable_images_reported(folder: Path) -> N
     assert all(str(s.path) in s.reason for s in skipped)
     first, gray = found
     assert (first.height, first.width) == (16, 12)  # of 67 x 50, cropped to multiples of 4
-    np.testing.assert_array_equal(first.hr, made_up(67, 50, 1)[:64, :48])
+    np.testing.assert_array_equal(first.hr, synthetic(67, 50, 1)[:64, :48])
     np.testing.assert_array_equal(first.lr, imresize(first.hr, Fraction(1, 4)))
     assert gray.hr.shape == (48, 64, 3)
     assert (gray.hr == gray.hr[:, :, :1]).all()
@@ -118,8 +118,8 @@ def pairs(tmp_path: Path) -> tuple[Path, Path]:
     for name, lr_name, seed in (("0001.png", "0001x4.png", 1), ("d/b.png", "d/b.bmp", 2)):
         for path in (hr / name, lr / lr_name):
             path.parent.mkdir(parents=True, exist_ok=True)
-        write_image(hr / name, Image(made_up(64, 80, seed)))
-        write_image(lr / lr_name, Image(made_up(16, 20, seed + 10)))
+        write_image(hr / name, Image(synthetic(64, 80, seed)))
+        write_image(lr / lr_name, Image(synthetic(16, 20, seed + 10)))
     return hr, lr
 
 
@@ -132,10 +132,10 @@ def test_given_lr_images(pairs: tuple[Path, Path], packed: bool, tmp_path: Path)
     found, skipped = open_images([source], scale=4, smallest=8, lr=lr)
     assert not skipped
     for one, seed in zip(found, (1, 2), strict=True):
-        np.testing.assert_array_equal(one.lr, made_up(16, 20, seed + 10))
+        np.testing.assert_array_equal(one.lr, synthetic(16, 20, seed + 10))
         small, large = one.crop(3, 5, 9, 8)
-        np.testing.assert_array_equal(small, made_up(16, 20, seed + 10)[3:12, 5:13])
-        np.testing.assert_array_equal(large, made_up(64, 80, seed)[12:48, 20:52])
+        np.testing.assert_array_equal(small, synthetic(16, 20, seed + 10)[3:12, 5:13])
+        np.testing.assert_array_equal(large, synthetic(64, 80, seed)[12:48, 20:52])
     assert fingerprint(found) != fingerprint(open_images([source], scale=4, smallest=8)[0])
     crops = Crops(found, patch=8, seed=2)
     for a, b in zip(crops.batch(3, 9), finish(cut(crops, 3, 9, pin=False)), strict=True):
@@ -146,14 +146,14 @@ def test_mismatched_lr_images(pairs: tuple[Path, Path], tmp_path: Path) -> None:
     hr, lr = pairs
     with pytest.raises(EspanError, match="of one source, not of 2"):
         open_images([hr, tmp_path], scale=4, smallest=8, lr=lr)
-    write_image(lr / "0001.png", Image(made_up(16, 20)))
+    write_image(lr / "0001.png", Image(synthetic(16, 20)))
     with pytest.raises(EspanError, match=r"0001.png has .*0001.png and .*0001x4.png$"):
         open_images([hr], scale=4, smallest=8, lr=lr)
     (lr / "0001.png").unlink()
     (lr / "0001x4.png").rename(lr / "0001x3.png")
     with pytest.raises(EspanError, match=r"0001.png has none$"):
         open_images([hr], scale=4, smallest=8, lr=lr)
-    write_image(lr / "0001.png", Image(made_up(16, 21)))
+    write_image(lr / "0001.png", Image(synthetic(16, 21)))
     with pytest.raises(EspanError, match=r"but is not: 0001.png 80x64 and .*lr/0001.png 21x16$"):
         open_images([hr], scale=4, smallest=8, lr=lr)
     (lr / "0001.png").write_bytes(b"no image")
@@ -164,14 +164,14 @@ def test_mismatched_lr_images(pairs: tuple[Path, Path], tmp_path: Path) -> None:
 
 def test_two_hr_images_with_one_lr_image(pairs: tuple[Path, Path]) -> None:
     hr, lr = pairs
-    write_image(hr / "0001.bmp", Image(made_up(64, 80)))
+    write_image(hr / "0001.bmp", Image(synthetic(64, 80)))
     with pytest.raises(EspanError, match=r"0001.bmp and 0001.png share .*0001x4.png$"):
         open_images([hr], scale=4, smallest=8, lr=lr)
 
 
 def test_hr_must_be_an_exact_multiple_of_lr(pairs: tuple[Path, Path]) -> None:
     hr, lr = pairs
-    write_image(hr / "0001.png", Image(made_up(66, 80)))
+    write_image(hr / "0001.png", Image(synthetic(66, 80)))
     with pytest.raises(EspanError, match=r"4 times the size of LR, but is not: 0001.png 80x66"):
         open_images([hr], scale=4, smallest=8, lr=lr)
 
@@ -411,7 +411,7 @@ def test_an_error_reaches_the_caller(workers: int) -> None:
 def test_the_fingerprint_depends_on_names_pixels_and_order() -> None:
     one, two = image(64, 80), image(48, 52, 1)
     assert fingerprint([one, two]) == fingerprint([image(64, 80), image(48, 52, 1)])
-    changed = made_up(48, 52, 1)
+    changed = synthetic(48, 52, 1)
     changed[3, 4, 0] ^= 1
     others = [[two, one], [one], [one, image_in_memory("1.png", changed, 4)]]
     assert len({fingerprint(o) for o in [[one, two], *others]}) == 4

@@ -137,7 +137,7 @@ def test_threads(make_network):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"dtype": torch.int8}, "dtype must be one of"),
@@ -155,13 +155,13 @@ def test_threads(make_network):
         ),
     ],
 )
-def test_bad_options(options, says, make_network):
-    with pytest.raises(EspanError, match=says):
+def test_bad_options(options, message, make_network):
+    with pytest.raises(EspanError, match=message):
         FusedNetwork(make_network(ESPAN), **options)
 
 
 @pytest.mark.parametrize(
-    ("x", "says"),
+    ("x", "message"),
     [
         (torch.rand(3, 8, 8), r"\(N, 3, H, W\), got \(3, 8, 8\)"),
         (torch.rand(1, 1, 8, 8), r"got \(1, 1, 8, 8\)"),
@@ -170,8 +170,8 @@ def test_bad_options(options, says, make_network):
         (torch.rand(1, 3, 8, 8, requires_grad=True), "for inference"),
     ],
 )
-def test_bad_input(x, says, make_network):
-    with pytest.raises(EspanError, match=says):
+def test_bad_input(x, message, make_network):
+    with pytest.raises(EspanError, match=message):
         on_cpu(make_network(ESPAN))(x)
 
 

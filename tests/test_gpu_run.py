@@ -22,8 +22,8 @@ def test_run_returns_status_and_output():
 def test_run_interrupts_a_late_command(monkeypatch):
     monkeypatch.setattr(gpu, "GRACE", 1)
     slow = "import time\nprint('begun', flush=True)\n"
-    polite = slow + "try: time.sleep(60)\nexcept KeyboardInterrupt: print('told')"
-    assert gpu.run(sys.executable, "-c", polite, limit=2) == (124, "begun\ntold\n")
+    polite = slow + "try: time.sleep(60)\nexcept KeyboardInterrupt: print('interrupted')"
+    assert gpu.run(sys.executable, "-c", polite, limit=2) == (124, "begun\ninterrupted\n")
     deaf = "trap '' INT; echo begun; sleep 60 & sleep 60"
     assert gpu.run("bash", "-c", deaf, limit=0.5) == (124, "begun\n")
 

@@ -123,7 +123,7 @@ def test_names():
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
         (lambda: Architecture(0, (3,)), "channels must be an integer >= 1, got 0"),
         (lambda: Architecture(32, ()), "convs must list 2 or 3 for each block"),
@@ -142,6 +142,6 @@ def test_names():
         ),
     ],
 )
-def test_bad_descriptions(make, says):
-    with pytest.raises(EspanError, match=says):
+def test_bad_descriptions(make, message):
+    with pytest.raises(EspanError, match=message):
         make()

@@ -106,7 +106,7 @@ def test_the_same_images_make_the_same_bytes(folder: Path, pack: Path, tmp_path:
     assert (tmp_path / "again").read_bytes() == pack.read_bytes()
 
 
-def spoil(path: Path, position: int, xor: int = 1) -> None:
+def damage(path: Path, position: int, xor: int = 1) -> None:
     with path.open("r+b") as file:
         file.seek(position, os.SEEK_END if position < 0 else os.SEEK_SET)
         [byte] = file.read(1)
@@ -115,7 +115,7 @@ def spoil(path: Path, position: int, xor: int = 1) -> None:
 
 
 @pytest.mark.parametrize(
-    ("position", "says"),
+    ("position", "message"),
     [
         (0, "is not a pack"),
         (7, "is not a pack"),
@@ -126,15 +126,15 @@ def spoil(path: Path, position: int, xor: int = 1) -> None:
         (-2, "its index does not match its hash"),
     ],
 )
-def test_a_damaged_header_or_index(pack: Path, position: int, says: str) -> None:
-    spoil(pack, position)
-    with pytest.raises(EspanError, match=says) as error:
+def test_a_damaged_header_or_index(pack: Path, position: int, message: str) -> None:
+    damage(pack, position)
+    with pytest.raises(EspanError, match=message) as error:
         open_images([pack], scale=4, smallest=8)
     assert str(pack) in str(error.value)
 
 
 def test_a_newer_version(pack: Path) -> None:
-    spoil(pack, 8, xor=3)
+    damage(pack, 8, xor=3)
     with pytest.raises(EspanError, match=r"version 2, .* reads version 1; update espan"):
         open_images([pack], scale=4, smallest=8)
 
@@ -147,7 +147,7 @@ def test_a_truncated_pack(pack: Path, left: int) -> None:
 
 
 def test_damaged_pixels_are_never_trained_on(pack: Path) -> None:
-    spoil(pack, HEADER + 3 * 40 * 64)  # the first byte of b.png
+    damage(pack, HEADER + 3 * 40 * 64)  # the first byte of b.png
     images, _ = open_images([pack], scale=4, smallest=8)
     assert images[0].crop(0, 0, 8, 8)[1].shape == (32, 32, 3)
     with pytest.raises(EspanError, match=r"the pixels of b.png do not match their hash"):
@@ -167,7 +167,7 @@ def test_damaged_pixels_are_never_trained_on(pack: Path) -> None:
 def test_a_pack_modified_while_in_use(pack: Path) -> None:
     images, _ = open_images([pack], scale=4, smallest=8)
     images[0].crop(0, 0, 8, 8)
-    spoil(pack, HEADER + 5)
+    damage(pack, HEADER + 5)
     with pytest.raises(EspanError, match="was changed while it was in use"):
         images[0].crop(0, 0, 8, 8)
 

@@ -399,7 +399,7 @@ assert upscaler(Image.new("RGBA", (5, 4), (1, 2, 3, 4))).size == (20, 16)
 
 
 @pytest.mark.parametrize(
-    ("image", "says"),
+    ("image", "message"),
     [
         (b"photo.png", "got an object of type bytes"),
         ("no such.png", "no such.png"),
@@ -420,8 +420,8 @@ assert upscaler(Image.new("RGBA", (5, 4), (1, 2, 3, 4))).size == (20, 16)
         (torch.zeros(7, 4, 4), "shape"),
     ],
 )
-def test_bad_images(image, says, nearest):
-    with pytest.raises(EspanError, match=says):
+def test_bad_images(image, message, nearest):
+    with pytest.raises(EspanError, match=message):
         espan.upscale(image, nearest, device="cpu")
 
 

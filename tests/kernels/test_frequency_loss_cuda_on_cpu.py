@@ -26,8 +26,8 @@ def cuda_headers() -> Path:
         return Path(home) / "include"
     if (nvcc := shutil.which("nvcc")) is None:
         pytest.skip("there is no CUDA toolkit, whose headers this needs")
-    told = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True).stderr
-    top = re.search(r"TOP=(.*)", told)
+    output = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True).stderr
+    top = re.search(r"TOP=(.*)", output)
     assert top is not None
     return Path(top[1]) / "include"
 

@@ -55,9 +55,9 @@ def test_special_values(cpu_path: str, dtype: torch.dtype) -> None:
     grad_o, grad_x = ops.gate_backward(torch.ones_like(o), o, x)
     assert torch.equal(grad_x.isnan(), o.isnan())
     assert grad_o[o.isnan() | x.isnan()].isnan().all()
-    tame = exact.abs() < 100  # in fp16, the squares of 1e4 would hide all other errors
-    cases.check_values(ops.gate, o[tame], x[tame])
-    cases.check_gradients(ops.gate_backward, torch.ones_like(o)[tame], o[tame], x[tame])
+    moderate = exact.abs() < 100  # in fp16, the squares of 1e4 would hide all other errors
+    cases.check_values(ops.gate, o[moderate], x[moderate])
+    cases.check_gradients(ops.gate_backward, torch.ones_like(o)[moderate], o[moderate], x[moderate])
 
 
 def test_bfloat16_rounds_as_torch_does(cpu_path: str) -> None:

@@ -44,12 +44,12 @@ def test_non_finite_values_are_flagged(bad: float) -> None:
     arguments[2][0, 1, 1, 5] = bad
     tail(*arguments)
     assert arguments[-1].item() == 1
-    calm = example()
-    for t in calm[:3]:
+    plausible = example()
+    for t in plausible[:3]:
         t.zero_()
-    calm[-1].fill_(1)
-    tail(*calm)
-    assert calm[-1].item() == 1  # left unchanged
+    plausible[-1].fill_(1)
+    tail(*plausible)
+    assert plausible[-1].item() == 1  # left unchanged
 
 
 @pytest.mark.parametrize("image_dtype", TYPES)

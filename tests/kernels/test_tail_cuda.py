@@ -45,7 +45,7 @@ def test_current_stream_and_graph(image_dtype: torch.dtype) -> None:
     arguments[7] = image_dtype
     first, others, flag = arguments[0], arguments[1:], arguments[-1]
     expected = tail(first * 2, *others)
-    told = flag.item()
+    expected_flag = flag.item()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -60,7 +60,7 @@ def test_current_stream_and_graph(image_dtype: torch.dtype) -> None:
     flag.zero_()
     graph.replay()
     assert torch.equal(captured, expected)
-    assert flag.item() == told
+    assert flag.item() == expected_flag
 
 
 def test_bad_inputs() -> None:
