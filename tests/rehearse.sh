@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# The tests marked gpu where there is no GPU: csrc/cuda's host code and torch's CUDA build run as
-# they are, on a runtime of ours whose memory is the host's, and the kernels under the emulators.
-# Needs a Python whose torch is a CUDA build, with all that espan and its tests depend on; nvcc; g++
-# on x86-64.  It takes a quarter of an hour.     PYTHON=python3 tests/rehearse.sh [pytest arguments]
+# Runs the tests marked gpu without a GPU.  The host code of csrc/cuda and torch's CUDA build run
+# unchanged on a replacement of the CUDA runtime that uses host memory; the kernels run on
+# emulators.  Requires a Python with a CUDA build of torch and the dependencies of espan and its
+# tests; nvcc; g++ on x86-64.  Takes a quarter of an hour.
+#   PYTHON=python3 tests/rehearse.sh [pytest arguments]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -16,7 +17,7 @@ command -v nvcc > /dev/null || { echo "there is no nvcc on PATH"; exit 1; }
 toolkit=$(nvcc --dryrun -c x.cu 2>&1 | sed -n 's/^#\$ TOP=//p')
 runtime=libcudart.so.${cuda%%.*}
 
-# What torch's libraries want of the runtime and runtime.cpp does not have says "not supported".
+# Functions that torch's libraries need and runtime.cpp lacks return "not supported" (801).
 flags=(-O1 -march=native -std=c++17 -fPIC -w "-I$toolkit/include" -I"$work/include")
 g++ "${flags[@]}" -c tests/rehearsal/runtime.cpp -o "$work/runtime.o"
 nm -g --defined-only "$work/runtime.o" | awk '{print $3}' | sort -u > "$work/defined"
@@ -29,7 +30,7 @@ g++ -shared "$work/runtime.o" -fPIC -x c++ "$work/not_supported.cpp" -ldl -o "$w
   "-Wl,-soname,$runtime,--version-script,$work/version"
 ln -sf "$runtime" "$work/libcuda.so.1"
 
-# The kernels.  Each file has its own idea of threadIdx, so their symbols must not meet.
+# The kernels.  Each file defines its own threadIdx, so their symbols must be kept apart.
 mkdir -p "$work/include"
 ln -sfn "$root/csrc/cuda" "$work/include/cuda"
 ln -sfn "$root/tests/emulator" "$work/include/emulator"
@@ -42,7 +43,7 @@ for name in tensor_cores frequency_loss gate; do
 done
 for build in "${builds[@]}"; do wait "$build"; done
 
-# The extension as ever, but for its runtime: the linker finds ours first.
+# The usual extension, except that the linker finds the replacement of the runtime first.
 echo "INPUT($work/$runtime)" > "$work/libcudart_static.a"
 LDFLAGS="-L$work" ESPAN_BUILD=cuda TORCH_CUDA_ARCH_LIST=9.0 "$python" setup.py -q build_ext \
   --build-lib "$work/tree" --build-temp "$work/objects" > "$work/build.log" 2>&1 ||
@@ -54,6 +55,6 @@ ln -sf "$root/pyproject.toml" "$work/tree"
 cd "$work/tree"
 export LD_PRELOAD="$work/$runtime" LD_LIBRARY_PATH="$work" PYTHONPATH="$work/tree"
 export ESPAN_REHEARSAL_RUNTIME="$work/$runtime" ESPAN_REHEARSAL_GPUS=2
-# By name, because others need packages that may not be here.
+# Name the files, because collecting the others may require packages that are not installed.
 [ $# -gt 0 ] || mapfile -t files < <(grep -rl "mark.gpu" tests --include="test_*.py")
 exec "$python" -m pytest -p tests.rehearsal.host_ops -m gpu ${files[@]+"${files[@]}"} "$@"

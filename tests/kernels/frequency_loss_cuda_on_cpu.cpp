@@ -1,5 +1,5 @@
-// The source of the loss's CUDA kernels, its threads run as fibers by tests/emulator: shared memory
-// begins as NaN and warps take turns in an order of choice, so a missing barrier shows.
+// The source of the loss's CUDA kernels on tests/emulator, which runs threads as fibers.  Shared
+// memory is NaN at first and warps run in a chosen order, which reveals missing barriers.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -28,11 +28,12 @@ using std::min;
 // The instructions of csrc/cuda/loss_instructions.cuh.
 namespace espan::cuda {
 
-// Counts the wavefronts of the accesses that lanes of a warp make together: the n-th of their kind.
+// Counts the wavefronts of memory accesses.  The n-th accesses of a kind by the lanes of a warp are
+// one access of the warp.
 class Accesses {
  public:
   void note(const char* kind, const void* at, uint32_t bytes);
-  // To be called by every thread when it is through.
+  // Every thread must call this at its end.
   void finish();
 
  private:
@@ -88,7 +89,7 @@ struct Product {
   uint32_t a[4], b[2];
 };
 
-// d += a b, of what `unpack` takes from each lane's registers.
+// d += a b, with the operands that `unpack` extracts from each lane's registers.
 template <int kDepth, class Unpack>
 void multiply_in_order(emulator::Lane* lane, Unpack unpack) {
   float a[16][kDepth], b[kDepth][8], d[16][8];
@@ -135,7 +136,7 @@ inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t 
   Product p{d, {a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
   emulator::collective("mma of tf32", 0, &p, true, [](emulator::Lane* lane) {
     multiply_in_order<8>(lane, [](const Product& p, int g, int q, auto& a, auto& b) {
-      const auto tf32 = [](uint32_t bits) {  // the bits beyond are not read
+      const auto tf32 = [](uint32_t bits) {  // the lower bits are ignored
         float v;
         bits &= 0xffffe000u;
         std::memcpy(&v, &bits, sizeof v);
@@ -167,9 +168,9 @@ V exchange(V v, int bits) {
   return value.v;
 }
 
-unsigned exact_threads;  // how many have been told so since the last run began
+unsigned exact_threads;  // threads for which the vote was true in the last run
 
-// Two barriers, so that the next one's votes do not mix with these.
+// Two barriers separate the votes of this call from those of the next.
 inline bool barrier_any(bool v) {
   static bool any;
   static unsigned voted;
@@ -211,9 +212,9 @@ void espan::cuda::Accesses::finish() {
 namespace {
 
 using Counts = std::map<std::string, espan::emulator::Wavefronts>;
-Counts counts;  // of the last run
+Counts counts;  // for the last run
 
-// As run() in csrc/cuda/frequency_loss.cu; `sums` has room for three floats of each tile.
+// Like run() in csrc/cuda/frequency_loss.cu; `sums` has room for three floats per tile.
 template <class T>
 void loss(const T* sr, const T* hr, T* grad, const float* scale, float* sums, float* loss,
           float* terms, int64_t planes, int64_t height, int64_t width,
@@ -253,13 +254,13 @@ void loss(const T* sr, const T* hr, T* grad, const float* scale, float* sums, fl
          {pixel, hf, dct, squared}, aligned, order);                                   \
   }
 
-// Wavefronts of the last run: of one kind of access, the fewest possible and those needed.
+// Wavefronts of one kind of access in the last run: the minimum and the actual number.
 extern "C" void loss_wavefronts(const char* kind, uint64_t* fewest, uint64_t* needed) {
   *fewest = counts[kind].fewest;
   *needed = counts[kind].needed;
 }
 
-// Tiles that the last run computed pixel by pixel.
+// The number of tiles that the last run computed pixel by pixel.
 extern "C" unsigned loss_exact_tiles() {
   return espan::cuda::exact_threads / espan::cuda::kLossThreads;
 }

@@ -1,5 +1,5 @@
-// Runs the gate's CPU kernels on arrays that end, and on arrays that begin, at a page that may not
-// be touched: one byte read or written outside of them ends the program with a signal.
+// Runs the gate's CPU kernels on arrays that end or begin next to an inaccessible page: a read or
+// write of one byte outside of them ends the program with a signal.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -13,7 +13,7 @@ namespace {
 
 const size_t kPage = sysconf(_SC_PAGESIZE);
 
-// An array of n values between two forbidden pages, against the upper one or the lower one.
+// An array of n values between two inaccessible pages, adjacent to the upper or the lower one.
 template <class T>
 T* guarded(int64_t n, bool at_end) {
   const size_t inner = (n * sizeof(T) / kPage + 1) * kPage;

@@ -1,5 +1,5 @@
-// The gate's CUDA kernels, compiled by a C++ compiler: its threads know nothing of each other, so
-// running them one after the other is running them.
+// The gate's CUDA kernels, compiled with a C++ compiler.  The threads are independent, so they can
+// run one after the other.
 #include <cmath>
 #include <cstdint>
 
@@ -14,9 +14,9 @@ static Index blockIdx, threadIdx, blockDim, gridDim;
 #undef __launch_bounds__
 #define __launch_bounds__(threads)
 
-// What only the GPU has: its fast forms, good to a few ulp.
+// The GPU's fast functions, which are accurate to a few ulp.
 static float __fdividef(float a, float b) { return a / b; }
-#define __expf std::exp  // a macro, since glibc has declared something of that name
+#define __expf std::exp  // a macro, because glibc declares a function of that name
 
 #include "cuda/gate.cuh"
 

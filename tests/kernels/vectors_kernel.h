@@ -1,4 +1,4 @@
-// Gives vectors.cpp the functions of vec.h and vec_math.h on arrays, for each instruction set.
+// The functions of vec.h and vec_math.h on arrays, for each instruction set; used by vectors.cpp.
 
 template <class T>
 void narrow(const float* from, T* to, int64_t n) {

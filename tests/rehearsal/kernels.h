@@ -1,4 +1,4 @@
-// What a file of kernels gives to the runtime: for a launch, the work that it means.
+// The interface between the files of kernels and the runtime: a launch becomes a function to run.
 #pragma once
 
 #include <dlfcn.h>
@@ -15,10 +15,10 @@
 namespace espan::rehearsal {
 
 using Work = std::function<void()>;
-// [begin, end) of all that is allocated on the device.
+// [begin, end) of each allocation on the device.
 using Arrays = std::vector<std::pair<uintptr_t, uintptr_t>>;
 using Kernel = std::function<void(const Arrays&)>;
-// Of a kernel by its mangled name; empty if the file does not have it.
+// Returns a kernel by its mangled name; empty if the file does not have it.
 using Make = Kernel (*)(const char* name, unsigned blocks, unsigned threads, void** arguments,
                         size_t shared_bytes);
 
@@ -27,17 +27,17 @@ struct Launch {
   size_t shared_bytes;
 };
 
-// The kernels of a file.
+// The kernels in a file.
 class Kernels {
  public:
-  // `run` is called with the launch, what is allocated, and the kernel's arguments.
+  // `run` is called with the launch, all allocations, and the kernel's arguments.
   template <class... P, class Run>
   void add(void (*kernel)(P...), Run run) {
     Dl_info info;
     dladdr(reinterpret_cast<void*>(kernel), &info);
     table_[info.dli_sname] = [run](const Launch& launch, void** arguments) -> Kernel {
       size_t i = 0;
-      // Braces: in order.
+      // Braces guarantee the order of evaluation.
       const std::tuple<P...> values{*static_cast<P*>(arguments[i++])...};
       return [=](const Arrays& arrays) {
         std::apply([&](const P&... p) { run(launch, arrays, p...); }, values);
@@ -56,7 +56,7 @@ class Kernels {
 
 }  // namespace espan::rehearsal
 
-// Made by each file's `kernels()`.
+// Exports the kernels that the file's `kernels()` returns.
 #define ESPAN_REHEARSAL_KERNELS                                                     \
   extern "C" espan::rehearsal::Kernel make_work(const char* name, unsigned blocks,  \
                                                 unsigned threads, void** arguments, \

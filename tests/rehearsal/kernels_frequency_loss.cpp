@@ -1,4 +1,4 @@
-// frequency_loss, under the emulator.
+// The kernels of frequency_loss on the emulator.
 #include "../kernels/frequency_loss_cuda_on_cpu.cpp"
 #include "kernels.h"
 

@@ -1,4 +1,4 @@
-// gate and its gradient, thread by thread.
+// The kernels of gate and its gradient, thread by thread.
 #include "../kernels/gate_cuda_on_cpu.cpp"
 #include "kernels.h"
 

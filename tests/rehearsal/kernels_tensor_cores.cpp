@@ -1,4 +1,4 @@
-// spab, head and tail, under the emulator.
+// The kernels of spab, head and tail on the emulator.
 #define ESPAN_EMULATOR
 #include "cuda/head.cuh"
 #include "cuda/spab_hopper.cuh"

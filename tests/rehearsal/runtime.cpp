@@ -1,7 +1,7 @@
-// A CUDA runtime without a GPU: memory is the host's, streams do their work at once, and kernels
-// are what tests/rehearsal/kernels_*.cpp make of their sources.  It stands in for libcudart.so, so
-// that torch's CUDA build and the host code of csrc/cuda run as they do on a GPU.  What is not here
-// is added by rehearse.sh as a function that returns "not supported".
+// A CUDA runtime without a GPU: it uses host memory, streams run their work immediately, and the
+// kernels are those that tests/rehearsal/kernels_*.cpp build from their sources.  It replaces
+// libcudart.so, so that torch's CUDA build and the host code of csrc/cuda run as on a GPU.
+// rehearse.sh adds all missing functions; these return "not supported".
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
@@ -23,7 +23,7 @@ using espan::rehearsal::Work;
 
 struct CUstream_st {
   unsigned long long id;
-  CUgraph_st* graph;  // what it captures, or null
+  CUgraph_st* graph;  // the graph being captured, or null
 };
 struct CUgraph_st {
   std::vector<Work> work;
@@ -38,10 +38,10 @@ struct CUevent_st {
 namespace {
 
 constexpr size_t kPage = 4096;
-// Of an H100.
+// Properties of an H100.
 constexpr int kSharedBytes = 232448, kSharedBytesOfSm = 233472, kReservedBytes = 1024, kSms = 132;
 
-std::recursive_mutex mutex;  // of all below
+std::recursive_mutex mutex;  // protects everything below
 std::map<const void*, std::string> kernels;
 std::map<std::string, int> shared_allowed;
 std::map<uintptr_t, size_t> allocated;
@@ -71,7 +71,7 @@ CUstream_st* real(cudaStream_t stream) {
   return is_default ? &default_streams[device] : stream;
 }
 
-// Now, or when the graph that the stream captures is launched.
+// Runs the work now or, if the stream captures a graph, when the graph is launched.
 cudaError_t enqueue(cudaStream_t stream, Work work) {
   if (CUgraph_st* graph = real(stream)->graph)
     graph->work.push_back(std::move(work));
@@ -80,7 +80,7 @@ cudaError_t enqueue(cudaStream_t stream, Work work) {
   return last_error;
 }
 
-// No stream may be waited for while one captures.
+// Waiting for any stream during a capture is an error.
 cudaError_t synchronize(const char* what) {
   if (capturing == nullptr) return last_error;
   return fail(cudaErrorStreamCaptureUnsupported, std::string(what) + " during a capture");
@@ -150,12 +150,12 @@ CUresult no_such_function() { return CUDA_ERROR_NOT_SUPPORTED; }
 
 extern "C" {
 
-// For host_ops.py: an op of torch's own takes its place in a graph.
+// For host_ops.py: adds one of torch's own ops to a stream or its graph.
 void rehearsal_enqueue(cudaStream_t stream, void (*call)()) {
   enqueue(stream, [call] { call(); });
 }
 
-// What nvcc puts into every file, and the launches.
+// The functions that nvcc calls in every object file, and launches.
 
 void** __cudaRegisterFatBinary(void*) {
   static void* handle;
@@ -293,7 +293,7 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, 
   return cudaSuccess;
 }
 
-// Memory: NaN at first, between pages that may not be touched.
+// Memory: NaN at first, between inaccessible pages.
 
 cudaError_t cudaMalloc(void** pointer, size_t bytes) {
   const Lock lock(mutex);
