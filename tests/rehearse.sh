@@ -48,7 +48,7 @@ echo "INPUT($work/$runtime)" > "$work/libcudart_static.a"
 LDFLAGS="-L$work" ESPAN_BUILD=cuda TORCH_CUDA_ARCH_LIST=9.0 "$python" setup.py -q build_ext \
   --build-lib "$work/tree" --build-temp "$work/objects" > "$work/build.log" 2>&1 ||
   { cat "$work/build.log"; exit 1; }
-cp -r espan_kernels/*.py espan_kernels/triton "$work/tree/espan_kernels"
+cp -r espan_kernels/*.py espan_kernels/{packing,triton} "$work/tree/espan_kernels"
 ln -sfn "$root/espan" "$work/tree/espan"
 ln -sfn "$root/tests" "$work/tree/tests"
 ln -sf "$root/pyproject.toml" "$work/tree"
