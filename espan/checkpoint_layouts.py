@@ -19,16 +19,16 @@ from espan.errors import CheckpointError
 from espan.models import SPAN_NORMALIZATION, Architecture
 from espan.reparameterize import Kernel, add, compose
 
-# What torch.compile, DataParallel, FSDP and activation checkpointing insert into the keys of what
-# they wrap: the network or a part of it.
+# Inserted by torch.compile, DataParallel, FSDP and activation checkpointing into the keys of the
+# module that they wrap, which may be the network or a part of it.
 _WRAPPER = r"(?:(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)"
-# What begins a key of each layout, whatever prefix stands before it.
+# A key that identifies each layout, after any prefix.
 _LAYOUT = re.compile(rf"(?:^|(?<=\.))(?:block_1\.{_WRAPPER}*c1_r|teacher_block_seq)\.")
 # Names under which training code stores an average: params_ema, model_ema, ema, swa_model, ...
 _AVERAGE = re.compile(r"(?:^|[._])(?:ema|swa|averaged?)(?=[._]|$)", re.IGNORECASE)
-# Tensors that averaging code keeps beside the weights: PyTorch's AveragedModel, ema_pytorch.
+# Other tensors of averaging code: PyTorch's AveragedModel, ema_pytorch.
 _COUNTERS = ("n_averaged", "initted", "step")
-_DEEPEST = 20  # dicts within dicts
+_DEEPEST = 20  # levels of nested dicts
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class _Copy:
 
     path: tuple[str, ...]
     state: dict[str, Tensor]
-    averages: int  # how many signs there are that it is an average
+    averages: int  # number of indications that it is an average
     others: tuple[str, ...]  # other modules in the same dict, e.g. "loss."
 
     @property
@@ -48,8 +48,8 @@ class _Copy:
 def unwrap(data: object) -> tuple[dict[str, Tensor], str]:
     """Find the one state dict of a known layout, under any keys and prefixes.
 
-    Of raw weights and their average, the average is taken.  Other modules, under other prefixes,
-    such as a loss, are left out.
+    If there are both raw weights and their average, the average is used.  Other modules, under
+    other prefixes, such as a loss, are left out.
 
     Returns:
         The state dict without prefixes, and where it was found and what was left out ("" for

@@ -47,9 +47,9 @@ def load(
 
     Reads espan's own safetensors files, the official ESPAN and SPAN files, and SPAN in training
     form (its branches are merged), under any keys and prefixes that training code adds (`params`,
-    `state_dict`, `module.`, `_orig_mod.`, ...).  Of raw weights and an average (`params_ema`,
-    `model_ema`, `AveragedModel`, ...) the average is taken, and other modules in the file, such as
-    a loss, are left out; ``record["taken from"]`` says what was taken and what was not.
+    `state_dict`, `module.`, `_orig_mod.`, ...).  If a file has both raw weights and their average
+    (`params_ema`, `model_ema`, `AveragedModel`, ...), the average is used.  Other modules in the
+    file, such as a loss, are left out.  ``record["taken from"]`` lists what was used and left out.
 
     Args:
         weights: a file, or the name of bundled weights (`bundled()`).

@@ -43,7 +43,7 @@ def refuse_inputs(
     *,
     instead: str = "write to another name or folder",
 ) -> None:
-    """Raise EspanError if a file to be written is one of the inputs, by whatever path or link."""
+    """Raise EspanError if a file to be written is one of the inputs, under any path or link."""
     known = {identity: path for path in inputs if (identity := file_identity(path)) is not None}
     for output in outputs:
         identity = file_identity(output)

@@ -178,7 +178,7 @@ def test_the_average_is_used(save, taken, tmp_path, make_network):
     ],
 )
 def test_other_modules_are_left_out(beside, left_out, tmp_path, make_network):
-    """What Lightning saves: the whole module, with its losses."""
+    """Lightning saves the whole module, including its losses."""
     network = make_network(SPAN.replace(channels=4))
     state = under("net_g.", official(network, espan_layout=False))
     torch.save({"state_dict": {**beside, **state}, "epoch": 3}, tmp_path / "w.ckpt")

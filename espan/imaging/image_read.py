@@ -222,7 +222,7 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 def _decode_bmp(name: str, data: bytes, max_pixels: int) -> Image:
     """Decode a BMP file with Pillow; libvips has no decoder for it."""
     try:
-        # The class itself, not PIL.Image.open, which has a size check of its own.
+        # Not PIL.Image.open, which has its own size limit.
         image: PIL.Image.Image = PIL.BmpImagePlugin.BmpImageFile(io.BytesIO(data))
         _check_size(name, *image.size, max_pixels)
         if image.mode not in ("L", "RGB", "RGBA"):
