@@ -14,10 +14,6 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
-# Official weights and test sets are not part of the project; without them, some tests are skipped.
-ifneq ($(wildcard ../shared/testsets),)
-export ESPAN_TESTDATA ?= $(abspath ../shared)
-endif
 
 .PHONY: demo test test-full test-oldest lint bench sanitize rehearse gpu FORCE
 .DELETE_ON_ERROR:
