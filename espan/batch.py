@@ -64,7 +64,8 @@ def plan(
         inputs: image files, and folders, which are searched with their subfolders.
         output: a file or a folder.
         suffix: added to the stem of each name.  Where results are written beside their inputs,
-            images that are the target of another image are results of an earlier run, not inputs.
+            images named as the result of another one, in any format, are results of an earlier run,
+            not inputs.
         format: "png", "jpg", ..., the suffix of all names; default: as `name_results`.
         overwrite: existing targets will be replaced.
 
@@ -127,8 +128,8 @@ def name_results(
     has the suffix keeps it, and the others become "a_jpg.png", "a_webp.png".  Names depend on the
     images alone, not on which results exist.
 
-    With a `suffix`, an image that is the target of another one is taken for its result and left
-    out.
+    With a `suffix`, an image that would be the result of another one, in any format, is taken for
+    that and left out.
 
     Raises EspanError for two images with the same relative path.
     """
@@ -139,11 +140,12 @@ def name_results(
         groups.setdefault(key, []).append(index)
     jobs: dict[int, Job] = {}
     taken: dict[str, int] = {}  # the real path of a target -> its image
+    results: set[str] = set()  # real paths, without .png, .jpg, ...
     # Shorter names first: with a suffix, the name of a result is longer than that of its image.
     for key in sorted(groups):
         (_, parent, stem, ending), group = key, groups[key]
         if suffix:
-            group = [i for i in group if os.path.realpath(images[i][0]) not in taken]
+            group = [i for i in group if _without_ending(images[i][0]) not in results]
         for index in group:
             source, relative = images[index]
             name = stem
@@ -160,6 +162,8 @@ def name_results(
                 name = f"{name}_{relative.suffix[1:]}"
                 target = output / parent / f"{name}{suffix}{ending}"
             taken[place] = index
+            for each in (stem, f"{stem}_{relative.suffix[1:]}"):
+                results.add(_without_ending(target.with_name(f"{each}{suffix}{ending}")))
             jobs[index] = Job(source, target)
     return [jobs[index] for index in sorted(jobs)]
 
@@ -360,6 +364,10 @@ def _ending(relative: Path, format: str | None) -> str:
     except ImageError:
         return ".png"
     return relative.suffix
+
+
+def _without_ending(path: Path) -> str:
+    return os.path.splitext(os.path.realpath(path))[0]
 
 
 def _exists(path: Path) -> bool:

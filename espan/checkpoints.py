@@ -150,12 +150,15 @@ def _read_foreign(data: object) -> tuple[Architecture, dict[str, Tensor], dict[s
 
 
 def _read_safetensors(path: Path) -> tuple[Architecture, dict[str, Tensor], dict[str, Any]]:
+    data = path.read_bytes()  # not safe_open, which takes no name that is not UTF-8
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("espan")
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        state = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"is a damaged or truncated safetensors file ({error})") from error
+    except KeyError as error:
+        raise CheckpointError(f"has tensors of a type that is not supported: {error}") from error
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    text = header.get("__metadata__", {}).get("espan")
     if text is None:
         return _read_foreign(state)
     try:

@@ -4,14 +4,18 @@ The command line prints the message of an `EspanError` without a traceback; any 
 a defect of espan.
 """
 
+import re
 import sys
 import warnings
 
 import torch
 
 # The messages of RuntimeErrors when memory runs out: PyTorch's CPU allocator on Linux and on
-# Windows, C++, the CUDA runtime, cuDNN and cuBLAS.
-_OUT_OF_MEMORY = ("defaultcpuallocator", "bad_alloc", "out of memory", "_status_alloc_failed")
+# Windows, C++, the CUDA runtime, cuDNN and cuBLAS; and a compiled op, whose result is allocated
+# through PyTorch's stable ABI, which gives no reason ("aten::empty", aoti_torch_aten_new_empty).
+_OUT_OF_MEMORY = re.compile(
+    "defaultcpuallocator|bad_alloc|out of memory|_status_alloc_failed|empty.*api call failed"
+)
 
 
 class EspanError(ValueError):
@@ -41,8 +45,7 @@ def out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    message = str(error).lower()
-    return isinstance(error, RuntimeError) and any(text in message for text in _OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error).lower()))
 
 
 def warn(message: str, category: type[Warning] = ImageWarning) -> None:

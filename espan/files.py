@@ -24,14 +24,15 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     name = f".{target.stem[:40]}.{secrets.token_hex(6)}.part"
     temporary = target.with_name(name)
-    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # minus the umask
     try:
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # minus the umask
         yield temporary
         with temporary.open("r+b") as written:  # Windows flushes only what is open for writing
             os.fsync(written.fileno())
         temporary.replace(target)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there may be none
+            temporary.unlink()
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):
             error.filename = str(target)
         raise
@@ -46,7 +47,8 @@ def refuse_inputs(
     """Raise EspanError if a file to be written is one of the inputs, under any path or link."""
     known = {identity: path for path in inputs if (identity := file_identity(path)) is not None}
     for output in outputs:
-        identity = file_identity(output)
+        # By the real path: "new/../a.png" is a.png once the folder "new" has been made.
+        identity = file_identity(Path(os.path.realpath(output)))
         if identity is not None and identity in known:
             same = "" if known[identity] == output else f" ({known[identity]})"
             raise EspanError(

@@ -370,6 +370,8 @@ def test_a_run_in_place_is_resumable(named, format, tmp_path, upscaler):
     assert [o.skipped for o in outcomes] == [False, True, True, True]
     if not named:
         assert run(overwrite=True)[0] == first
+        other = batch.plan([tmp_path], tmp_path, suffix="_x2", format="webp")
+        assert [j.source for j in other] == [j.source for j in first]
 
 
 def test_one_file_with_two_paths_is_one_job(tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 import re
 from collections import OrderedDict
 from pathlib import Path
@@ -313,10 +314,11 @@ def test_span_training_form(stale, tmp_path):
 def test_own_form_round_trip(tmp_path, make_network):
     network = make_network(SPAN.replace(channels=12))
     record = {"images": 3, "note": "ünïcode"}
-    checkpoints.save(network, tmp_path / "own.safetensors", record=record)
-    loaded = espan.load(tmp_path / "own.safetensors")
-    assert_same(loaded, network)
-    assert loaded.record == record
+    for name in ("own.safetensors", os.fsdecode(b"not UTF-8 \xe9.safetensors")):
+        checkpoints.save(network, tmp_path / name, record=record)
+        loaded = espan.load(tmp_path / name)
+        assert_same(loaded, network)
+        assert loaded.record == record
 
 
 def test_official_layout_as_safetensors(tmp_path, make_network):
@@ -436,6 +438,14 @@ def test_truncated(espan_file):
     for kept in (len(data) // 2, 10):
         espan_file.write_bytes(data[:kept])
         assert_rejected(espan_file, "damaged|neither a PyTorch")
+
+
+def test_safetensors_of_4_bits(tmp_path):
+    path = tmp_path / "w.safetensors"
+    tensor = {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}
+    header = json.dumps({"block_1.c1_r.weight": tensor}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
+    refused(path, "tensors of a type that is not supported: 'F4'")
 
 
 def test_truncated_safetensors(tmp_path, make_network):

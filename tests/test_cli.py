@@ -103,7 +103,9 @@ def test_upscale_continues_after_a_bad_file(run, folder, tmp_path):
 
 
 def test_upscale_reports_unreadable_files_as_failures(run, folder, tmp_path, monkeypatch):
+    """A folder for the results need only be writable."""
     monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    (tmp_path / "out").mkdir()
     assert "1 upscaled" in run("upscale", folder / "in/a.png", "-o", tmp_path / "out").stdout
 
 
@@ -246,10 +248,17 @@ def test_no_command_replaces_its_input(run, arguments, link, folder, tmp_path):
     assert len(list(tmp_path.rglob("*"))) == (3 if link is None else 6)
 
 
-def test_bundled_weights_are_inputs_too(run):
-    path = checkpoints.bundled()["espan_x4"]
-    result = run("convert", "espan_x4", path, "--overwrite", status=1)
-    assert "is an input of this command" in result.stderr
+def test_weights_are_inputs_too(run, folder, tmp_path):
+    bundled, weights = checkpoints.bundled()["espan_x4"], tmp_path / "a.png"
+    shutil.copy(bundled, weights)
+    for command in (
+        ["convert", "espan_x4", bundled],
+        ["upscale", folder / "in/a.png", "-o", tmp_path, "--weights", weights],
+        ["evaluate", "--hr", folder / "in", "--save", tmp_path, "--weights", weights],
+    ):
+        result = run(*command, "--overwrite", status=1)
+        assert "is an input of this command" in result.stderr
+    assert weights.read_bytes() == bundled.read_bytes()
 
 
 def test_upscale_reports_an_implausible_output(run, folder, tmp_path, make_network):
@@ -370,7 +379,7 @@ def test_evaluate_takes_lr_images(run, folder, tmp_path):
         ("missing", "{hr}/m.png"),
         ("alpha", "{hr}/m.png has an alpha channel; RGB or gray is expected"),
         ("16 bits", "{hr}/m.png has 16 bits per channel"),
-        ("small", "{hr}/m.png: 16 x 16 pixels are too few"),
+        ("small", "too few: after cutting off a border of 4, each side must have 11"),
         ("LR damaged", "{lr}/m.png"),
         ("LR size", "{lr}/m.png is 9x8; for m.png at x4 8x8 is expected"),
         ("not written", "{sr}/m.png"),
@@ -385,7 +394,7 @@ def test_evaluate_keeps_the_other_scores(run, wrong, message, all_fail, tmp_path
     hr.mkdir()
     lr.mkdir()
     for name in ("m",) if all_fail else ("a", "m", "z"):
-        side = 16 if (name, wrong) == ("m", "small") else 32
+        side = 8 if (name, wrong) == ("m", "small") else 32
         write_image(hr / f"{name}.png", Image(np.full((side, side, 3), 90, np.uint8)))
         write_image(lr / f"{name}.png", Image(np.full((side // 4, side // 4, 3), 90, np.uint8)))
     for folder in (hr, lr):
@@ -406,9 +415,9 @@ def test_evaluate_keeps_the_other_scores(run, wrong, message, all_fail, tmp_path
         def read(path):
             if path == hr / "m.png":
                 raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-            return np.full((32 if path.parent == hr else 8,) * 2 + (3,), 90, np.uint8)
+            return Image(np.full((32 if path.parent == hr else 8,) * 2 + (3,), 90, np.uint8))
 
-        monkeypatch.setattr("espan.evaluation.evaluate.read_rgb", read)
+        monkeypatch.setattr("espan.evaluation.evaluate.read_image", read)
     command = ("evaluate", "--hr", hr, "--lr", lr, "--save", sr)
     message = message.format(**folders)
     out = run(*command, "--json", status=1)

@@ -3,12 +3,19 @@
 import pytest
 import torch
 
+import espan_kernels
 from espan.errors import EspanError, out_of_memory
+from espan_kernels import backends
 
 
-def test_on_this_cpu() -> None:
+@pytest.mark.parametrize("ours", [False, True])
+def test_on_this_cpu(ours: bool) -> None:
+    """In PyTorch, and in an op of ours."""
+    if ours and not backends.available()["cpu"].available:
+        pytest.skip("there are no compiled kernels")
+    many = torch.zeros(1, 1, 1, 1).expand(1, 1, 1 << 20, 1 << 24)
     with pytest.raises(RuntimeError) as caught:
-        torch.empty(1 << 60, dtype=torch.uint8)
+        espan_kernels.gate(many, many) if ours else many.clone()
     assert not isinstance(caught.value, (MemoryError, torch.OutOfMemoryError))
     assert out_of_memory(caught.value)
 

@@ -80,6 +80,19 @@ def test_links_are_followed_and_each_folder_is_searched_once(tmp_path: Path) -> 
     ]  # fmt: skip
 
 
+def test_a_folder_left_out_may_appear_meanwhile(tmp_path: Path, monkeypatch) -> None:
+    """As under torchrun, where another process writes the first results."""
+    make(tmp_path, "a.png")
+    scandir = os.scandir
+
+    def later(path):
+        make(tmp_path, "out/a.png")
+        return scandir(path)
+
+    monkeypatch.setattr(folders.os, "scandir", later)
+    assert names(tmp_path, leave_out=tmp_path / "out") == ["a.png"]
+
+
 def test_unreadable_folders_are_reported(tmp_path: Path, monkeypatch) -> None:
     make(tmp_path, "a.png", "locked/b.png", "sub/c.png")
     unreadable(monkeypatch, tmp_path / "locked")

@@ -14,10 +14,11 @@ from espan.cli import main
 from espan.errors import EspanError
 from espan.evaluation.evaluate import evaluate as score_pairs
 from espan.evaluation.evaluate import find_pairs
-from espan.files import refuse_inputs
-from espan.imaging import Image, write_image
+from espan.files import atomic_write, refuse_inputs
+from espan.imaging import Image, read_image, write_image
 from espan.models import Architecture
 from espan.upscaling import Upscaler
+from tests.image_files import GRAY_PROFILE, RGB_PROFILE, chunk
 
 
 @pytest.fixture
@@ -75,6 +76,25 @@ def test_two_images_with_the_same_stem(save, here, monkeypatch, capsys) -> None:
         assert sorted(contents(Path("sr"))) == ["a.png", "a_bmp.png", "b.png"]
 
 
+@pytest.mark.parametrize("lr", [(), ("--lr", "lr")])
+def test_results_keep_the_colour_space(lr, here, monkeypatch) -> None:
+    """That of the image that was upscaled; a profile for gray does not fit RGB."""
+    chunks = chunk(b"gAMA", bytes([0, 0, 0, 9]))
+    folder, side = (Path("lr"), 12) if lr else (Path("hr"), 24)
+    if not lr:
+        Path("hr/b.bmp").unlink()
+    gray = np.full((side, side, 1), 99, np.uint8)
+    write_image(folder / "a.png", Image(gray, png_colour=chunks))
+    write_image(folder / "b.png", Image(np.repeat(gray, 3, axis=2), RGB_PROFILE))
+    write_image(folder / "c.png", Image(gray, GRAY_PROFILE))
+    if lr:
+        write_image(Path("hr/c.png"), Image(np.full((24, 24, 3), 99, np.uint8)))
+    assert evaluate(monkeypatch, "--save", "sr", *lr) == 0
+    assert read_image("sr/b.png").icc_profile == RGB_PROFILE
+    assert read_image("sr/a.png").png_colour == chunks
+    assert read_image("sr/c.png").icc_profile is None
+
+
 def test_files_that_exist_are_not_replaced(here, monkeypatch, capsys) -> None:
     """For example, LR images that this run does not read."""
     before = contents(here)
@@ -108,3 +128,13 @@ def test_refuse_inputs(here) -> None:
     refuse_inputs([Path("new.png"), Path("lr/a.png")], [Path("hr/a.png"), Path("missing")])
     with pytest.raises(EspanError, match=r"hr/../hr/a.png is an input .*\(hr/a.png\)"):
         refuse_inputs([Path("hr/../hr/a.png")], [Path("hr/a.png")])
+    with pytest.raises(EspanError, match=r"new/../hr/a.png is an input"):  # once "new" is made
+        refuse_inputs([Path("new/../hr/a.png")], [Path("hr/a.png")])
+
+
+def test_a_file_that_cannot_be_created_is_named(tmp_path) -> None:
+    """Not the temporary one beside it."""
+    path = tmp_path / "missing" / "a.pack"
+    with pytest.raises(FileNotFoundError) as caught, atomic_write(path):
+        pass
+    assert caught.value.filename == str(path)

@@ -23,7 +23,7 @@ def command(
     if target.suffix != ".safetensors":
         raise EspanError(f"{target}: the name must end in .safetensors")
     options.check_folder_of(target)
-    refuse_inputs([target], [checkpoints.bundled().get(source, Path(source))])
+    refuse_inputs([target], [options.weights_file(source)])
     if target.exists() and not overwrite:
         raise EspanError(f"{target} exists; --overwrite replaces it")
     network = checkpoints.load(source, normalization=options.parse_normalization(normalization))

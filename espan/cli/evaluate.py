@@ -63,7 +63,14 @@ def command(
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     results = list(
         track(
-            evaluate(pairs, upscaler, y_channel=y_channel, save=save, overwrite=overwrite),
+            evaluate(
+                pairs,
+                upscaler,
+                y_channel=y_channel,
+                save=save,
+                overwrite=overwrite,
+                used=[options.weights_file(weights)],
+            ),
             description="evaluating",
             total=len(pairs),
             console=console,

@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 import typer
 
-from espan.checkpoints import DEFAULT
+from espan import checkpoints
 from espan.errors import EspanError
 from espan.fused import default_device
 from espan.models import SPAN_NORMALIZATION, Normalization
@@ -41,7 +41,7 @@ Norm = Annotated[
     ),
 ]
 JsonOut = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-DEFAULT_WEIGHTS = DEFAULT
+DEFAULT_WEIGHTS = checkpoints.DEFAULT
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -91,6 +91,11 @@ def parse_tile(text: str) -> TileOption:
     if not (text.isascii() and text.isdigit()):
         raise EspanError(f"--tile {text!r}: expected auto, off or a number of LR pixels")
     return int(text)
+
+
+def weights_file(weights: str) -> Path:
+    """The file of a --weights option, which need not exist."""
+    return checkpoints.bundled().get(weights, Path(weights))
 
 
 def check_folder_of(path: Path) -> None:

@@ -20,7 +20,7 @@ from rich.progress import (
 
 from espan import batch, checkpoints
 from espan.cli import options
-from espan.files import json_text
+from espan.files import json_text, refuse_inputs
 from espan.upscaling import Upscaler
 
 
@@ -28,7 +28,10 @@ def command(
     # Without `readable`, which would end the run: a file that cannot be read is a single failure.
     inputs: Annotated[list[Path], typer.Argument(help="Image files and folders.", readable=False)],
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="A file for one input file, else a folder.")
+        Path,
+        typer.Option(
+            "-o", "--output", help="A file for one input file, else a folder.", readable=False
+        ),
     ],
     weights: options.Weights = options.DEFAULT_WEIGHTS,
     device: options.Device = None,
@@ -61,6 +64,7 @@ def command(
     """
     rank, processes = batch.share_of_process()
     jobs = batch.plan(inputs, output, suffix=suffix, format=format, overwrite=overwrite)
+    refuse_inputs((job.target for job in jobs), [options.weights_file(weights)])
     jobs = jobs[rank::processes]
     upscaler = Upscaler(
         checkpoints.load(weights, normalization=options.parse_normalization(normalization)),

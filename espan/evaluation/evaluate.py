@@ -72,6 +72,7 @@ def evaluate(
     y_channel: bool = False,
     save: Path | None = None,
     overwrite: bool = False,
+    used: Iterable[Path] = (),
 ) -> Iterator[Score | Failure]:
     """Score each pair.  An image that cannot be scored is a `Failure` and does not stop the others.
 
@@ -84,20 +85,22 @@ def evaluate(
         pairs: from `find_pairs`.
         upscaler: the network.
         y_channel: compare the luma instead of RGB.
-        save: a folder for the results, as PNG; it is created if it does not exist.  "a.png" and
-            "a.bmp" become "a.png" and "a_bmp.png".
+        save: a folder for the results, as PNG with the colour space of LR or, if that is not given,
+            of HR; it is created if it does not exist.  "a.png" and "a.bmp" become "a.png" and
+            "a_bmp.png".
         overwrite: replace results that exist.
+        used: files that must not be replaced, beside those of `pairs`.
 
     Raises:
-        EspanError: a result exists, or would replace an image of `pairs`.  Nothing has been written
-            then.
+        EspanError: a result exists, or would replace an image of `pairs` or a file in `used`.
+            Nothing has been written then.
     """
     pairs = list(pairs)
     images = [(pair.hr, Path(pair.hr.name)) for pair in pairs]
     results = [job.target for job in name_results(images, save or Path(), format="png")]
     if save is not None:
         files = [path for pair in pairs for path in (pair.hr, pair.lr) if path is not None]
-        refuse_inputs(results, files)
+        refuse_inputs(results, [*files, *used])
         if not overwrite and (existing := [path for path in results if path.is_file()]):
             raise EspanError(
                 f"{existing[0]} exists"
@@ -126,27 +129,40 @@ def score(
     """Compare a result with HR, both (H, W, 3) uint8, without `border` pixels on each side."""
     return Score(
         name=name,
-        psnr=psnr(sr, hr, border=border, y_channel=y_channel),
+        # First, as its error names the size that both need.
         ssim=ssim(sr, hr, border=border, y_channel=y_channel),
+        psnr=psnr(sr, hr, border=border, y_channel=y_channel),
     )
 
 
 def read_rgb(path: Path) -> np.ndarray:
     """(H, W, 3) uint8; gray becomes RGB."""
-    pixels = read_image(path).pixels
+    return _read(path).pixels
+
+
+def _read(path: Path) -> Image:
+    image = read_image(path)
+    pixels = image.pixels
     if pixels.dtype != np.uint8:
         raise ImageError(f"{path} has 16 bits per channel; the protocol compares 8-bit images")
     if pixels.shape[2] in (2, 4):
         raise ImageError(f"{path} has an alpha channel; RGB or gray is expected")
-    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+    if pixels.shape[2] == 1:  # whose profile is not for RGB
+        return Image(np.repeat(pixels, 3, axis=2), png_colour=image.png_colour)
+    return image
 
 
 def _score(
     name: str, pair: Pair, upscaler: Upscaler, *, y_channel: bool, result: Path | None
 ) -> Score:
     scale = upscaler.scale
-    hr = modcrop(read_rgb(pair.hr), scale)
-    lr = imresize(hr, Fraction(1, scale)) if pair.lr is None else read_rgb(pair.lr)
+    source = _read(pair.hr)
+    hr = modcrop(source.pixels, scale)
+    if pair.lr is None:
+        lr = imresize(hr, Fraction(1, scale))
+    else:
+        source = _read(pair.lr)
+        lr = source.pixels
     expected = (hr.shape[0] // scale, hr.shape[1] // scale)
     if lr.shape[:2] != expected:
         raise ImageError(
@@ -159,7 +175,7 @@ def _score(
     except EspanError as error:
         raise ImageError(f"{pair.hr}: {error}") from error
     if result is not None:
-        write_image(result, Image(sr))
+        write_image(result, Image(sr, source.icc_profile, png_colour=source.png_colour))
     return scored
 
 

@@ -42,6 +42,8 @@ def find_images(folder: Path, *, subfolders: bool = True, leave_out: Path | None
     searched: set[tuple[int, int]] = set()
     if leave_out is not None and leave_out.is_dir():
         searched = {_identity(leave_out)} - {_identity(folder)}
+    # Also by its path: under torchrun another process may create it during this search.
+    left_out = leave_out and os.path.realpath(leave_out)
     # Links come last, so that a folder below `folder` is found by its path rather than by a link.
     folders = [folder]
     links: list[Path] = []
@@ -57,6 +59,8 @@ def find_images(folder: Path, *, subfolders: bool = True, leave_out: Path | None
                         continue
                     path = current / entry.name
                     if _is_dir(entry):
+                        if os.path.realpath(path) == left_out:
+                            continue
                         (links if entry.is_symlink() else folders).append(path)
                     elif is_image_path(path):
                         images.append(path)

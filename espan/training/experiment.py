@@ -48,6 +48,12 @@ class NetworkTable(_Table):
     middle: Positive | None = None
     init: Literal["pytorch", "bilinear"] = "pytorch"
 
+    @model_validator(mode="after")
+    def _grep_alone(self) -> NetworkTable:
+        if self.conv != "grep" and (self.grep != (2, 0) or self.middle is not None):
+            raise ValueError(f'grep and middle have no effect with conv = "{self.conv}"')
+        return self
+
 
 class OptimizerTable(_Table):
     """AdamW, and two additions that are off by default.

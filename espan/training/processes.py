@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 def accelerator_for(setup: Setup) -> Accelerator:
     """Device, mixed precision and processes, from the setup or, if not set there, the launcher."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    launcher = " ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
     mixed = {"fp32": "no", "fp64": "no"}.get(setup.precision or "", setup.precision)
     try:
         return Accelerator(
@@ -32,7 +34,9 @@ def accelerator_for(setup: Setup) -> Accelerator:
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
     except (ValueError, RuntimeError) as error:
-        raise EspanError(f"train: {error}") from error
+        # Accelerate's errors do not name what it read: "invalid literal for int() with base 10".
+        hint = f"; {launcher} is for a launcher to set: unset it to train alone" if launcher else ""
+        raise EspanError(f"train: {error}{hint}") from error
 
 
 def run_once(accelerator: Accelerator, work: Callable[[], T], *, per_machine: bool = False) -> T:

@@ -37,7 +37,7 @@ class Setup:
             these and without `validate`: one image in twenty, 1 to 8, chosen by the seed.
         weights: a file or a bundled name to start from; default: new weights.
         precision: of the convolutions; weights, loss and averages are fp32 (with ``"fp64"``: fp64).
-            Default: set by the launcher, else fp32.
+            fp32 is never TF32.  Default: set by the launcher, else fp32.
         cpu: train on the CPU even if there is a GPU.
         accumulate: number of parts that the crops of a step are processed in, to save memory.
         workers: threads that prepare crops ahead of the steps; 0: none, 6% slower on a CPU.
@@ -144,6 +144,19 @@ class Run:
                 f"{self.folder} is not empty; give a new folder, or resume the run in it with "
                 f"--resume {self.folder}"
             )
+        try:
+            str(self.folder).encode()
+        except UnicodeEncodeError:
+            raise EspanError(
+                f"{self.folder}: the name is not UTF-8, and TensorBoard writes to no other; give "
+                "another name"
+            ) from None
+        for source in self.setup.data:
+            if source.resolve() in self.folder.resolve().parents:
+                raise EspanError(
+                    f"{self.folder} is inside {source}, and the pictures of the run would be among "
+                    "its images; give a folder outside"
+                )
         parent = self.folder.absolute().parent
         if not parent.is_dir():
             raise EspanError(f"{self.folder}: the folder {parent} does not exist")

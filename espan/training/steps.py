@@ -299,7 +299,7 @@ class Trainer:
             "held_out": list(self.data.held_out),
             "from": setup.weights and setup.weights.rpartition("/")[2],
             "experiment": self.run.experiment.model_dump(mode="json", exclude_none=True),
-            "precision": setup.precision or accelerator.mixed_precision,
+            "precision": setup.precision or accelerator.mixed_precision.replace("no", "fp32"),
             "processes": accelerator.num_processes,
             "machine": machine,
             "torch": torch.__version__,

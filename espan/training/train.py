@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -89,8 +91,19 @@ def resume(
 
 
 def _run(run: Run, console: Console | None, *, new: bool) -> Path:
-    with stop_on_signal() as stop:
+    with stop_on_signal() as stop, _no_tf32():
         return _stages(run, console, stop, new=new)
+
+
+@contextlib.contextmanager
+def _no_tf32() -> Iterator[None]:
+    """fp32 is fp32: by default PyTorch's convolutions take TF32 on a GPU, which keeps 10 bits."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def _stages(run: Run, console: Console | None, stop: StopRequest, *, new: bool) -> Path:

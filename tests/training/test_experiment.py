@@ -150,6 +150,8 @@ HEAD = '[network]\narchitecture = "c8d2x2"\n[[stage]]\n'
         (HEAD + STAGE + 'loss = { pixel = "none" }\n', "one of hf, dct, fft and dwt"),
         (HEAD + STAGE + "loss = { hf = -1.0 }\n", r"loss.hf: .* got -1.0"),
         ('[network]\nconv = "rep"\n[[stage]]\n' + STAGE, "network.conv: .* got 'rep'"),
+        ('[network]\nconv = "plain"\ngrep = [4, 0]\n[[stage]]\n' + STAGE, "grep and .* no effect"),
+        ('[network]\nconv = "edbb"\nmiddle = 8\n[[stage]]\n' + STAGE, "grep and middle .*edbb"),
         ("stage = []\n[network]\n", "stage: .* got \\[\\]"),
         ("seed = -1\n" + HEAD + STAGE, "seed: .* got -1"),
         (HEAD + STAGE + "[variant.a]\nnetwork = {}\n", "variants a; choose one: mine:VARIANT"),

@@ -28,12 +28,13 @@ from espan.data.prepare import prepare
 from espan.errors import EspanError
 from espan.imaging import Image, imresize, read_image, write_image
 from espan.models import Network, architecture_from_name
+from espan.training import processes as processes_module
 from espan.training import steps as steps_module
 from espan.training import train as train_module
 from espan.training.data import _drawn
 from espan.training.experiment import Experiment
 from espan.training.log import read_metrics
-from espan.training.processes import stop_on_signal
+from espan.training.processes import accelerator_for, stop_on_signal
 from espan.training.run import Setup, reopen
 from espan.training.train import resume, train
 
@@ -113,7 +114,7 @@ def test_a_run_learns_and_writes_its_files(tiny, setup: Setup, tmp_path: Path) -
     assert record["pixels"] == 3 * 64 * 80
     assert record["held_out"] == ["1.png", "3.png"]
     assert record["about"] == "made up"
-    assert record["precision"] == "no"
+    assert record["precision"] == "fp32"
     assert record["psnr network"] == max(m["psnr network"] for m in metrics)
     assert record["experiment"]["stage"][0]["iterations"] == 40
     assert "/" not in json.dumps({k: v for k, v in record.items() if k != "made by"})
@@ -145,6 +146,20 @@ def test_training_runs_on_the_kernels(tiny, setup: Setup, tmp_path: Path) -> Non
     # Two samples, validated at the start and the end, and upscaled for the pictures.
     assert called["espan.network"] == 2 * 3
     assert "aten.sigmoid" not in called
+
+
+def test_fp32_is_not_tf32(tiny, setup: Setup, tmp_path: Path, monkeypatch) -> None:
+    loss_of, seen = steps_module.loss_of, set()
+
+    def spied(*arguments: object) -> torch.Tensor:
+        seen.add(torch.backends.cudnn.allow_tf32)
+        return loss_of(*arguments)
+
+    monkeypatch.setattr(steps_module, "loss_of", spied)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # PyTorch's default
+    train(tmp_path / "run", tiny(), setup, console=quiet())
+    assert seen == {False}
+    assert torch.backends.cudnn.allow_tf32
 
 
 def test_the_stages_follow_each_other(tiny, setup: Setup, tmp_path: Path) -> None:
@@ -409,6 +424,8 @@ def test_bad_input_is_reported_before_training(tiny, setup, tmp_path: Path, monk
     cases: list[tuple[Path, Experiment, dict, str]] = [
         (full, normal, {}, "full is not empty; .* --resume"),
         (tmp_path / "no" / "run", normal, {}, "the folder .*no does not exist"),
+        (setup.data[0] / "a" / "run", normal, {}, r"a/run is inside .* outside"),
+        (tmp_path / os.fsdecode(b"run\xe9"), normal, {}, "name is not UTF-8"),
         (run, normal, {"data": (tmp_path / "empty",)}, "no images in"),
         (run, normal, {"data": (tmp_path / "none",)}, "none does not exist"),
         (run, tiny({"hr_patch": 66}), {}, "too few"),
@@ -578,6 +595,19 @@ def test_other_errors_are_not_taken_for_out_of_memory(tiny, setup, tmp_path, mon
 def test_invalid_setups(setup: Setup, change: dict, message: str) -> None:
     with pytest.raises(EspanError, match=message):
         replace(setup, **change)
+
+
+def test_what_a_launcher_did_not_set(monkeypatch, setup: Setup) -> None:
+    def accelerator(**_: object) -> None:
+        monkeypatch.setenv("RANK", "0")  # as Accelerate does
+        raise ValueError("invalid literal for int() with base 10: ''")
+
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(processes_module, "Accelerator", accelerator)
+    monkeypatch.setenv("WORLD_SIZE", "")
+    with pytest.raises(EspanError, match=r"int\(\) .*; WORLD_SIZE= is for a launcher to set"):
+        accelerator_for(setup)
 
 
 def test_folders_without_a_run(tmp_path: Path) -> None:
