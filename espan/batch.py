@@ -128,8 +128,8 @@ def name_results(
     has the suffix keeps it, and the others become "a_jpg.png", "a_webp.png".  Names depend on the
     images alone, not on which results exist.
 
-    With a `suffix`, an image that would be the result of another one, in any format, is taken for
-    that and left out.
+    With a `suffix`, an image whose name is that of another image's result, in any format, counts as
+    that result and is left out.
 
     Raises EspanError for two images with the same relative path.
     """

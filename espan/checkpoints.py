@@ -150,7 +150,7 @@ def _read_foreign(data: object) -> tuple[Architecture, dict[str, Tensor], dict[s
 
 
 def _read_safetensors(path: Path) -> tuple[Architecture, dict[str, Tensor], dict[str, Any]]:
-    data = path.read_bytes()  # not safe_open, which takes no name that is not UTF-8
+    data = path.read_bytes()  # safe_open only accepts names in UTF-8
     try:
         state = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:

@@ -445,7 +445,7 @@ def test_safetensors_of_4_bits(tmp_path):
     tensor = {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}
     header = json.dumps({"block_1.c1_r.weight": tensor}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
-    refused(path, "tensors of a type that is not supported: 'F4'")
+    assert_rejected(path, "tensors of a type that is not supported: 'F4'")
 
 
 def test_truncated_safetensors(tmp_path, make_network):

@@ -34,8 +34,8 @@ def accelerator_for(setup: Setup) -> Accelerator:
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
     except (ValueError, RuntimeError) as error:
-        # Accelerate's errors do not name what it read: "invalid literal for int() with base 10".
-        hint = f"; {launcher} is for a launcher to set: unset it to train alone" if launcher else ""
+        # Accelerate's errors do not name the variable: "invalid literal for int() with base 10".
+        hint = f"; a launcher sets {launcher}: unset it to train in one process" if launcher else ""
         raise EspanError(f"train: {error}{hint}") from error
 
 

@@ -148,14 +148,13 @@ class Run:
             str(self.folder).encode()
         except UnicodeEncodeError:
             raise EspanError(
-                f"{self.folder}: the name is not UTF-8, and TensorBoard writes to no other; give "
-                "another name"
+                f"{self.folder}: the name is not UTF-8, which TensorBoard needs; give another name"
             ) from None
         for source in self.setup.data:
             if source.resolve() in self.folder.resolve().parents:
                 raise EspanError(
-                    f"{self.folder} is inside {source}, and the pictures of the run would be among "
-                    "its images; give a folder outside"
+                    f"{self.folder} is inside {source}, so the pictures of the run would become "
+                    "training images; give a folder outside"
                 )
         parent = self.folder.absolute().parent
         if not parent.is_dir():

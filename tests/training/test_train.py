@@ -597,7 +597,7 @@ def test_invalid_setups(setup: Setup, change: dict, message: str) -> None:
         replace(setup, **change)
 
 
-def test_what_a_launcher_did_not_set(monkeypatch, setup: Setup) -> None:
+def test_bad_launcher_variables_are_named(monkeypatch, setup: Setup) -> None:
     def accelerator(**_: object) -> None:
         monkeypatch.setenv("RANK", "0")  # as Accelerate does
         raise ValueError("invalid literal for int() with base 10: ''")
@@ -606,7 +606,7 @@ def test_what_a_launcher_did_not_set(monkeypatch, setup: Setup) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(processes_module, "Accelerator", accelerator)
     monkeypatch.setenv("WORLD_SIZE", "")
-    with pytest.raises(EspanError, match=r"int\(\) .*; WORLD_SIZE= is for a launcher to set"):
+    with pytest.raises(EspanError, match=r"int\(\) .*; a launcher sets WORLD_SIZE=:"):
         accelerator_for(setup)
 
 
