@@ -37,6 +37,7 @@ GPU_SIZES = ("256x256", "510x339", "1920x1080")
 # For the lowest possible time: the rate of the tensor cores, and the multiply-adds of ESPAN x4 at
 # 256x256 (`espan info espan`).
 TFLOPS, GMACS = 798, 12.56
+CHARTED = "ESPAN ×4, one 510×339 image to 2040×1356; shorter is faster"
 COPY_SHARE = 0.8  # the target of the loss: its bandwidth as a share of that of a copy
 
 
@@ -154,25 +155,26 @@ def panels(results: dict[str, dict[str, Any]]) -> list[chart.Panel]:
         ("torch.compile, fp16", peers["compiled fp16 channels-last"]),
         ("espan, fp16, CUDA graph", ours["espan fp16 graphed"]),
     ]
-    machine = results["cpu_peers"]["machine"]
-    (case,) = (c for c in results["cpu_peers"]["cases"] if c["case"] == "ESPAN 510x339")
+    gpu_title = f"GPU: {results['h200']['runs'][1]['gpu']}"
+    return [
+        chart.Panel(gpu_title, CHARTED, on_gpu),
+        *(cpu_panel(results[name]) for name in ("cpu_peers", "cpu_peers_avx2")),
+    ]
+
+
+def cpu_panel(results: dict[str, Any]) -> chart.Panel:
+    """ESPAN on one CPU: fp32, then bf16, the slowest first."""
+    machine = results["machine"]
+    (case,) = (c for c in results["cases"] if c["case"] == "ESPAN 510x339")
     bits = ", 17 bits" if machine["path"] == "amx" else ""
-    on_cpu = [
+    bars = [
         (name.replace(DEFAULT, f"espan (default{bits})"), time["median_ms"])
         for name, time in case["times"].items()
     ]
-    # fp32, then bf16; the slowest first.
-    on_cpu.sort(key=lambda bar: (bar[0].endswith("bf16"), -bar[1]))
-    what = "ESPAN ×4, one 510×339 image to 2040×1356; shorter is faster"
+    bars.sort(key=lambda bar: (bar[0].endswith("bf16"), -bar[1]))
     processor = machine["processor"].replace("(R)", "")
-    return [
-        chart.Panel(f"GPU: {results['h200']['runs'][1]['gpu']}", what, on_gpu),
-        chart.Panel(
-            f"CPU: {processor}, {machine['threads']} threads, {machine['path'].upper()}",
-            what,
-            on_cpu,
-        ),
-    ]
+    title = f"CPU: {processor}, {machine['threads']} threads, {machine['path'].upper()}"
+    return chart.Panel(title, CHARTED, bars)
 
 
 def training(results: dict[str, Any]) -> str:
@@ -199,6 +201,8 @@ def training(results: dict[str, Any]) -> str:
 TABLES = {
     "cpu_peers": ("cpu_peers", peers),
     "cpu_targets": ("cpu_peers", targets),
+    "cpu_peers_avx2": ("cpu_peers_avx2", peers),
+    "cpu_targets_avx2": ("cpu_peers_avx2", targets),
     "gpu": ("h200", gpu),
     "gpu_targets": ("h200", gpu_targets),
     "training": ("training", training),
