@@ -22,7 +22,7 @@ demo: .venv/.espan
 	@$(BIN)/python examples/demo.py demo
 
 test: .venv/.tools
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses=8 --dist=worksteal
 
 test-full: .venv/.tools
 	$(BIN)/python -m pytest

@@ -75,6 +75,7 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(source, target, message, CUDA_HOME=no_cuda, ESPAN_BUILD="auto")
 
 
+@pytest.mark.slow
 def test_one_wheel_for_all_pythons(wheel: Path) -> None:
     assert "-cp310-abi3-" in wheel.name
     names = zipfile.ZipFile(wheel).namelist()
@@ -91,6 +92,7 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install(wheel, tmp_path_factory.mktemp("environment"))
 
 
+@pytest.mark.slow
 def test_installed_wheel_works_outside_the_source_tree(python: Path, tmp_path: Path) -> None:
     code = """
 import torch, espan_kernels
@@ -106,6 +108,7 @@ print(backends.available()["cpu"].available, backends.available()["cuda"].reason
     assert output[1] == f"True {reason}"
 
 
+@pytest.mark.slow
 def test_installed_command_works_outside_the_source_tree(python: Path, tmp_path: Path) -> None:
     # Wide, so that the table does not break lines.
     output = run(python.parent / "espan", "doctor", cwd=tmp_path, COLUMNS="300")

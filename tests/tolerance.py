@@ -30,7 +30,7 @@ separate tensor.  Where the exact result, rounded to the dtype, is infinite or N
 must be the same; such values are excluded from the errors.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -232,6 +232,10 @@ def allowed(
     return factor * error + max(torch.finfo(dtype).eps, share) * largest
 
 
+# The results of `expected` by key and dtype.
+_simulated: dict[Hashable, list[Expected]] = {}
+
+
 def assert_accurate(
     actual: Tensor | Sequence[Tensor],
     reference: Reference,
@@ -239,6 +243,7 @@ def assert_accurate(
     dtype: torch.dtype | None = None,
     factor: float = FACTOR,
     share: float = 0,
+    key: Hashable = None,
 ) -> None:
     """Check one or several results of a kernel against the rule.
 
@@ -250,9 +255,14 @@ def assert_accurate(
         factor: the allowed multiple of the simulated reference's error.
         share: an allowed error relative to the largest magnitude, for kernels that keep fewer bits
             than their dtype.
+        key: identifies ``reference`` and its inputs.  It is simulated once for each key, so that
+            several kernels can be checked against the same results.
     """
     results = _tensors(actual)
-    wanted = expected(reference, dtype or results[0].dtype)
+    known = (key, dtype or results[0].dtype)
+    wanted = _simulated.get(known) or expected(reference, known[1])
+    if key is not None:
+        _simulated[known] = wanted
     for result, (exact, error) in zip(results, wanted, strict=True):
         assert_within(result, exact, error, factor=factor, share=share)
 

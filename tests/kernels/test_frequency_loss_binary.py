@@ -8,8 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from espan_kernels import _library
-from tests.kernels.test_library import cuobjdump, needs_cuda_kernels, run
+from tests.kernels.test_library import (
+    cuobjdump,
+    library_file,
+    machine_code,
+    needs_cuda_kernels,
+    run,
+    tool,
+)
 
 pytestmark = needs_cuda_kernels
 
@@ -22,27 +28,15 @@ LARGE = {
 }
 
 
-def extracted(folder: Path) -> list[Path]:
-    """The machine code of the library, one ELF file for each source and architecture."""
-    tool = shutil.which("cuobjdump")
-    if tool is None and _library.triton_installed:
-        import triton
-
-        tool = str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
-    if tool is None or shutil.which("readelf") is None:
-        pytest.skip("there is no cuobjdump or no readelf")
-    assert _library.compiled is not None
-    assert _library.compiled.__file__ is not None
-    run("sh", "-c", f'cd "$1" && "{tool}" -xelf all "$2"', "sh", folder, _library.compiled.__file__)
-    return sorted(folder.glob("*.cubin"))
-
-
 @lru_cache
 def code_sizes() -> dict[tuple[str, str], int]:
     """Bytes of machine code by architecture and mangled name."""
     sizes = {}
+    if shutil.which("readelf") is None:
+        pytest.skip("there is no readelf")
     with tempfile.TemporaryDirectory() as folder:
-        for file in extracted(Path(folder)):
+        run(tool("cuobjdump"), "-xelf", "all", library_file(), cwd=Path(folder))
+        for file in Path(folder).glob("*.cubin"):
             arch = re.findall(r"sm_(\d+)", file.name)[-1]
             sections = run("sh", "-c", 'readelf -S -W "$1" 2>/dev/null', "sh", file)
             for name, size in re.findall(r"\.text\.(\S+)\s+PROGBITS\s+\S+\s+\S+\s+(\S+)", sections):
@@ -79,9 +73,8 @@ def test_no_local_memory() -> None:
     assert found
 
 
-def test_tensor_cores_and_wide_accesses() -> None:
-    arch = "sm_" + re.sub(r"\D", "", _library.cuda_archs.split(",")[0])
-    functions = cuobjdump("-arch", arch, "-sass").split("Function : ")[1:]
+def test_tensor_cores_and_wide_accesses(tmp_path: Path) -> None:
+    functions = machine_code(tmp_path, "frequency_loss_kernel")
     code = [f for f in functions if "frequency_loss_kernel" in f.split()[0]]
     assert code
     for f in code:

@@ -175,6 +175,7 @@ def test_bank_conflicts(kernels: ctypes.CDLL, dtype: torch.dtype, of_stores: int
         assert wavefronts(kernels, kind) == (fewest, fewest + conflicts), kind
 
 
+@pytest.mark.slow
 def test_rows_of_an_even_number_of_16_bytes_conflict() -> None:
     right = "kSignRow = kLossColumns + 2 * kHalo"
     kernels = build((right, right + " + 8"))
@@ -199,6 +200,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", PLANTED)
 def test_a_planted_bug_is_found(bug: str) -> None:
     kernels = build(PLANTED[bug])

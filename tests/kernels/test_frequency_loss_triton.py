@@ -26,7 +26,14 @@ def test_in_the_interpreter() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize(("dtype", "capability"), [("bf16", 80), ("fp16", 90), ("fp32", 100)])
+@pytest.mark.parametrize(
+    ("dtype", "capability"),
+    [
+        ("fp16", 90),
+        pytest.param("bf16", 80, marks=pytest.mark.slow),
+        pytest.param("fp32", 100, marks=pytest.mark.slow),
+    ],
+)
 def test_compiles_ahead_of_time(
     dtype: str, capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

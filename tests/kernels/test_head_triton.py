@@ -34,14 +34,19 @@ def test_in_the_interpreter() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+MORE = (
+    ("fp16", "u8", 32, 9, False, 80),
+    ("fp16", "fp32", 16, 11, False, 90),
+    ("bf16", "fp16", 64, 1, False, 100),
+)
+
+
 @pytest.mark.parametrize(
     ("dtype", "image", "p", "kernel", "with_mean", "capability"),
     [
-        ("fp16", "u8", 32, 9, False, 80),
         ("bf16", "bf16", 48, 3, True, 80),
         ("fp16", "u8", 32, 9, True, 90),
-        ("fp16", "fp32", 16, 11, False, 90),
-        ("bf16", "fp16", 64, 1, False, 100),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE),
     ],
 )
 def test_compiles_ahead_of_time(

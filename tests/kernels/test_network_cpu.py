@@ -31,8 +31,9 @@ def assert_close(case: Case, x: Tensor, packed: Tensor | None = None) -> None:
     if _library.compiled.cpu_path() == "amx":
         assert_accurate(y, partial(case.reference, x), **THREE_PRODUCTS)
     else:
+        key = (str(case), x.shape, x.numpy().tobytes())
         with by_winograd():
-            assert_accurate(y, partial(case.reference, x), factor=WINOGRAD)
+            assert_accurate(y, partial(case.reference, x), factor=WINOGRAD, key=key)
     assert torch.equal(ranges[:, 0], y.amin((1, 2, 3)))
     assert torch.equal(ranges[:, 1], y.amax((1, 2, 3)))
     assert not ranges[:, 2].any()
@@ -45,7 +46,7 @@ def test_family(cpu_path: str, case: Case) -> None:
         assert_close(case, image(2, 3, *size), packed)
 
 
-@pytest.mark.parametrize("case", [SPAN, FAMILY[3]], ids=str)
+@pytest.mark.parametrize("case", [FAMILY[3], FAMILY[5]], ids=str)
 def test_sizes(cpu_path: str, case: Case) -> None:
     packed = case.pack()
     for size in SIZES:

@@ -130,6 +130,7 @@ def planted() -> dict[str, Module]:
     return {name: module.result() for name, module in built.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_a_planted_bug_is_found(planted: dict[str, Module], name: str) -> None:
     """It gives a wrong result or an emulator error, in any order of the warps."""
@@ -140,6 +141,7 @@ def test_a_planted_bug_is_found(planted: dict[str, Module], name: str) -> None:
             check(runner(module, instance, order), 32, 3, torch.float16, (1, 18, 9))
 
 
+@pytest.mark.slow
 def test_an_identity_swizzle_causes_bank_conflicts(planted: dict[str, Module]) -> None:
     module = planted["no swizzle"]
     (instance,) = instances(module, torch.float16, 32, 16)

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 IN_LIBRARY = ("8.0", "9.0", "10.0", "12.0")
 # By default, these GPUs run the code for 8.0.
 COMPILED_HERE = ("8.6", "8.9")
+COMPILED = [pytest.param(arch, marks=pytest.mark.slow) for arch in COMPILED_HERE]
 # The instruction with which each loads the pixels of an mma.
 KERNELS = {"spab_kernel": "LDSM", "tail_kernel": "LDSM", "head_kernel": "LDS"}
 # Template arguments after the type.  The last ones are the warps that share rows, the warps that
@@ -44,7 +45,7 @@ def tool(name: str) -> str:
 
 @lru_cache
 def fat_binaries() -> list[Path]:
-    """The kernels compiled for `COMPILED_HERE`; this takes half a minute, so they are cached."""
+    """The kernels compiled for `COMPILED_HERE`; this takes minutes, so they are cached."""
     folder = ROOT / "csrc"
     sources = [p for p in sorted(folder.rglob("*")) if p.suffix in (".h", ".cuh", ".cu")]
     version = subprocess.run([tool("nvcc"), "--version"], capture_output=True).stdout
@@ -100,7 +101,7 @@ def loops(code: str) -> Iterator[list[str]]:
             yield [name for address, name, _ in listing if begin <= address <= end]
 
 
-@pytest.mark.parametrize("arch", ["8.0", "9.0", *COMPILED_HERE])
+@pytest.mark.parametrize("arch", ["8.0", "9.0", *COMPILED])
 def test_convolutions_use_tensor_cores(arch: str) -> None:
     functions = cuobjdump(arch, "-sass").split("Function : ")[1:]
     seen = dict.fromkeys(KERNELS, 0)
@@ -126,7 +127,7 @@ def test_convolutions_use_tensor_cores(arch: str) -> None:
     assert all(seen.values()), seen
 
 
-@pytest.mark.parametrize("arch", [*IN_LIBRARY, *COMPILED_HERE])
+@pytest.mark.parametrize("arch", [*IN_LIBRARY, *COMPILED])
 def test_resources(arch: str) -> None:
     usage = re.findall(r"Function (\S+_kernel\S+):\s*(.*)", cuobjdump(arch, "-res-usage"))
     checked = 0

@@ -34,15 +34,20 @@ def test_in_the_interpreter() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+MORE = (
+    ("fp16", 32, False, 80),
+    ("fp16", 64, True, 80),
+    ("bf16", 16, False, 90),
+    ("fp16", 64, True, 100),
+)
+
+
 @pytest.mark.parametrize(
     ("dtype", "p", "gated", "capability"),
     [
-        ("fp16", 32, False, 80),
-        ("fp16", 64, True, 80),
         ("bf16", 48, True, 80),
         ("fp16", 32, True, 90),
-        ("bf16", 16, False, 90),
-        ("fp16", 64, True, 100),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE),
     ],
 )
 def test_compiles_ahead_of_time(

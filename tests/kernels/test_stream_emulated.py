@@ -184,6 +184,7 @@ def planted() -> dict[str, Module]:
     return {name: module.result() for name, module in built.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUGS)
 def test_a_planted_bug_is_found(planted: dict[str, Module], name: str) -> None:
     """It gives a wrong result or an emulator error, in any order of the warps."""

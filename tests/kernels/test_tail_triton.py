@@ -34,15 +34,20 @@ def test_in_the_interpreter() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+MORE = (
+    ("fp16", "u8", 32, 4, 2, 80),
+    ("fp16", "fp16", 32, 4, 2, 90),
+    ("fp16", "fp32", 16, 2, 3, 90),
+    ("bf16", "fp16", 64, 4, 2, 100),
+)
+
+
 @pytest.mark.parametrize(
     ("dtype", "image", "p", "scale", "sides", "capability"),
     [
-        ("fp16", "u8", 32, 4, 2, 80),
         ("bf16", "bf16", 48, 3, 3, 80),
         ("fp16", "u8", 32, 4, 2, 90),
-        ("fp16", "fp16", 32, 4, 2, 90),
-        ("fp16", "fp32", 16, 2, 3, 90),
-        ("bf16", "fp16", 64, 4, 2, 100),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE),
     ],
 )
 def test_compiles_ahead_of_time(

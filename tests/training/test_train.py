@@ -199,7 +199,7 @@ def test_the_average_is_the_result(tiny, setup: Setup, tmp_path: Path, monkeypat
     assert all(v.any() for n, v in best.state_dict().items() if n.endswith("weight"))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_resuming_is_exact(tiny, setup: Setup, tmp_path: Path, monkeypatch, precision) -> None:
     """A run that is interrupted after many of its steps ends like an uninterrupted one."""
     experiment, setup = tiny(*ALL_STAGES), replace(setup, precision=precision)
@@ -258,6 +258,7 @@ resume(Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(tiny, setup: Setup, tmp_path: Path, monkeypatch) -> None:
     """With SIGKILL between steps, during a save, and while an old save is removed."""
     experiment = tiny(*ALL_STAGES)

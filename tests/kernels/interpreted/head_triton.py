@@ -18,8 +18,10 @@ F16 = torch.float16
 TYPES = (torch.uint8, F16, torch.float32)
 
 
-@pytest.mark.parametrize("kernel", [1, 3, 5, 7, 9, 11])
-@pytest.mark.parametrize("channels", [1, 26, 28, 32, 48, 52, 64])
+@pytest.mark.parametrize(
+    ("channels", "kernel"),
+    [(1, 1), (26, 3), (28, 5), (32, 9), (48, 7), (52, 11), (64, 1), (64, 11)],
+)
 def test_channels_and_kernels(channels: int, kernel: int) -> None:
     image = image_of((2, 3, 5), TYPES[kernel % 3], LAYOUTS[kernel // 2 % 3])
     check(head, channels, kernel, F16, image)
@@ -28,14 +30,14 @@ def test_channels_and_kernels(channels: int, kernel: int) -> None:
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout: str, dtype: torch.dtype) -> None:
-    for with_mean in (False, True):
-        check(head, 28, 9, F16, image_of((2, 6, 7), dtype, layout), with_mean=with_mean)
+    with_mean = (TYPES.index(dtype) + LAYOUTS.index(layout)) % 2 == 0
+    check(head, 28, 3, F16, image_of((2, 6, 7), dtype, layout), with_mean=with_mean)
 
 
 def test_sizes() -> None:
     """One pixel, one row, one column; below, at and above a program's share of the pixels."""
     for shape in ((1, 1, 1), (1, 1, 7), (2, 9, 1), (1, 4, BLOCK), (1, 5, BLOCK + 6)):
-        check(head, 32, 9, F16, image_of(shape, torch.uint8, "interleaved"))
+        check(head, 32, 5, F16, image_of(shape, torch.uint8, "interleaved"))
 
 
 def test_expanded_gray() -> None:

@@ -4,6 +4,8 @@ pytest does not collect this file: TRITON_INTERPRET must be set before Triton is
 test_network_triton.py runs it in a separate process.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -11,13 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from espan import fused
 from espan.engines import Blocks
 from espan.folding import fold
-from espan.models import ESPAN, SPAN, Architecture, Network
+from espan.models import ESPAN, SPAN, Network
 from tests.tolerance import FOLDED, assert_accurate
 
 MEMBERS = {
     "espan": ESPAN,
-    "span": SPAN,
-    "c26x3": Architecture(26, (3, 2), scale=3, head_kernel=5, concat_last="activation"),
+    "c26x3": replace(SPAN, channels=26, convs=(3, 2), scale=3, head_kernel=5),
 }
 
 

@@ -19,24 +19,21 @@ TYPES = (torch.uint8, F16, torch.float32)
 
 
 @pytest.mark.parametrize(
-    ("channels", "scale"),
+    ("channels", "scale", "sides"),
     [
-        (28, 1),
-        (28, 2),
-        (28, 3),
-        (28, 4),
-        (1, 4),
-        (16, 3),
-        (26, 2),
-        (32, 4),
-        (48, 3),
-        (52, 2),
-        (64, 4),
+        (1, 4, 2),
+        (16, 3, 3),
+        (26, 2, 2),
+        (28, 1, 3),
+        (28, 3, 2),
+        (32, 4, 3),
+        (48, 3, 2),
+        (52, 2, 3),
+        (64, 4, 2),
     ],
 )
-def test_channels_and_scales(channels: int, scale: int) -> None:
-    for sides, dtype in ((2, torch.uint8), (3, F16)):
-        check(tail, channels, scale, sides, F16, dtype, (2, 3, 5))
+def test_channels_and_scales(channels: int, scale: int, sides: int) -> None:
+    check(tail, channels, scale, sides, F16, (torch.uint8, F16)[sides - 2], (2, 3, 5))
 
 
 def test_sizes() -> None:
@@ -47,13 +44,20 @@ def test_sizes() -> None:
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("gain", [1.0, 100.0])
-def test_out_of_range_values(gain: float, dtype: torch.dtype) -> None:
-    check(tail, 32, 4, 2, F16, dtype, (1, 5, 7), gain=gain)
+def test_out_of_range_values(dtype: torch.dtype) -> None:
+    check(tail, 32, 4, 2, F16, dtype, (1, 5, 7), gain=100.0)
 
 
-@pytest.mark.parametrize("value", [2.5, -1.5, float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        (2.5, torch.uint8),
+        (-1.5, F16),
+        (float("nan"), torch.uint8),
+        (float("inf"), torch.float32),
+        (-float("inf"), torch.uint8),
+    ],
+)
 def test_one_value_sets_the_flag(dtype: torch.dtype, value: float) -> None:
     """The flag stays set; in uint8, NaN becomes 0, and infinity 0 or 255."""
     maps = [torch.zeros(1, 3, 5, 16, dtype=F16) for _ in range(3)]
