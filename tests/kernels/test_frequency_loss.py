@@ -40,7 +40,7 @@ def cpu_path(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_values_and_gradients(cpu_path: str, dtype: torch.dtype) -> None:
-    for i, shape in enumerate(cases.SHAPES):
+    for i, shape in enumerate(cases.SHAPES[FLOATS.index(dtype) :: 2]):
         sr, hr = cases.inputs(*shape, dtype=dtype)
         cases.check(ops.frequency_loss_gradient, sr, hr, squared=i % 2 == 0)
 

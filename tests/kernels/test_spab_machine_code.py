@@ -101,7 +101,7 @@ def loops(code: str) -> Iterator[list[str]]:
             yield [name for address, name, _ in listing if begin <= address <= end]
 
 
-@pytest.mark.parametrize("arch", ["8.0", "9.0", *COMPILED])
+@pytest.mark.parametrize("arch", ["9.0", pytest.param("8.0", marks=pytest.mark.slow), *COMPILED])
 def test_convolutions_use_tensor_cores(arch: str) -> None:
     functions = cuobjdump(arch, "-sass").split("Function : ")[1:]
     seen = dict.fromkeys(KERNELS, 0)
