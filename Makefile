@@ -15,6 +15,10 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
+# Each test process computes in one thread.
+IN_PARALLEL := OMP_NUM_THREADS=1
+WORKERS := -n logical --maxprocesses=8 --dist=worksteal
+
 .PHONY: demo test test-full test-oldest lint bench sanitize rehearse gpu FORCE
 .DELETE_ON_ERROR:
 
@@ -22,14 +26,14 @@ demo: .venv/.espan
 	@$(BIN)/python examples/demo.py demo
 
 test: .venv/.tools
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses=8 --dist=worksteal
+	$(IN_PARALLEL) $(BIN)/python -m pytest -m "not slow" $(WORKERS)
 
 test-full: .venv/.tools
 	$(BIN)/python -m pytest
 
 # With the library that was built for $(TORCH): it uses libtorch's stable ABI only.
 test-oldest: .venv/oldest/.tools
-	.venv/oldest/bin/python -m pytest -m "not slow" \
+	$(IN_PARALLEL) .venv/oldest/bin/python -m pytest -m "not slow" $(WORKERS) \
 	  $(patsubst %,tests/kernels/test_%.py,backends gate frequency_loss head spab tail network \
 	    network_cpu) $(patsubst %,tests/test_%.py,engines fused losses)
 
