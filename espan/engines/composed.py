@@ -72,8 +72,11 @@ class Composed(nn.Module):
     def _conv(self, name: str, x: Tensor) -> Tensor:
         weight, bias = getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias")
         around = weight.shape[-1] // 2
-        # The function behind F.conv2d.  F.conv2d itself uses TF32, which keeps 10 bits of a value,
-        # if a global setting of the user allows it.
+        # PyTorch 2.10 cannot compile the function below for dynamic shapes.
+        if torch.compiler.is_compiling() and not x.is_cuda:
+            return F.conv2d(x, weight, bias, padding=around)
+        # The function behind F.conv2d.  On a GPU, F.conv2d itself uses TF32, which keeps 10 bits of
+        # a value, if a global setting of the user allows it.
         return torch._convolution(
             x,
             weight,
