@@ -80,12 +80,12 @@ WANTED := $(TORCH) $(ESPAN_BUILD) $(TORCH_CUDA_ARCH_LIST)
 
 OLDEST := $(shell sed -n 's/.*"torch>=\([0-9.]*\)".*/torch==\1.0/p' pyproject.toml)
 
-# The package is installed only for its dependencies: pytest imports the modules in this folder.
+# espan's dependencies alone: pytest takes the modules of this folder.
 .venv/oldest/.tools: .venv/.espan
 	@echo "installing $(OLDEST) into .venv/oldest ..."
 	@$(PYTHON) -m venv .venv/oldest
 	@.venv/oldest/bin/python -m pip install -q --upgrade pip
-	@.venv/oldest/bin/python -m pip install -q --group build
-	@ESPAN_BUILD=none .venv/oldest/bin/python -m pip install -q --no-build-isolation \
-	  --group test "$(OLDEST)" .
+	@$(BIN)/python -c 'from importlib.metadata import requires; \
+	  print(*(r for r in requires("espan") if "extra ==" not in r), sep="\n")' > $(@D)/requirements.txt
+	@.venv/oldest/bin/python -m pip install -q -r $(@D)/requirements.txt --group test "$(OLDEST)"
 	@touch $@
