@@ -279,6 +279,7 @@ def test_few_images_are_decoded_ahead(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(read) == 5 + 3
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_folder(tmp_path: Path) -> None:
     """60 images of 3 MB each would take 180 MB if they were all kept in memory."""
     (tmp_path / "photos").mkdir()

@@ -46,7 +46,9 @@ def test_family(cpu_path: str, case: Case) -> None:
         assert_close(case, image(2, 3, *size), packed)
 
 
-@pytest.mark.parametrize("case", [FAMILY[3], FAMILY[5]], ids=str)
+@pytest.mark.parametrize(
+    "case", [FAMILY[3], pytest.param(FAMILY[5], marks=pytest.mark.slow)], ids=str
+)
 def test_sizes(cpu_path: str, case: Case) -> None:
     packed = case.pack()
     for size in SIZES:
@@ -220,7 +222,7 @@ def packed_of(plain: Network) -> tuple[Tensor, dict[str, Any]]:
     return packed, description | {"concat_activation": a.concat_last == "activation"}
 
 
-@pytest.mark.parametrize("dataset", ["Set5", "Set14"])
+@pytest.mark.parametrize("dataset", ["Set5", pytest.param("Set14", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("weights", ["espan_x4_official.pth", "span_c28_x4_official.pth"])
 def test_photographs(testdata: Path, weights: str, dataset: str) -> None:
     """Each pixel is within a uint8 step of PyTorch's, and the PSNR within 0.001 dB."""

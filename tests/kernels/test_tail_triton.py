@@ -35,6 +35,7 @@ def test_in_the_interpreter() -> None:
 
 
 MORE = (
+    ("bf16", "bf16", 48, 3, 3, 80),
     ("fp16", "u8", 32, 4, 2, 80),
     ("fp16", "fp16", 32, 4, 2, 90),
     ("fp16", "fp32", 16, 2, 3, 90),
@@ -45,7 +46,6 @@ MORE = (
 @pytest.mark.parametrize(
     ("dtype", "image", "p", "scale", "sides", "capability"),
     [
-        ("bf16", "bf16", 48, 3, 3, 80),
         ("fp16", "u8", 32, 4, 2, 90),
         *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE),
     ],
