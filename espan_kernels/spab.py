@@ -72,9 +72,10 @@ def pack_spab(
     bias = bias[:, cuda_fragments.output_order(p)]
     rows = _rows(stacked / 2)
     fragments = [cuda_fragments.conv3x3(w) for w in rows]
-    streamed = (
-        [cuda_fragments.streamed_conv3x3(w) for w in rows] if cuda_fragments.is_streamed(p) else []
-    )
+    streamed = []
+    if cuda_fragments.is_streamed(p):
+        apart = cuda_fragments.taps_apart(p)
+        streamed = [cuda_fragments.streamed_conv3x3(w, apart=apart) for w in rows]
     return cuda_fragments.join(fragments, [bias / 2], dtype, streamed).to(device)
 
 
@@ -103,8 +104,10 @@ def unpack(packed: Tensor, channels: int, convs: int) -> tuple[Tensor, Tensor]:
 def sizes(channels: int, convs: int) -> cuda_fragments.Sizes:
     """The sizes of the parts of a packed tensor."""
     p = padded(channels)
-    streamed = cuda_fragments.streamed_size(p, p) if cuda_fragments.is_streamed(p) else 0
-    return cuda_fragments.Sizes(convs * p * p * 9, convs * p, convs * streamed)
+    streamed = cuda_fragments.streamed_size(p, p, apart=cuda_fragments.taps_apart(p))
+    return cuda_fragments.Sizes(
+        convs * p * p * 9, convs * p, convs * streamed if cuda_fragments.is_streamed(p) else 0
+    )
 
 
 def _check(channels: int, convs: int) -> None:

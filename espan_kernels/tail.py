@@ -81,7 +81,7 @@ def pack_tail(
         cuda_fragments.pad(bias.detach().double().cpu(), p)[cuda_fragments.output_order(p)],
         _up_rows(up_bias.detach().double().cpu(), scale),
     ]
-    streamed = _pack(*wide, streamed=True) if cuda_fragments.is_streamed(p) else []
+    streamed = _pack_streamed(*wide) if cuda_fragments.is_streamed(p) else []
     return cuda_fragments.join(_pack(*wide), biases, dtype, streamed).to(device)
 
 
@@ -100,18 +100,29 @@ def _up_rows(rows: Tensor, scale: int) -> Tensor:
     return order.reshape(8 * tiles, *rows.shape[1:])
 
 
-def _pack(last: Tensor, side: Tensor, up: Tensor, *, streamed: bool = False) -> list[Tensor]:
+def _rows(last: Tensor, side: Tensor, up: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+    """The weights with padded channels, and their rows in the order of the output tiles."""
     channels = last.shape[0]
     p = padded(channels)
     order = cuda_fragments.output_order(p)
-    conv3x3 = cuda_fragments.streamed_conv3x3 if streamed else cuda_fragments.conv3x3
-    conv1x1 = cuda_fragments.streamed_conv1x1 if streamed else cuda_fragments.conv1x1
     sides = [cuda_fragments.pad(s.flatten(1), p, p)[order] for s in side.split(channels, 1)]
     scale = round((up.shape[0] / 3) ** 0.5)
     rows = _up_rows(up.flatten(1), scale).view(-1, channels, 9)
     rows = cuda_fragments.pad(rows.transpose(0, 1), p).transpose(0, 1).reshape(-1, p, 3, 3)
-    last = cuda_fragments.pad(last, p, p)[order]
-    return [conv3x3(last), *(conv1x1(s) for s in sides), conv3x3(rows)]
+    return cuda_fragments.pad(last, p, p)[order], sides, rows
+
+
+def _pack(*weights: Tensor) -> list[Tensor]:
+    last, sides, up = _rows(*weights)
+    conv3x3, conv1x1 = cuda_fragments.conv3x3, cuda_fragments.conv1x1
+    return [conv3x3(last), *(conv1x1(s) for s in sides), conv3x3(up)]
+
+
+def _pack_streamed(*weights: Tensor) -> list[Tensor]:
+    last, sides, up = _rows(*weights)
+    conv3x3, conv1x1 = cuda_fragments.streamed_conv3x3, cuda_fragments.streamed_conv1x1
+    apart = cuda_fragments.taps_apart(last.shape[0])
+    return [conv3x3(last, apart=apart), *(conv1x1(s) for s in sides), conv3x3(up, apart=False)]
 
 
 def _shapes(channels: int, scale: int, sides: int) -> list[tuple[int, ...]]:
@@ -137,8 +148,9 @@ def _bias_numbers(scale: int) -> Tensor:
 def sizes(channels: int, scale: int, sides: int) -> cuda_fragments.Sizes:
     """The sizes of the parts of a packed tensor."""
     p, up = padded(channels), 48 if scale > 2 else 16
-    wide = cuda_fragments.streamed_size(p, p) + cuda_fragments.streamed_size(p, up)
-    streamed = wide + sides * p * p if cuda_fragments.is_streamed(p) else 0
+    size = cuda_fragments.streamed_size
+    streamed = size(p, p, apart=cuda_fragments.taps_apart(p)) + size(p, up, apart=False)
+    streamed = streamed + sides * p * p if cuda_fragments.is_streamed(p) else 0
     return cuda_fragments.Sizes(p * (9 * p + sides * p + 9 * up), p + up, streamed)
 
 

@@ -94,12 +94,15 @@ struct PackedSizes {
   int64_t streamed = 0;  // the weights again, for the streamed kernels
 };
 
-// The weights of a 3x3 convolution in the order of stream.cuh, which takes at most 32 channels.
-inline int64_t streamed(int64_t p, int64_t outputs) { return p > 32 ? 0 : 15 * p * outputs; }
+// The weights in the order of stream.cuh: of a 3x3 convolution between feature maps, and of the
+// upsampling convolution.  There are streamed kernels for at most 48 channels.
+inline bool is_streamed(int64_t p) { return p <= 48; }
+inline int64_t streamed(int64_t p) { return (p > 32 ? 9 : 15) * p * p; }
+inline int64_t streamed_up(int64_t p, int64_t outputs) { return 15 * p * outputs; }
 
 inline PackedSizes spab_sizes(int64_t channels, int64_t convs) {
   const int64_t p = padded(channels);
-  return {convs * 9 * p * p, convs * p, convs * streamed(p, p)};
+  return {convs * 9 * p * p, convs * p, is_streamed(p) ? convs * streamed(p) : 0};
 }
 
 inline PackedSizes head_sizes(int64_t channels, int64_t kernel) {
@@ -109,7 +112,7 @@ inline PackedSizes head_sizes(int64_t channels, int64_t kernel) {
 
 inline PackedSizes tail_sizes(int64_t channels, int64_t scale, int64_t sides) {
   const int64_t p = padded(channels), up = scale > 2 ? 48 : 16;
-  const int64_t stream = p > 32 ? 0 : streamed(p, p) + sides * p * p + streamed(p, up);
+  const int64_t stream = is_streamed(p) ? streamed(p) + sides * p * p + streamed_up(p, up) : 0;
   return {p * (9 * p + sides * p + 9 * up), p + up, stream};
 }
 

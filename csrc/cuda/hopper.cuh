@@ -139,9 +139,10 @@ __device__ __forceinline__ void wgmma_fence() {
 __device__ __forceinline__ void wgmma_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
-// Waits for all committed products.
+// Waits for all but the last kRunning groups of committed products.
+template <int kRunning>
 __device__ __forceinline__ void wgmma_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kRunning) : "memory");
 }
 // Prevents the compiler from moving accesses to the accumulators across it.  Otherwise it moves
 // them to where products run and has to wait for each product.
@@ -154,6 +155,57 @@ __device__ __forceinline__ void registers_fence(float (&d)[N]) {
 __device__ __forceinline__ void move_out(float& v, float& d, float next) {
   asm volatile("mov.b32 %0, %1;\n\tmov.b32 %1, %2;" : "=&f"(v), "+f"(d) : "f"(next));
 }
+// The same for two values, which are rounded to a pair of T.
+template <class T>
+__device__ __forceinline__ uint32_t pack_out(float& low, float& high, float next_low,
+                                             float next_high);
+template <>
+__device__ __forceinline__ uint32_t pack_out<Float16>(float& low, float& high, float next_low,
+                                                      float next_high) {
+  uint32_t v;
+  asm volatile("cvt.rn.f16x2.f32 %0, %2, %1;\n\tmov.b32 %1, %3;\n\tmov.b32 %2, %4;"
+               : "=&r"(v), "+f"(low), "+f"(high)
+               : "f"(next_low), "f"(next_high));
+  return v;
+}
+template <>
+__device__ __forceinline__ uint32_t pack_out<BFloat16>(float& low, float& high, float next_low,
+                                                       float next_high) {
+  uint32_t v;
+  asm volatile("cvt.rn.bf16x2.f32 %0, %2, %1;\n\tmov.b32 %1, %3;\n\tmov.b32 %2, %4;"
+               : "=&r"(v), "+f"(low), "+f"(high)
+               : "f"(next_low), "f"(next_high));
+  return v;
+}
+
+// Arithmetic on pairs of T.  tanh has an error of 2^-11 in float16 and 2^-8 in bfloat16.
+#define ESPAN_PAIRS_OF(T, type)                                                             \
+  template <>                                                                               \
+  __device__ __forceinline__ uint32_t tanh_of_pair<T>(uint32_t x) {                         \
+    uint32_t y;                                                                             \
+    asm("tanh.approx." type " %0, %1;" : "=r"(y) : "r"(x));                                 \
+    return y;                                                                               \
+  }                                                                                         \
+  template <>                                                                               \
+  __device__ __forceinline__ uint32_t fma_of_pairs<T>(uint32_t a, uint32_t b, uint32_t c) { \
+    uint32_t v;                                                                             \
+    asm("fma.rn." type " %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(c));              \
+    return v;                                                                               \
+  }                                                                                         \
+  template <>                                                                               \
+  __device__ __forceinline__ uint32_t product_of_pairs<T>(uint32_t a, uint32_t b) {         \
+    uint32_t v;                                                                             \
+    asm("mul.rn." type " %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));                          \
+    return v;                                                                               \
+  }
+template <class T>
+__device__ __forceinline__ uint32_t tanh_of_pair(uint32_t x);
+template <class T>
+__device__ __forceinline__ uint32_t fma_of_pairs(uint32_t a, uint32_t b, uint32_t c);
+template <class T>
+__device__ __forceinline__ uint32_t product_of_pairs(uint32_t a, uint32_t b);
+ESPAN_PAIRS_OF(Float16, "f16x2")
+ESPAN_PAIRS_OF(BFloat16, "bf16x2")
 
 }  // namespace espan::cuda
 

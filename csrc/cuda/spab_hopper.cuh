@@ -13,10 +13,13 @@ struct SpabStream {
   using T = T_;
   static constexpr int P = P_, kValid = 60;
   static constexpr int kThreads = 512, kLoaders = 4;
-  using Conv = StreamConv<T, P, P>;
+  // With 48 channels the taps of three convolutions leave no room for repeated blocks.
+  using Conv = StreamConv<T, P, P, (P > 32)>;
+  // With the 152 of the other groups, these are all registers of an SM.
+  static constexpr int kLoaderRegisters = 56;
   using Row = StreamRow<P>;
   // The row of x for the residual is 9 rows behind the one for the first convolution.
-  using Input = Ring<12, Row::kRow>;
+  using Input = Ring<(P > 32 ? 11 : 12), Row::kRow>;
   using Inner = Ring<3, Row::kRow>;
   static constexpr int kInput = 3 * Conv::kBytes, kInner = kInput + Input::kBytes;
   static constexpr int kBarriers = kInner + 2 * Inner::kBytes;
@@ -30,6 +33,7 @@ template <class T, class F>
 void for_each_spab_stream(F f) {
   f(SpabStream<T, 16>{});
   f(SpabStream<T, 32>{});
+  f(SpabStream<T, 48>{});
 }
 
 template <class S>
@@ -37,6 +41,7 @@ struct SpabStreamWork : StreamStrip<S> {
   using Base = StreamStrip<S>;
   using Base::channel, Base::element, Base::inside_columns, Base::inside_rows, Base::lane;
   using Base::left, Base::pixel, Base::rows, Base::top, Base::width;
+  using T = typename S::T;
   using Row = typename S::Row;
   using Vector = typename S::Vector;
   const SpabArguments& p;
@@ -59,6 +64,7 @@ struct SpabStreamWork : StreamStrip<S> {
   template <class In>
   __device__ __forceinline__ void activate(typename S::Conv& conv, In in, typename S::Inner out,
                                            int after, uint16_t* activation) const {
+    uint32_t done[S::P / 8][2];  // pairs of halved values of the finished row
     const auto emit = [&](int u) {
       const int y = top - after + u;
       const bool row_inside = inside_rows(y), own_row = u >= after && u < after + rows;
@@ -74,8 +80,8 @@ struct SpabStreamWork : StreamStrip<S> {
           Lane<S::kGroup> result;
 #pragma unroll
           for (int j = 0; j < S::kGroup; ++j) {
-            const float2 h = conv.pair(g * S::kGroup + j, high);
-            const uint32_t v = S::T::pack(silu_of_half(h.x), silu_of_half(h.y));
+            const uint32_t h = done[g * S::kGroup + j][high];
+            const uint32_t v = fma_of_pairs<T>(h, tanh_of_pair<T>(h), h);
             result.pair[j] = real ? v : 0;
           }
           const int c = channel(g);
@@ -88,7 +94,11 @@ struct SpabStreamWork : StreamStrip<S> {
       if (lane == 0) barrier_arrive(out.full());
       out.next();
     };
-    conv.stream(in, rows + 2 * after + 2, lane, [](uint32_t) {}, [] {}, [] {}, emit);
+    const auto take = [&](int j, int high, float& a, float& b, float next_a, float next_b) {
+      done[j][high] = pack_out<T>(a, b, next_a, next_b);
+    };
+    NoExtra none;
+    conv.stream(in, rows + 2 * after + 2, lane, none, take, emit);
   }
 
   // The last convolution, gate and residual.
@@ -108,6 +118,8 @@ struct SpabStreamWork : StreamStrip<S> {
       if (lane == 0) barrier_arrive(input.empty());
       input.next();
     }
+    uint32_t done[S::P / 8][2];
+    const uint32_t half = T::pack(0.5f, 0.5f);
     const auto emit = [&](int) {
       input.wait_full();
       Vector residual[2][S::kGroups];
@@ -124,9 +136,9 @@ struct SpabStreamWork : StreamStrip<S> {
           Lane<S::kGroup> result(residual[high][g]);
 #pragma unroll
           for (int j = 0; j < S::kGroup; ++j) {
-            const float2 h = conv.pair(g * S::kGroup + j, high);
-            const float2 v = S::T::unpack(result.pair[j]);
-            result.pair[j] = S::T::pack(gate_of_half(h.x, v.x), gate_of_half(h.y, v.y));
+            const uint32_t h = done[g * S::kGroup + j][high];
+            result.pair[j] =
+                product_of_pairs<T>(fma_of_pairs<T>(result.pair[j], half, h), tanh_of_pair<T>(h));
           }
           if (own[high])
             store_global(
@@ -138,7 +150,11 @@ struct SpabStreamWork : StreamStrip<S> {
       if (lane == 0) barrier_arrive(input.empty());
       input.next();
     };
-    conv.stream(in, rows + 2, lane, [](uint32_t) {}, [] {}, [] {}, emit);
+    const auto take = [&](int j, int high, float& a, float& b, float next_a, float next_b) {
+      done[j][high] = pack_out<T>(a, b, next_a, next_b);
+    };
+    NoExtra none;
+    conv.stream(in, rows + 2, lane, none, take, emit);
   }
 };
 
@@ -146,7 +162,6 @@ template <class S>
 __global__ void __launch_bounds__(S::kThreads, 1) spab_stream_kernel(const SpabArguments p) {
 #ifdef ESPAN_WGMMA
   const int thread = threadIdx.x;
-  const SpabStreamWork<S> work(p, blockIdx.x, thread);
   const uint32_t weights = shared_memory(), ready = weights + S::kReady;
   const typename S::Input input(weights + S::kInput, weights + S::kBarriers);
   const typename S::Inner first(weights + S::kInner, input.barriers + S::Input::kBarrierBytes);
@@ -164,19 +179,20 @@ __global__ void __launch_bounds__(S::kThreads, 1) spab_stream_kernel(const SpabA
   grid_dependency_wait();
   const int group = uniform(thread / 128);
   if (group == 3) {
-    set_registers<false, 40>();
+    set_registers<false, S::kLoaderRegisters>();
     if (thread % 128 == 0)
       for (int i = 0; i < p.convs; ++i)
         load_weights(weights + i * S::Conv::kBytes, p.weights + i * (S::Conv::kBytes / 16),
                      S::Conv::kBytes, ready + 8 * i);
     synchronize_warp();
-    work.load(input, uniform(thread / 32 % 4));
+    SpabStreamWork<S>(p, blockIdx.x, threadIdx.x).load(input, uniform(threadIdx.x / 32 % 4));
     return;
   }
   set_registers<true, 152>();
   const int i = group - (3 - p.convs);  // with two convolutions the first group has none
   if (i < 0) return;
-  typename S::Conv conv(weights + i * S::Conv::kBytes, p.bias + i * S::P, thread);
+  const SpabStreamWork<S> work(p, blockIdx.x, threadIdx.x);
+  typename S::Conv conv(weights + i * S::Conv::kBytes, p.bias + i * S::P, threadIdx.x);
   barrier_wait(ready + 8 * i, 0);
   if (group == 2)
     work.finish(conv, p.convs == 3 ? second : first, input);

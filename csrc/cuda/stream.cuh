@@ -94,30 +94,36 @@ struct StreamStrip {
 // the loop took a warp 1,400 cycles for a row of 32 channels, longer than the tensor cores.
 template <class S>
 struct RowCopier {
-  static constexpr int kChunks = S::P / 8, kCopies = (66 * kChunks + 31) / 32;
+  static constexpr int kChunks = S::P / 8;
+  // Pixels that a warp copies at once.  Their number divides 8 or is a multiple of it, so a lane
+  // has 8 / kPixels or one kind of chunk: the swizzle of a tile repeats after 8 pixels.
+  static constexpr int kPixels = kChunks == 6 ? 4 : 32 / kChunks;
+  static constexpr int kKinds = kPixels < 8 ? 8 / kPixels : 1;
+  static constexpr int kCopies = (66 + kPixels - 1) / kPixels;
   const StreamStrip<S>& strip;
-  int64_t left;
+  int64_t first;        // the index of the lane's first chunk in a row
   uint32_t inside = 0;  // one bit per copy of the lane
+  int place[kKinds];
 
-  __device__ __forceinline__ RowCopier(const StreamStrip<S>& strip, int left)
-      : strip(strip), left(left) {
+  __device__ __forceinline__ RowCopier(const StreamStrip<S>& strip, int left) : strip(strip) {
+    const int pixel = strip.lane / kChunks, chunk = strip.lane % kChunks;
+    first = static_cast<int64_t>(left + pixel) * S::P + chunk * 8;
+#pragma unroll
+    for (int i = 0; i < kKinds; ++i) place[i] = StreamRow<S::P>::offset(pixel + i * kPixels, chunk);
 #pragma unroll
     for (int i = 0; i < kCopies; ++i)
-      if (strip.inside_columns(left + (strip.lane + 32 * i) / kChunks)) inside |= 1u << i;
+      if (strip.inside_columns(left + pixel + i * kPixels)) inside |= 1u << i;
   }
   __device__ __forceinline__ void copy(uint32_t slot, const uint16_t* maps, int y) const {
     const uint32_t real = strip.inside_rows(y) ? inside : 0;
     const uint16_t* from = maps + strip.element(real != 0 ? y : 0, 0, 0);
-    const int64_t first = left * S::P + strip.lane * 8;
-    // The swizzle is the same for all of a lane's copies.
-    static_assert(32 % kChunks == 0);
-    const uint32_t to = slot + StreamRow<S::P>::offset(strip.lane / kChunks, strip.lane % kChunks);
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
-      const int at = strip.lane + 32 * i;
       const bool take = real >> i & 1;
-      if (at < 66 * kChunks)
-        copy_async<16>(to + 512 * i, from + (take ? first + 256 * i : 0), take);
+      const int pixel = strip.lane / kChunks + i * kPixels;
+      if (strip.lane < kPixels * kChunks && pixel < 66)
+        copy_async<16>(slot + place[i % kKinds] + i / kKinds * kKinds * kPixels * S::P * 2,
+                       from + (take ? first + i * kPixels * S::P : 0), take);
     }
   }
 };
@@ -127,21 +133,29 @@ struct Phase {
   static constexpr int value = n;
 };
 
-// A 3x3 convolution from P channels to N on a warpgroup.
-template <class T, int P, int N>
+// A 3x3 convolution from P channels to N on a warpgroup.  With kApart each vertical tap has its own
+// product.
+template <class T, int P, int N, bool kApart = false>
 struct StreamConv {
   static constexpr int kSteps = 3 * (P / 16), kValues = N / 2;
+  // The products of a row run in two groups.  With 48 channels there are registers for the A of one
+  // group only.
+  static constexpr bool kShared = P > 32;
+  static constexpr int kFirst = kShared ? (kSteps + 1) / 2 : kSteps / 2;
+  static constexpr int kHeld = kShared ? kFirst : kSteps;
   // Blocks of N columns in a step's weights.  The three windows of three blocks in 0 2 1 0 2 are
   // the rotations of the taps that the accumulators need.
-  static constexpr int kBlocks = 5;
+  static constexpr int kBlocks = kApart ? 3 : 5;
   static constexpr int kStepBytes = kBlocks * N * 32, kBytes = kSteps * kStepBytes;
 
   float d[3][kValues];  // output row u is in d[u % 3]
-  float done[kValues];  // the finished row
-  uint32_t a[kSteps][4];
+  uint32_t a[kHeld][4];
   float bias[N / 4];
   uint64_t weights;
-  uint32_t offset[3][P / 16];  // the lane's part of A in a row, for each column of taps
+  // The lane's part of A in a row, for each column of taps.  The swizzle permutes 16 channels, or
+  // 32 if P is 32.
+  static constexpr int kOffsets = P == 32 ? 2 : 1;
+  uint32_t offset[3][kOffsets];
 
   __device__ __forceinline__ StreamConv(uint32_t weights_address, const float* biases, int thread) {
     const int lane = thread % 32, warp = thread / 32 % 4;
@@ -149,7 +163,7 @@ struct StreamConv {
 #pragma unroll
     for (int dx = 0; dx < 3; ++dx)
 #pragma unroll
-      for (int k = 0; k < P / 16; ++k)
+      for (int k = 0; k < kOffsets; ++k)
         offset[dx][k] = StreamRow<P>::offset(warp * 16 + lane % 16 + dx, 2 * k + lane / 16);
 #pragma unroll
     for (int j = 0; j < N / 8; ++j) {
@@ -165,66 +179,93 @@ struct StreamConv {
 
   // Loads A for 16 channels and a column dx of taps.
   __device__ __forceinline__ void load(uint32_t (&to)[4], uint32_t row, int dx, int k) const {
-    load_matrix(to, row + offset[dx][k]);
+    load_matrix(to, row + offset[dx][k % kOffsets] + k / kOffsets * kOffsets * 32);
   }
+  // Loads A for the steps [begin, end).
+  template <int begin, int end>
   __device__ __forceinline__ void load(uint32_t row) {
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s) load(a[s], row, s / (P / 16), s % (P / 16));
+    for (int s = begin; s < end; ++s) load(a[s % kHeld], row, s / (P / 16), s % (P / 16));
   }
 
-  // Starts the products of an input row t, t % 3 = kPhase, and those that `extra` adds.
-  template <int kPhase, class Extra>
-  __device__ __forceinline__ void start(Extra extra) {
+  // Starts the products of the steps [begin, end) of an input row t, t % 3 = kPhase.
+  template <int kPhase, int begin, int end>
+  __device__ __forceinline__ void start(uint64_t weights) {
     auto& all = reinterpret_cast<float (&)[3 * kValues]>(d);
     registers_fence(all);
     wgmma_fence();
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      const uint64_t window = weights + s * (kStepBytes / 16) + (3 - kPhase) % 3 * N;
-      wgmma<T, 3 * N>(all, a[s], window, true);
-    }
-    extra();
-    wgmma_commit();
-  }
-
-  // Moves output row t - 2 out of the accumulators.
-  template <int kPhase>
-  __device__ __forceinline__ void take() {
+    for (int s = begin; s < end; ++s) {
+      const uint64_t step = weights + s * (kStepBytes / 16);
+      if constexpr (kApart) {
 #pragma unroll
-    for (int i = 0; i < kValues; ++i)
-      move_out(done[i], d[(kPhase + 1) % 3][i], bias[i / 4 * 2 + i % 2]);
-  }
-  __device__ __forceinline__ float2 pair(int tile, int high) const {
-    return make_float2(done[4 * tile + 2 * high], done[4 * tile + 2 * high + 1]);
+        for (int dy = 0; dy < 3; ++dy)
+          wgmma<T, N>(d[(kPhase + 3 - dy) % 3], a[s % kHeld], step + dy * N, true);
+      } else {
+        wgmma<T, 3 * N>(all, a[s % kHeld], step + (3 - kPhase) % 3 * N, true);
+      }
+    }
   }
 
-  // Processes the input rows in `in`.  load_extra(slot) loads what extra() multiplies, and
-  // take_extra() takes its results.  emit(u) processes output row u while the products of a later
-  // row run.  The next row's A is loaded as soon as the products are done, so that moving the
-  // finished row hides the latency.
-  template <class In, class LoadExtra, class Extra, class TakeExtra, class Emit>
-  __device__ __forceinline__ void stream(In in, int inputs, int lane, LoadExtra load_extra,
-                                         Extra extra, TakeExtra take_extra, Emit emit) {
-    const auto load_row = [&] {
+  // Processes the input rows in `in`.  Products of a row run in two groups, so that A of the next
+  // row can be loaded for the first while the second runs.  With the last steps, extra.multiply()
+  // starts products whose A extra.load(slot) has loaded.  take(tile, high, values, bias) takes the
+  // lane's pair of values of a finished row and replaces it by the bias; emit(u) processes output
+  // row u while the products of a later row run.
+  template <class In, class Extra, class Take, class Emit>
+  __device__ __forceinline__ void stream(In in, int inputs, int lane, Extra& extra, Take take,
+                                         Emit emit) {
+    const auto load_first = [&] {
       in.wait_full();
-      load(in.slot());
-      load_extra(in.slot());
+      load<0, kFirst>(in.slot());
+    };
+    const auto load_rest = [&] {
+      load<kFirst, kSteps>(in.slot());
+      extra.load(*this, in.slot());
     };
     const auto step = [&](auto phase, int t) {
       constexpr int kPhase = decltype(phase)::value;
       auto& all = reinterpret_cast<float (&)[3 * kValues]>(d);
-      start<kPhase>(extra);
+      // The second term is 0.  Without it the compiler keeps up to 27 descriptors in registers.
+      const uint64_t at = weights + (static_cast<uint32_t>(inputs >> 31) & t);
+      start<kPhase, 0, kFirst>(at);
+      wgmma_commit();
+      if constexpr (kShared) {
+        if (t >= 3) emit(t - 3);
+        wgmma_wait<0>();
+        load_rest();
+      }
+      start<kPhase, kFirst, kSteps>(at);
+      extra.multiply();
+      wgmma_commit();
       synchronize_warp();
       if (lane == 0) barrier_arrive(in.empty());
       in.next();
-      if (t >= 3) emit(t - 3);
-      wgmma_wait();
+      if constexpr (!kShared) {
+        if (t >= 3) emit(t - 3);
+        if (t + 1 < inputs) {
+          wgmma_wait<1>();
+          load_first();
+        }
+      }
+      wgmma_wait<0>();
       registers_fence(all);
-      if (t + 1 < inputs) load_row();
-      take<kPhase>();
-      take_extra();
+      if (t + 1 < inputs) {
+        if constexpr (kShared)
+          load_first();
+        else
+          load_rest();
+      }
+#pragma unroll
+      for (int j = 0; j < N / 8; ++j)
+#pragma unroll
+        for (int high = 0; high < 2; ++high) {
+          float* const pair = &d[(kPhase + 1) % 3][4 * j + 2 * high];
+          take(j, high, pair[0], pair[1], bias[2 * j], bias[2 * j + 1]);
+        }
     };
-    load_row();
+    load_first();
+    if constexpr (!kShared) load_rest();
 #pragma unroll 1
     for (int t = 0; t < inputs; t += 3) {
       step(Phase<0>{}, t);
@@ -233,6 +274,13 @@ struct StreamConv {
     }
     emit(inputs - 3);
   }
+};
+
+// Nothing to multiply besides the convolution.
+struct NoExtra {
+  template <class Conv>
+  __device__ __forceinline__ void load(const Conv&, uint32_t) {}
+  __device__ __forceinline__ void multiply() {}
 };
 
 // Starts to copy `bytes` bytes of weights; the phase of `ready` is complete when they have arrived.

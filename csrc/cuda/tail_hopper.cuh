@@ -16,11 +16,11 @@ struct TailStream {
   using T = T_;
   static constexpr int P = P_, kUpTiles = UpTiles_, kSides = Sides_, kValid = 62;
   static constexpr int kThreads = 384, kLoaders = 1 + kSides;
-  using Fuse = StreamConv<T, P, P>;
+  using Fuse = StreamConv<T, P, P, (P > 32)>;
   using Up = StreamConv<T, P, 8 * kUpTiles>;
   using Row = StreamRow<P>;
   // A slot holds a row of the last block's output, and the row above it of every other map.
-  using Input = Ring<4, (1 + kSides) * Row::kRow>;
+  using Input = Ring<(P > 32 ? 3 : 4), (1 + kSides) * Row::kRow>;
   using Inner = Ring<3, Row::kRow>;
   static constexpr int kSide = 2 * P * P, kSideSteps = P / 16;
   static constexpr int kUp = Fuse::kBytes + kSides * kSide, kInput = kUp + Up::kBytes;
@@ -40,13 +40,43 @@ void for_each_tail_stream(F f) {
   both(TailStream<T, 16, 6, 2>{}, TailStream<T, 16, 6, 3>{});
   both(TailStream<T, 32, 2, 2>{}, TailStream<T, 32, 2, 3>{});
   both(TailStream<T, 32, 6, 2>{}, TailStream<T, 32, 6, 3>{});
+  both(TailStream<T, 48, 2, 2>{}, TailStream<T, 48, 2, 3>{});
+  both(TailStream<T, 48, 6, 2>{}, TailStream<T, 48, 6, 3>{});
 }
+
+// The 1x1 convolutions of the maps beside the last.  Their products run with those that complete an
+// output row, into accumulators of their own.
+template <class S>
+struct SideProducts {
+  uint64_t weights;
+  float values[S::Fuse::kValues];
+  uint32_t a[S::kSides][S::kSideSteps][4];
+
+  explicit __device__ __forceinline__ SideProducts(uint64_t weights) : weights(weights) {}
+  __device__ __forceinline__ void load(const typename S::Fuse& conv, uint32_t slot) {
+#pragma unroll
+    for (int i = 0; i < S::kSides; ++i)
+#pragma unroll
+      for (int k = 0; k < S::kSideSteps; ++k)
+        conv.load(a[i][k], slot + (1 + i) * S::Row::kRow, 1, k);
+  }
+  __device__ __forceinline__ void multiply() {
+    registers_fence(values);
+#pragma unroll
+    for (int i = 0; i < S::kSides; ++i)
+#pragma unroll
+      for (int k = 0; k < S::kSideSteps; ++k)
+        wgmma<typename S::T, S::P>(values, a[i][k], weights + (i * S::kSideSteps + k) * (S::P * 2),
+                                   i + k > 0);
+  }
+};
 
 template <class S>
 struct TailStreamWork : StreamStrip<S> {
   using Base = StreamStrip<S>;
   using Base::channel, Base::inside_columns, Base::inside_rows, Base::lane, Base::left;
   using Base::pixel, Base::quad, Base::rows, Base::top;
+  using T = typename S::T;
   using Row = typename S::Row;
   const TailArguments& p;
 
@@ -72,30 +102,14 @@ struct TailStreamWork : StreamStrip<S> {
   // Computes the folded concat, starting one row and one column before the strip.
   __device__ __forceinline__ void fuse(typename S::Fuse& conv, uint32_t side_weights,
                                        typename S::Input in, typename S::Inner out) const {
-    uint32_t a[S::kSides][S::kSideSteps][4];
-    const uint64_t weights = descriptor(side_weights, S::P * 16, 128);
-    const auto load_sides = [&](uint32_t slot) {
-#pragma unroll
-      for (int i = 0; i < S::kSides; ++i)
-#pragma unroll
-        for (int k = 0; k < S::kSideSteps; ++k)
-          conv.load(a[i][k], slot + (1 + i) * Row::kRow, 1, k);
-    };
-    // Runs with the products that complete output row u, into separate accumulators.
-    float sides[S::Fuse::kValues];
-    const auto multiply_sides = [&] {
-      registers_fence(sides);
-#pragma unroll
-      for (int i = 0; i < S::kSides; ++i)
-#pragma unroll
-        for (int k = 0; k < S::kSideSteps; ++k)
-          wgmma<typename S::T, S::P>(sides, a[i][k], weights + (i * S::kSideSteps + k) * (S::P * 2),
-                                     i + k > 0);
-    };
-    const auto add_sides = [&] {
-      registers_fence(sides);
-#pragma unroll
-      for (int i = 0; i < S::Fuse::kValues; ++i) conv.done[i] += sides[i];
+    SideProducts<S> sides{descriptor(side_weights, S::P * 16, 128)};
+    uint32_t done[S::P / 8][2];  // pairs of values of the finished row
+    const auto take = [&](int j, int high, float& a, float& b, float next_a, float next_b) {
+      float low, up;
+      move_out(low, a, next_a);
+      move_out(up, b, next_b);
+      const float* side = sides.values + 4 * j + 2 * high;
+      done[j][high] = T::pack(low + side[0], up + side[1]);
     };
     const auto emit = [&](int u) {
       const bool row_inside = inside_rows(top - 1 + u);
@@ -110,8 +124,7 @@ struct TailStreamWork : StreamStrip<S> {
           Lane<S::kGroup> result;
 #pragma unroll
           for (int j = 0; j < S::kGroup; ++j) {
-            const float2 v = conv.pair(g * S::kGroup + j, high);
-            result.pair[j] = real ? S::T::pack(v.x, v.y) : 0;
+            result.pair[j] = real ? done[g * S::kGroup + j][high] : 0;
           }
           const int c = channel(g);
           store_shared(out.slot() + Row::offset(column, c / 8) + c % 8 * 2, result.vector(), true);
@@ -121,7 +134,7 @@ struct TailStreamWork : StreamStrip<S> {
       if (lane == 0) barrier_arrive(out.full());
       out.next();
     };
-    conv.stream(in, rows + 4, lane, load_sides, multiply_sides, add_sides, emit);
+    conv.stream(in, rows + 4, lane, sides, take, emit);
   }
 
   // The convolution to pixels.  Returns whether a value was out of range.
@@ -131,6 +144,11 @@ struct TailStreamWork : StreamStrip<S> {
     const bool own[2] = {x < p.width, pixel + 8 < S::kValid && x + 8 < p.width};
     int64_t place[2] = {pixels.place(top, x), pixels.place(top, x + 8)};
     bool out_of_range = false;
+    float done[S::Up::kValues];
+    const auto take = [&](int j, int high, float& a, float& b, float next_a, float next_b) {
+      move_out(done[4 * j + 2 * high], a, next_a);
+      move_out(done[4 * j + 2 * high + 1], b, next_b);
+    };
     const auto emit = [&](int) {
 #pragma unroll
       for (int high = 0; high < 2; ++high) {
@@ -138,15 +156,15 @@ struct TailStreamWork : StreamStrip<S> {
         float values[2 * S::kUpTiles];
 #pragma unroll
         for (int j = 0; j < S::kUpTiles; ++j) {
-          const float2 v = conv.pair(j, high);
-          values[2 * j] = v.x;
-          values[2 * j + 1] = v.y;
+          values[2 * j] = done[4 * j + 2 * high];
+          values[2 * j + 1] = done[4 * j + 2 * high + 1];
         }
         out_of_range |= pixels.store(place[high], values);
         place[high] += pixels.row_step;
       }
     };
-    conv.stream(in, rows + 2, lane, [](uint32_t) {}, [] {}, [] {}, emit);
+    NoExtra none;
+    conv.stream(in, rows + 2, lane, none, take, emit);
     return out_of_range;
   }
 };
@@ -155,7 +173,6 @@ template <class S>
 __global__ void __launch_bounds__(S::kThreads, 1) tail_stream_kernel(const TailArguments p) {
 #ifdef ESPAN_WGMMA
   const int thread = threadIdx.x;
-  const TailStreamWork<S> work(p, blockIdx.x, thread);
   const uint32_t weights = shared_memory(), ready = weights + S::kReady;
   const typename S::Input input(weights + S::kInput, weights + S::kBarriers);
   const typename S::Inner inner(weights + S::kInner, input.barriers + S::Input::kBarrierBytes);
@@ -179,16 +196,17 @@ __global__ void __launch_bounds__(S::kThreads, 1) tail_stream_kernel(const TailA
       load_weights(weights + S::kUp, p.weights + S::kUp / 16, S::Up::kBytes, ready + 8);
     }
     synchronize_warp();
-    work.load(input, loader);
+    TailStreamWork<S>(p, blockIdx.x, threadIdx.x).load(input, loader);
     return;
   }
   set_registers<true, 224>();
+  const TailStreamWork<S> work(p, blockIdx.x, threadIdx.x);
   if (group == 0) {
-    typename S::Fuse conv(weights, p.bias, thread);
+    typename S::Fuse conv(weights, p.bias, threadIdx.x);
     barrier_wait(ready, 0);
     work.fuse(conv, weights + S::Fuse::kBytes, input, inner);
   } else {
-    typename S::Up conv(weights + S::kUp, p.bias + S::P, thread);
+    typename S::Up conv(weights + S::kUp, p.bias + S::P, threadIdx.x);
     barrier_wait(ready + 8, 0);
     if (work.upsample(conv, inner) && p.flag != nullptr) store_global(p.flag, 1);
   }

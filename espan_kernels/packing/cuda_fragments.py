@@ -4,7 +4,7 @@ A packed tensor is flat and has the dtype of the feature maps.  It contains:
 
 * the weights, in the register layout of `mma.m16n8k16`;
 * the biases in float32, viewed as the dtype of the feature maps;
-* for `spab` and `tail` with up to 32 channels, the weights again, in the shared-memory layout of
+* for `spab` and `tail` with up to 48 channels, the weights again, in the shared-memory layout of
   `wgmma`.
 
 A warp reads the weights of a step with one 16-byte load per lane and pair of output tiles, or a
@@ -81,17 +81,17 @@ def conv1x1(weight: Tensor) -> Tensor:
     return fragments(b.reshape(channels // 16, 16, n)).flatten()
 
 
-def streamed_conv3x3(weight: Tensor) -> Tensor:
+def streamed_conv3x3(weight: Tensor, *, apart: bool) -> Tensor:
     """(N, P, 3, 3), rows in tile order -> operand B of csrc/cuda/stream.cuh.
 
     The result consists of steps (dx, 16 channels) of two chunks of 8 channels.  Each chunk has N
-    columns of 16 bytes for the taps dy in the order 0 2 1 0 2.  One product computes all three
-    taps; it needs the taps in a rotated order, and every rotation is a window of three in that
-    sequence.
+    columns of 16 bytes for each tap dy.  If the taps are ``apart``, each has its own product.
+    Otherwise they have the order 0 2 1 0 2, and one product computes three; it needs them in a
+    rotated order, and every rotation is a window of three in that sequence.
     """
     n, channels = weight.shape[:2]
     b = weight.view(n, channels // 16, 2, 8, 3, 3).permute(5, 1, 2, 4, 0, 3)
-    return b[:, :, :, [0, 2, 1, 0, 2]].flatten()
+    return b.flatten() if apart else b[:, :, :, [0, 2, 1, 0, 2]].flatten()
 
 
 def streamed_conv1x1(weight: Tensor) -> Tensor:
@@ -102,12 +102,17 @@ def streamed_conv1x1(weight: Tensor) -> Tensor:
 
 def is_streamed(p: int) -> bool:
     """Whether csrc/cuda/stream.cuh has kernels for P channels."""
-    return p <= 32
+    return p <= 48
 
 
-def streamed_size(p: int, outputs: int) -> int:
+def taps_apart(p: int) -> bool:
+    """Whether the taps of a convolution between maps of P channels are apart, which saves memory."""
+    return p > 32
+
+
+def streamed_size(p: int, outputs: int, *, apart: bool) -> int:
     """The number of values in the result of :func:`streamed_conv3x3`."""
-    return 15 * p * outputs
+    return (9 if apart else 15) * p * outputs
 
 
 def join(

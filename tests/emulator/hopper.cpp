@@ -118,7 +118,7 @@ void multiply_kernel(const Arguments& p) {
     if (makes(Mistake::operands_overwritten_early)) a[0] = 0;
     if (makes(Mistake::accumulators_written_early)) d[0] = 0;
     if (makes(Mistake::results_before_the_wait) && k == p.steps - 1) break;
-    wgmma_wait();
+    wgmma_wait<0>();
     registers_fence(d);
     if (!makes(Mistake::slot_released_before_the_wait)) release(k);
   }
@@ -126,7 +126,7 @@ void multiply_kernel(const Arguments& p) {
     const int row = thread / 32 * 16 + lane / 4 + i % 4 / 2 * 8;
     store_global(p.d + row * S::N + i / 4 * 8 + lane % 4 * 2 + i % 2, d[i]);
   }
-  if (makes(Mistake::results_before_the_wait)) wgmma_wait();
+  if (makes(Mistake::results_before_the_wait)) wgmma_wait<0>();
 }
 
 }  // namespace

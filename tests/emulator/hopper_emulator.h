@@ -4,6 +4,7 @@
 #pragma once
 
 #include <limits>
+#include <type_traits>
 
 #define ESPAN_WGMMA
 
@@ -82,12 +83,41 @@ void wgmma(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulat
 }
 inline void wgmma_fence() { emulator::free_registers(); }
 inline void wgmma_commit() { emulator::commit_products(); }
-inline void wgmma_wait() { emulator::finish_products(); }
+template <int kRunning>
+void wgmma_wait() {
+  emulator::finish_products(kRunning);
+}
 template <int N>
 void registers_fence(float (&)[N]) {}
 inline void move_out(float& v, float& d, float next) {
   v = d;
   d = next;
+}
+template <class T>
+uint32_t pack_out(float& low, float& high, float next_low, float next_high) {
+  const uint32_t v = T::pack(low, high);
+  low = next_low;
+  high = next_high;
+  return v;
+}
+
+template <class T>
+uint32_t tanh_of_pair(uint32_t x) {
+  // With the rounding, at least the largest errors of tanh.approx.f16x2 (2^-10.987) and of
+  // tanh.approx.bf16x2 (2^-8).
+  constexpr float kError = std::is_same_v<T, Float16> ? 0x1p-11f : 0x1p-9f;
+  const float2 v = T::unpack(x);
+  return T::pack(tanh_with_error(v.x, kError), tanh_with_error(v.y, kError));
+}
+template <class T>
+uint32_t fma_of_pairs(uint32_t a, uint32_t b, uint32_t c) {
+  const float2 x = T::unpack(a), y = T::unpack(b), z = T::unpack(c);
+  return T::pack(std::fma(x.x, y.x, z.x), std::fma(x.y, y.y, z.y));
+}
+template <class T>
+uint32_t product_of_pairs(uint32_t a, uint32_t b) {
+  const float2 x = T::unpack(a), y = T::unpack(b);
+  return T::pack(x.x * y.x, x.y * y.y);
 }
 
 }  // namespace espan::cuda

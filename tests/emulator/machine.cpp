@@ -12,6 +12,7 @@
 #include <random>
 #include <set>
 #include <stdexcept>
+#include <utility>
 
 #include "ordering.h"
 
@@ -76,7 +77,7 @@ struct Fiber {
   std::vector<Copy> copies;
   uint32_t barrier = 0, parity = 0;  // the phase that it waits for
   std::vector<Product> products;
-  size_t committed = 0;         // the number of committed products
+  std::vector<size_t> groups;   // the number of products at each commit
   bool registers_free = false;  // wgmma_fence() was called since the last wait
   std::map<float*, std::vector<float>> accumulators;  // their values before the first product
 };
@@ -163,7 +164,7 @@ void start(unsigned block, size_t shared_bytes) {
     f.state = State::ready;
     f.copies.clear();
     f.products.clear();
-    f.committed = 0;
+    f.groups.clear();
     f.registers_free = false;
     f.accumulators.clear();
     const auto top = reinterpret_cast<uintptr_t>(f.stack.get() + kStack) & ~uintptr_t{15};
@@ -434,8 +435,17 @@ void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) 
   if (machine->early) land_at_once();
 }
 
+// Keeps the values of a product's accumulators, and replaces them by NaN while it runs.
+void take_accumulators(const Product& product) {
+  auto [entry, first] = fiber().accumulators.try_emplace(product.d);
+  if (!first) return;
+  // Overlapping accumulators that start at different registers are not supported.
+  entry->second.assign(product.d, product.d + product.values);
+  std::fill(product.d, product.d + product.values, std::numeric_limits<float>::quiet_NaN());
+}
+
 void free_registers() { fiber().registers_free = true; }
-void commit_products() { fiber().committed = fiber().products.size(); }
+void commit_products() { fiber().groups.push_back(fiber().products.size()); }
 
 void start_product(Product product) {
   if (!fiber().registers_free) fail("a product without wgmma_fence() since the last wait");
@@ -445,28 +455,27 @@ void start_product(Product product) {
       shared(address, 16);
       check(machine->ordering.may_read(machine->current, address, 16, false));
     });
-  auto [entry, first] = fiber().accumulators.try_emplace(product.d);
-  if (first) {
-    // Overlapping accumulators that start at different registers are not supported.
-    entry->second.assign(product.d, product.d + product.values);
-    std::fill(product.d, product.d + product.values, std::numeric_limits<float>::quiet_NaN());
-  }
+  take_accumulators(product);
   fiber().products.push_back(product);
 }
 
-void finish_products() {
+void finish_products(size_t running) {
   const unsigned first = machine->current / 128 * 128;
   Group& group = machine->groups[machine->current / 128];
-  if (fiber().committed != fiber().products.size()) fail("a wait for products not committed");
+  const auto& commits = fiber().groups;
+  if ((commits.empty() ? 0 : commits.back()) != fiber().products.size())
+    fail("a wait for products not committed");
   fiber().state = State::waiting;
   fiber().at = "wgmma_wait";
   if (++group.arrived < 128) return next_lane();
   group.arrived = 0;
-  const size_t count = fiber().products.size();
+  const size_t total = fiber().products.size();
+  const size_t done = commits.size() - std::min(commits.size(), running);
+  const size_t count = done == 0 ? 0 : commits[done - 1];
   std::vector<const Product*> products(128);
   for (unsigned t = first; t < first + 128; ++t) {
     Fiber& f = machine->fibers[t];
-    if (f.products.size() != count) fail("the threads of a warpgroup start different products");
+    if (f.products.size() != total) fail("the threads of a warpgroup start different products");
     for (const auto& [d, values] : f.accumulators) {
       if (!std::all_of(d, d + values.size(), [](float v) { return std::isnan(v); }))
         fail("accumulators written while a product runs");
@@ -488,8 +497,12 @@ void finish_products() {
   }
   for (unsigned t = first; t < first + 128; ++t) {
     Fiber& f = machine->fibers[t];
-    f.products.clear();
-    f.committed = 0;
+    f.products.erase(f.products.begin(), f.products.begin() + count);
+    f.groups.erase(f.groups.begin(), f.groups.begin() + done);
+    for (size_t& end : f.groups) end -= count;
+    const unsigned current = std::exchange(machine->current, t);
+    for (const Product& product : f.products) take_accumulators(product);
+    machine->current = current;
     f.registers_free = false;
     f.state = State::ready;
   }

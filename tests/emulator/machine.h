@@ -80,7 +80,7 @@ struct Product {
 void free_registers();
 void start_product(Product product);
 void commit_products();
-void finish_products();
+void finish_products(size_t running);  // all but the last `running` groups
 
 // Counts the wavefronts of a warp's access of `bytes` per lane.
 void count(const char* name, const Lane* lanes, uint32_t bytes);

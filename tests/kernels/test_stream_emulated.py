@@ -13,7 +13,11 @@ from tests.kernels.tail_cases import check as check_tail
 
 FLOATS = (torch.float16, torch.bfloat16)
 TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
-CHANNELS = [(16, 13), (32, 26)]  # P of the instances, each with a smaller number of channels
+CHANNELS = [
+    (16, 13),
+    (32, 26),
+    (48, 41),
+]  # P of the instances, each with a smaller number of channels
 
 BUGS: dict[str, Bug] = {
     "accumulators rotated the wrong way": (
@@ -53,7 +57,12 @@ BUGS: dict[str, Bug] = {
     ),
     "results taken before the wait": (
         "stream.cuh",
-        "      wgmma_wait();\n",
+        "      wgmma_wait<0>();\n      registers_fence(all);\n",
+        "",
+    ),
+    "operands loaded before the products that read them are done": (
+        "stream.cuh",
+        "          wgmma_wait<1>();\n",
         "",
     ),
     "weights not waited for": (
