@@ -106,7 +106,7 @@ def is_streamed(p: int) -> bool:
 
 
 def taps_apart(p: int) -> bool:
-    """Whether the taps of a convolution between maps of P channels are apart, which saves memory."""
+    """Whether the taps of a convolution between maps of P channels are apart, to save memory."""
     return p > 32
 
 
