@@ -63,7 +63,7 @@ def _steps(kernel: int) -> tuple[int, int]:
 
 
 def _rows(weight: Tensor, count: int) -> Tensor:
-    """The weight as ``count`` kernel rows of runs of 16 values RGBRGB..., channels in tile order."""
+    """The weight as ``count`` kernel rows of runs of 16 values RGBRGB..., in tile order."""
     channels, _, kernel, _ = weight.shape
     p, (_, runs) = padded(channels), _steps(kernel)
     rows = weight.permute(2, 3, 1, 0).reshape(kernel, 3 * kernel, channels)  # dy, (dx, rgb), C
@@ -72,7 +72,7 @@ def _rows(weight: Tensor, count: int) -> Tensor:
 
 
 def _pack(weight: Tensor) -> Tensor:
-    """The weight in steps (three kernel rows, 16 values of a row) of three taps dy."""
+    """The weight in steps (three kernel rows, 16 values of a row RGBRGB...) of three taps dy."""
     groups, runs = _steps(weight.shape[-1])
     rows = _rows(weight, 3 * groups)
     steps = rows.view(groups, 3, runs, 16, -1).transpose(1, 2)
