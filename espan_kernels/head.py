@@ -52,8 +52,9 @@ def pack_head(
     p = padded(channels)
     padded_bias = cuda_fragments.pad(bias.detach().double().cpu(), p)
     padded_bias = padded_bias[cuda_fragments.output_order(p)]
-    weights = [_pack(weight.detach().double().cpu())]
-    return cuda_fragments.join(weights, [padded_bias], dtype).to(device)
+    weight = weight.detach().double().cpu()
+    streamed = [_pack_streamed(weight)] if _is_streamed(kernel) else []
+    return cuda_fragments.join([_pack(weight)], [padded_bias], dtype, streamed).to(device)
 
 
 def _steps(kernel: int) -> tuple[int, int]:
@@ -61,14 +62,32 @@ def _steps(kernel: int) -> tuple[int, int]:
     return -(-kernel // 3), -(-3 * kernel // 16)
 
 
+def _rows(weight: Tensor, count: int) -> Tensor:
+    """The weight as ``count`` kernel rows of runs of 16 values RGBRGB..., in tile order."""
+    channels, _, kernel, _ = weight.shape
+    p, (_, runs) = padded(channels), _steps(kernel)
+    rows = weight.permute(2, 3, 1, 0).reshape(kernel, 3 * kernel, channels)  # dy, (dx, rgb), C
+    rows = cuda_fragments.pad(rows, count, 16 * runs, p)[..., cuda_fragments.output_order(p)]
+    return rows.view(count, runs, 16, p)
+
+
 def _pack(weight: Tensor) -> Tensor:
     """The weight in steps (three kernel rows, 16 values of a row RGBRGB...) of three taps dy."""
-    channels, _, kernel, _ = weight.shape
-    p, (groups, runs) = padded(channels), _steps(kernel)
-    rows = weight.permute(2, 3, 1, 0).reshape(kernel, 3 * kernel, channels)  # dy, (dx, rgb), C
-    rows = cuda_fragments.pad(rows, 3 * groups, 16 * runs, p)[..., cuda_fragments.output_order(p)]
-    steps = rows.view(groups, 3, runs, 16, p).transpose(1, 2)
+    groups, runs = _steps(weight.shape[-1])
+    rows = _rows(weight, 3 * groups)
+    steps = rows.view(groups, 3, runs, 16, -1).transpose(1, 2)
     return cuda_fragments.fragments(steps).flatten()
+
+
+def _is_streamed(kernel: int) -> bool:
+    """Whether csrc/cuda/head_hopper.cuh has kernels for this size."""
+    return kernel > 1
+
+
+def _pack_streamed(weight: Tensor) -> Tensor:
+    """The weight as operand B of csrc/cuda/head_hopper.cuh: (dy, run, 2, P, 8)."""
+    rows = _rows(weight, weight.shape[-1])
+    return rows.unflatten(2, (2, 8)).transpose(-1, -2).flatten()
 
 
 def _pack_numbers(channels: int, kernel: int) -> Tensor:
@@ -86,8 +105,9 @@ def unpack(packed: Tensor, channels: int, kernel: int) -> tuple[Tensor, Tensor]:
 
 def sizes(channels: int, kernel: int) -> cuda_fragments.Sizes:
     """The sizes of the parts of a packed tensor."""
-    groups, runs = _steps(kernel)
-    return cuda_fragments.Sizes(groups * runs * 3 * 16 * padded(channels), padded(channels))
+    p, (groups, runs) = padded(channels), _steps(kernel)
+    streamed = kernel * runs * 16 * p if _is_streamed(kernel) else 0
+    return cuda_fragments.Sizes(3 * groups * runs * 16 * p, p, streamed)
 
 
 def _check(channels: int, kernel: int) -> None:

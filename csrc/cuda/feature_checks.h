@@ -106,8 +106,8 @@ inline PackedSizes spab_sizes(int64_t channels, int64_t convs) {
 }
 
 inline PackedSizes head_sizes(int64_t channels, int64_t kernel) {
-  const int64_t p = padded(channels), steps = (kernel + 2) / 3 * ((3 * kernel + 15) / 16);
-  return {steps * 3 * 16 * p, p};
+  const int64_t p = padded(channels), run = (3 * kernel + 15) / 16 * 16 * p;
+  return {(kernel + 2) / 3 * 3 * run, p, kernel > 1 ? kernel * run : 0};
 }
 
 inline PackedSizes tail_sizes(int64_t channels, int64_t scale, int64_t sides) {

@@ -4,7 +4,7 @@
 #include <optional>
 
 #include "feature_checks.h"
-#include "head.cuh"
+#include "head_hopper.cuh"
 #include "images.h"
 #include "instances.h"
 
@@ -13,8 +13,60 @@ namespace {
 
 constexpr char kOp[] = "espan::head";
 
+// The segments of rows that the warpgroups of the streamed kernel compute: at most `groups` on each
+// SM at once.  Minimises the rows of the busiest SM.
+struct HeadStreaming {
+  int strips, segments, rows, items, blocks;
+
+  HeadStreaming(int64_t batch, int64_t height, int64_t width, int strip_width, int groups) {
+    constexpr int64_t kMaxWaves = 16;
+    const Limits limits(kOp);
+    // One row per segment is the most that there can be.
+    strips = Tiling(kOp, batch, height, width, 1, strip_width).x;
+    int64_t least = std::numeric_limits<int64_t>::max();
+    for (int64_t each = 1; each <= kMaxWaves * groups; ++each) {
+      if (each > groups && each % groups != 0) continue;
+      const int64_t most = std::max<int64_t>(each * limits.sms / (strips * batch), 1);
+      const int64_t tall = (height + most - 1) / most, down = (height + tall - 1) / tall;
+      const int64_t all = down * strips * batch, busiest = (all + limits.sms - 1) / limits.sms;
+      // A segment starts as quickly as a row is computed.  A warpgroup alone waits for its own
+      // products, so it takes as long as two.
+      const int64_t time = tall * std::max<int64_t>(busiest, 2) + busiest;
+      if (time >= least) continue;
+      least = time;
+      rows = static_cast<int>(tall);
+      segments = static_cast<int>(down);
+      items = static_cast<int>(all);
+      blocks = static_cast<int>(std::min<int64_t>(all, limits.sms));
+    }
+  }
+};
+
+// Runs the streamed kernel if there is one for this GPU, kernel size and number of channels;
+// returns whether it did.
+template <class T>
+bool stream(const Launch& launch, const Tensor& features, HeadArguments p) {
+  bool done = false;
+  for_each_head_stream<T>([&](auto instance) {
+    using S = decltype(instance);
+    constexpr auto kKernel = head_stream_kernel<S>;
+    if (S::P != features.size(3) || S::kKernel != p.kernel || !can_stream<kKernel>(kOp)) return;
+    const HeadStreaming plan(features.size(0), p.height, p.width, S::kValid, S::kGroups);
+    p.tiles_x = plan.strips;
+    p.tiles_y = plan.segments;
+    p.rows = plan.rows;
+    p.items = plan.items;
+    p.blocks = plan.blocks;
+    p.weights = reinterpret_cast<const uint4*>(p.bias + S::P);
+    launch_after<kKernel>(kOp, launch, plan.blocks, S::kThreads, S::kSharedBytes, p);
+    done = true;
+  });
+  return done;
+}
+
 template <class T>
 void choose(const Launch& launch, const Tensor& features, HeadArguments p) {
+  if (stream<T>(launch, features, p)) return;
   for_each_head<T>([&](auto instance) {
     using S = decltype(instance);
     if (S::P != features.size(3)) return;

@@ -109,6 +109,7 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], const uint32_t (&a)[4],
 #define ESPAN_D8(i) ESPAN_D4(i), ESPAN_D4(i + 4)
 #define ESPAN_D16(i) ESPAN_D8(i), ESPAN_D8(i + 8)
 #define ESPAN_D24(i) ESPAN_D16(i), ESPAN_D8(i + 16)
+#define ESPAN_D32(i) ESPAN_D16(i), ESPAN_D16(i + 16)
 #define ESPAN_D48(i) ESPAN_D24(i), ESPAN_D24(i + 24)
 #define ESPAN_D72(i) ESPAN_D48(i), ESPAN_D24(i + 48)
 #define ESPAN_WGMMA_OF(T, type, N, registers, operands, a_and_b, keep)                          \
@@ -127,6 +128,7 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], const uint32_t (&a)[4],
   ESPAN_WGMMA_OF(T, type, 16, ESPAN_R8, ESPAN_D8(0), "{%8, %9, %10, %11}, %12", "%13")     \
   ESPAN_WGMMA_OF(T, type, 32, ESPAN_R16, ESPAN_D16(0), "{%16, %17, %18, %19}, %20", "%21") \
   ESPAN_WGMMA_OF(T, type, 48, ESPAN_R24, ESPAN_D24(0), "{%24, %25, %26, %27}, %28", "%29") \
+  ESPAN_WGMMA_OF(T, type, 64, ESPAN_R32, ESPAN_D32(0), "{%32, %33, %34, %35}, %36", "%37") \
   ESPAN_WGMMA_OF(T, type, 96, ESPAN_R48, ESPAN_D48(0), "{%48, %49, %50, %51}, %52", "%53") \
   ESPAN_WGMMA_OF(T, type, 144, ESPAN_R72, ESPAN_D72(0), "{%72, %73, %74, %75}, %76", "%77")
 ESPAN_WGMMA_FOR(Float16, "f16")

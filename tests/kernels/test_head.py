@@ -57,7 +57,7 @@ IMAGE, PACKED = example()
         (IMAGE, PACKED, None, 0, 3, "channels is 0; it must be 1 to 64"),
         (IMAGE, PACKED, None, 20, 4, "kernel is 4; it must be odd, 1 to 11"),
         (IMAGE, PACKED, None, 20, 13, "kernel is 13; it must be odd, 1 to 11"),
-        (IMAGE, PACKED, None, 20, 9, r"packed has shape \[1568\]; .* must have the shape \[9248\]"),
+        (IMAGE, PACKED, None, 20, 9, r"packed has shape \[3104\]; .* have the shape \[18464\]"),
         (IMAGE, PACKED, MEAN.half(), 20, 3, "mean must be three contiguous float32 values"),
         (IMAGE, PACKED, MEAN[:2], 20, 3, "mean must be three contiguous float32 values"),
         (IMAGE, PACKED, MEAN.to("meta"), 20, 3, "mean is on meta; it must be on the device of"),

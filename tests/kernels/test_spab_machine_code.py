@@ -157,14 +157,19 @@ def test_streamed_products_run_asynchronously() -> None:
     for name, code in streamed.items():
         match = re.search(r"Float16E((?:Li\d+E)+)E+v", name)
         assert match is not None, name
-        p, *tail = (int(n) for n in re.findall(r"\d+", match[1]))
+        p, *others = (int(n) for n in re.findall(r"\d+", match[1]))
         steps = p // 16
-        # A loop has three rows: of spab's three convolutions, or the tail's two and its sides.
-        products = 6 * 3 * steps + 3 * tail[1] * steps if tail else 9 * 3 * steps
-        groups = 6 if tail else 9
+        if "head" in name:  # a loop has one row
+            groups, products = 1, others[0] * -(-3 * others[0] // 16)
+        elif "tail" in name:  # three rows of two convolutions, and of the sides
+            groups, products = 6, 6 * 3 * steps + 3 * others[1] * steps
+        else:  # three rows of three convolutions
+            groups, products = 9, 9 * 3 * steps
         counts = {i: code.count(i) for i in ("HGMMA", "WARPGROUP.ARRIVE", "DEPBAR.LE gsb0")}
         assert list(counts.values()) == [products, groups, groups], (name, counts)
         assert not re.search(r"\b(LDL|STL)\b", code), name
+        if "head" in name:
+            continue
         # ldmatrix, and 16-byte copies.
         assert "LDSM.16.M88.4" in code
         assert "LDGSTS.E.BYPASS.128" in code

@@ -1,6 +1,6 @@
 // The kernels of spab, head and tail on the emulator.
 #define ESPAN_EMULATOR
-#include "cuda/head.cuh"
+#include "cuda/head_hopper.cuh"
 #include "cuda/spab_hopper.cuh"
 #include "cuda/tail_hopper.cuh"
 //
@@ -27,6 +27,8 @@ void add_all(rehearsal::Kernels& kernels) {
   cuda::for_each_head<T>([&](auto s) { add(kernels, &cuda::head_kernel<decltype(s)>); });
   cuda::for_each_spab_stream<T>(
       [&](auto s) { add(kernels, &cuda::spab_stream_kernel<decltype(s)>); });
+  cuda::for_each_head_stream<T>(
+      [&](auto s) { add(kernels, &cuda::head_stream_kernel<decltype(s)>); });
   cuda::for_each_tail_stream<T>(
       [&](auto s) { add(kernels, &cuda::tail_stream_kernel<decltype(s)>); });
   cuda::for_each_tail<T>([&](auto s) { add(kernels, &cuda::tail_kernel<decltype(s)>); });

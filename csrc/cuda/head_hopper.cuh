@@ -1,0 +1,277 @@
+// The first convolution on Hopper: what head.cuh computes, streamed.
+//
+// Each warpgroup of a block streams its own segments of strips of 64 columns, independently of the
+// others.  A comes from registers: the windows of the last `kernel` image rows stay there, so each
+// image row is loaded once and serves as many output rows.  A new row overwrites the oldest one,
+// and instead of the rows, the weights rotate: they are in shared memory twice, one copy after the
+// other, and a row of outputs takes `kernel` rows of weights from that sequence.  Rows above and
+// below a segment cost no products.
+//
+// A 9x9 kernel and 32 channels take 18 products of N = 32 for 64 pixels: 315 cycles of the tensor
+// cores with four warpgroups, and 236 of the shared memory port: 144 for the weights, 32 for the
+// windows, 28 for storing the row, 32 for the output.
+#pragma once
+
+#include <cstring>
+
+#include "head.cuh"
+#include "stream.cuh"
+
+namespace espan::cuda {
+
+template <class T_, int P_, int Kernel_, int Groups_>
+struct HeadStream {
+  using T = T_;
+  static constexpr int P = P_, kKernel = Kernel_, kValid = 64;
+  static constexpr int kGroups = Groups_, kThreads = 128 * kGroups;
+  // A row of a window is 3 x kernel values, in runs of 16.
+  static constexpr int kRuns = (3 * kKernel + 15) / 16;
+  // A row in shared memory: the values of 64 windows, and a copy shifted by one value, in which the
+  // pairs of odd pixels are aligned.  As in head.cuh the copies start 16 banks apart.
+  static constexpr int kRowValues = 3 * 63 + 16 * kRuns;
+  static constexpr int kCopy = (2 * kRowValues + 63) / 128 * 128 + 64, kRow = 2 * kCopy;
+  static_assert(kCopy >= 2 * kRowValues);
+  // A segment begins with kernel rows; the next one arrives while some warps still load those.
+  static constexpr int kRows = kKernel + 1, kRing = kRows * kRow;
+  static constexpr int kWeightRow = 32 * P * kRuns, kWeights = kKernel * kWeightRow;
+  // The last row is never taken from the second copy.
+  static constexpr int kRings = 2 * kWeights - kWeightRow;
+  static constexpr int kBarriers = kRings + kGroups * kRing;
+  static constexpr int kSharedBytes = kBarriers + 8 * (1 + kGroups);
+  static constexpr int kGroup = Group<P>::kTiles, kOutputGroups = P / Group<P>::kChannels;
+};
+
+template <class T, int Kernel, class F>
+void for_each_head_stream(F f) {
+  // As many warpgroups as have enough registers; four reach the full rate of the tensor cores.
+  constexpr int kWide = Kernel == 11 ? 2 : Kernel >= 7 ? 3 : 4, kNarrow = Kernel == 11 ? 2 : 4;
+  f(HeadStream<T, 16, Kernel, kNarrow>{});
+  f(HeadStream<T, 32, Kernel, kNarrow>{});
+  f(HeadStream<T, 48, Kernel, kWide>{});
+  f(HeadStream<T, 64, Kernel, kWide>{});
+}
+template <class T, class F>
+void for_each_head_stream(F f) {
+  for_each_head_stream<T, 3>(f);
+  for_each_head_stream<T, 5>(f);
+  for_each_head_stream<T, 7>(f);
+  for_each_head_stream<T, 9>(f);
+  for_each_head_stream<T, 11>(f);
+}
+
+// One segment.
+template <class S>
+struct HeadStreamWork : StreamStrip<S> {
+  using T = typename S::T;
+  using Base = StreamStrip<S>;
+  using Base::channel, Base::element, Base::inside_columns, Base::inside_rows, Base::lane;
+  using Base::left, Base::pixel, Base::quad, Base::rows, Base::top, Base::width;
+  using Raw = uint32_t[2];
+  const HeadArguments& p;
+  // A thread loads values `value` and `value` + kApart of each row r, g, b, r, g, b, ...: the same
+  // colour of two pixels.
+  static constexpr int kApart = 126;
+  int value, y;
+  const unsigned char* from;
+  int64_t row_bytes, pixel_bytes;
+  bool inside[2];
+  float mean = 0;
+
+  __device__ __forceinline__ HeadStreamWork(const HeadArguments& p, int item, int thread)
+      : Base(p.height, p.width, p.tiles_x, p.tiles_y, p.rows, item, thread),
+        p(p),
+        value(thread % 128),
+        y(top - S::kKernel / 2) {
+    const int n = item / p.tiles_x / p.tiles_y;
+    const int size = p.type == Image::uint8 ? 1 : p.type == Image::float32 ? 4 : 2;
+    const int x = left - S::kKernel / 2 + value / 3, c = value % 3;
+    row_bytes = p.stride[2] * size;
+    pixel_bytes = p.stride[3] * size;
+    from = static_cast<const unsigned char*>(p.image) +
+           (n * p.stride[0] + c * p.stride[1] + y * p.stride[2] + x * p.stride[3]) * size;
+    if (p.mean != nullptr) mean = load_global(p.mean + c);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) inside[i] = stored(i) && inside_columns(x + i * (kApart / 3));
+  }
+
+  // Whether the thread stores its value i.
+  __device__ __forceinline__ bool stored(int i) const {
+    return value < kApart && value + kApart * i < S::kRowValues;
+  }
+
+  // Calls f with a value of the image's element type, and what converts one to float.
+  template <class F>
+  __device__ __forceinline__ void with_type(F f) const {
+    switch (p.type) {
+      case Image::uint8:
+        return f(uint8_t{}, [](uint32_t v) { return static_cast<float>(v) * (1 / 255.0f); });
+      case Image::float16:
+        return f(uint16_t{}, [](uint32_t v) { return Float16::unpack(v).x; });
+      case Image::bfloat16:
+        return f(uint16_t{}, [](uint32_t v) { return BFloat16::unpack(v).x; });
+      case Image::float32:
+        return f(uint32_t{}, [](uint32_t v) {
+          float wide;
+          std::memcpy(&wide, &v, 4);
+          return wide;
+        });
+    }
+  }
+
+  // Starts to load the thread's values of the next row.
+  template <class V>
+  __device__ __forceinline__ void fetch(Raw& raw) {
+    const bool row_inside = inside_rows(y++);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      raw[i] = 0;
+      if (row_inside && inside[i])
+        raw[i] = load_global(reinterpret_cast<const V*>(from + i * (kApart / 3) * pixel_bytes));
+    }
+    from += row_bytes;
+  }
+  // Stores the values of row `y` of the image.
+  template <class Widen>
+  __device__ __forceinline__ void store(uint32_t slot, int y, const Raw& raw, Widen widen) const {
+    const bool row_inside = inside_rows(y);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t at = slot + 2 * (value + kApart * i);
+      const uint32_t v = T::pack(widen(raw[i]) - mean, 0);
+      const auto bits = static_cast<uint16_t>(row_inside && inside[i] ? v : 0);
+      store_shared(at, bits, stored(i));
+      store_shared(at + S::kCopy - 2, bits, stored(i) && value + i > 0);
+    }
+  }
+
+  // Loads the windows of a row.
+  __device__ __forceinline__ void load(uint32_t (&a)[S::kRuns][4], uint32_t slot) const {
+    const int odd = pixel & 1;
+    const uint32_t at = slot + odd * S::kCopy + (pixel * 3 - odd + 2 * quad) * 2;
+#pragma unroll
+    for (int run = 0; run < S::kRuns; ++run) {
+      load_shared(at + run * 32, a[run][0]);
+      load_shared(at + run * 32 + 8 * 6, a[run][1]);  // 8 pixels on
+      load_shared(at + run * 32 + 8 * 2, a[run][2]);  // 8 values on
+      load_shared(at + run * 32 + 8 * 6 + 8 * 2, a[run][3]);
+    }
+  }
+
+  // The barrier completes a phase when all warps of the group have stored a row.
+  __device__ __forceinline__ void pass_on(uint32_t barrier) const {
+    synchronize_warp();
+    if (lane == 0) barrier_arrive(barrier);
+  }
+
+  // `weights_ready` is waited for before the first product.
+  __device__ __forceinline__ void stream(uint64_t weights, uint32_t weights_ready, uint32_t ring,
+                                         uint32_t barrier, uint32_t& phase) {
+    uint32_t a[S::kKernel][S::kRuns][4];  // image row t of the segment is in a[t % kKernel]
+    Raw next;
+    with_type([&](auto v, auto widen) {
+      Raw first[S::kKernel];
+#pragma unroll
+      for (int t = 0; t < S::kKernel; ++t) fetch<decltype(v)>(first[t]);
+      fetch<decltype(v)>(next);
+#pragma unroll
+      for (int t = 0; t < S::kKernel; ++t)
+        store(ring + t * S::kRow, y - 1 - S::kKernel + t, first[t], widen);
+    });
+    pass_on(barrier);
+    float2 bias[S::P / 8];
+#pragma unroll
+    for (int j = 0; j < S::P / 8; ++j)
+      bias[j] = load_global(reinterpret_cast<const float2*>(p.bias) + 4 * j + quad);
+    const bool own[2] = {inside_columns(left + pixel), inside_columns(left + pixel + 8)};
+    uint16_t* to = p.features + element(top, left + pixel, channel(0));
+    barrier_wait(weights_ready, 0);
+    barrier_wait(barrier, phase);
+    phase ^= 1;
+#pragma unroll
+    for (int t = 0; t < S::kKernel; ++t) load(a[t], ring + t * S::kRow);
+
+    float d[S::P / 2];
+    int oldest = 0, slot = S::kKernel;  // the index of the oldest row in a; the next slot
+#pragma unroll 1
+    for (int u = 0; u < rows; ++u) {
+      // a[s] meets row (s - u) % kKernel of the weights.
+      const uint64_t rotated =
+          weights + (oldest == 0 ? 0 : S::kKernel - oldest) * (S::kWeightRow / 16);
+      registers_fence(d);
+      wgmma_fence();
+#pragma unroll
+      for (int s = 0; s < S::kKernel; ++s)
+#pragma unroll
+        for (int run = 0; run < S::kRuns; ++run)
+          wgmma<T, S::P>(d, a[s][run], rotated + (s * S::kRuns + run) * (2 * S::P), s + run > 0);
+      wgmma_commit();
+      const uint32_t row = ring + slot * S::kRow;
+      with_type([&](auto v, auto widen) {
+        store(row, y - 1, next, widen);
+        pass_on(barrier);
+        fetch<decltype(v)>(next);
+      });
+      if (++slot == S::kRows) slot = 0;
+      wgmma_wait();
+      registers_fence(d);
+      barrier_wait(barrier, phase);
+      phase ^= 1;
+      // The last row is not loaded: the next segment may overwrite it.
+      if (u + 1 < rows) {
+#pragma unroll
+        for (int s = 0; s < S::kKernel; ++s)
+          if (s == oldest) load(a[s], row);
+      }
+      if (++oldest == S::kKernel) oldest = 0;
+#pragma unroll
+      for (int high = 0; high < 2; ++high)
+#pragma unroll
+        for (int g = 0; g < S::kOutputGroups; ++g) {
+          Lane<S::kGroup> result;
+#pragma unroll
+          for (int j = 0; j < S::kGroup; ++j) {
+            const int tile = g * S::kGroup + j;
+            result.pair[j] = T::pack(d[4 * tile + 2 * high] + bias[tile].x,
+                                     d[4 * tile + 2 * high + 1] + bias[tile].y);
+          }
+          if (own[high])
+            store_global(reinterpret_cast<typename Lane<S::kGroup>::Vector*>(
+                             to + high * 8 * S::P + g * Group<S::P>::kChannels),
+                         result.vector());
+        }
+      to += static_cast<int64_t>(width) * S::P;
+    }
+  }
+};
+
+template <class S>
+__global__ void __launch_bounds__(S::kThreads, 1) head_stream_kernel(const HeadArguments p) {
+#ifdef ESPAN_WGMMA
+  const int thread = threadIdx.x, group = uniform(thread / 128);
+  const uint32_t weights = shared_memory(), ready = weights + S::kBarriers;
+  const uint32_t ring = weights + S::kRings + group * S::kRing, barrier = ready + 8 * (1 + group);
+  if (thread == 0) {
+    barrier_init(ready, 1);
+    for (int i = 0; i < S::kGroups; ++i) barrier_init(ready + 8 * (1 + i), 4);
+    barrier_init_fence();
+  }
+  synchronize();
+  grid_dependency_launch();
+  grid_dependency_wait();
+  if (thread == 0) {
+    constexpr int kSecond = S::kWeights - S::kWeightRow;
+    barrier_arrive_expect(ready, S::kWeights + kSecond);
+    bulk_copy(weights, p.weights, S::kWeights, ready);
+    bulk_copy(weights + S::kWeights, p.weights, kSecond, ready);
+  }
+  synchronize_warp();
+  const uint64_t operand = descriptor(weights, S::P * 16, 128);
+  uint32_t phase = 0;
+  for (int item = blockIdx.x + group * p.blocks; item < p.items; item += S::kGroups * p.blocks) {
+    HeadStreamWork<S> work(p, item, thread);
+    work.stream(operand, ready, ring, barrier, phase);
+  }
+#endif
+}
+
+}  // namespace espan::cuda

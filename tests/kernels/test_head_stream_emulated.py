@@ -1,0 +1,178 @@
+"""The source of the head's streaming Hopper kernels on the CPU, with the emulator."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.emulator.build import Bug, Module, buffer, load, poisoned
+from tests.kernels.head_cases import LAYOUTS, Run, check, image_of
+
+FLOATS = (torch.float16, torch.bfloat16)
+TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
+CHANNELS = [(16, 13), (32, 28), (48, 48), (64, 52)]  # P, each with a smaller number of channels
+KERNELS = [3, 5, 7, 9, 11]
+
+FILE = "head_hopper.cuh"
+BUGS: dict[str, Bug] = {
+    "weights rotated the wrong way": (
+        FILE,
+        "oldest == 0 ? 0 : S::kKernel - oldest",
+        "oldest",
+    ),
+    "a row in the wrong registers": (
+        FILE,
+        "if (s == oldest) load(a[s], row);",
+        "if (s == S::kKernel - 1) load(a[s], row);",
+    ),
+    "a ring one row short": (
+        FILE,
+        "kRows = kKernel + 1",
+        "kRows = kKernel",
+    ),
+    "a row passed on by one lane before the others stored theirs": (
+        FILE,
+        "    synchronize_warp();\n    if (lane == 0) barrier_arrive(barrier);",
+        "    if (lane == 0) barrier_arrive(barrier);",
+    ),
+    "a row loaded before other warps stored theirs": (
+        FILE,
+        "      registers_fence(d);\n      barrier_wait(barrier, phase);\n",
+        "      registers_fence(d);\n",
+    ),
+    "a phase off": (
+        FILE,
+        "    barrier_wait(barrier, phase);\n    phase ^= 1;\n#pragma",
+        "    barrier_wait(barrier, phase ^ 1);\n    phase ^= 1;\n#pragma",
+    ),
+    "the last row loaded while the next segment overwrites it": (
+        FILE,
+        "if (u + 1 < rows) {",
+        "{",
+    ),
+    "no fence before the products": (
+        FILE,
+        "      wgmma_fence();\n",
+        "",
+    ),
+    "results taken before the wait": (
+        FILE,
+        "      wgmma_wait();\n",
+        "",
+    ),
+    "weights not waited for": (
+        FILE,
+        "    barrier_wait(weights_ready, 0);\n",
+        "",
+    ),
+    "the second copy of the weights one row short": (
+        FILE,
+        "kSecond = S::kWeights - S::kWeightRow;",
+        "kSecond = S::kWeights - 2 * S::kWeightRow;",
+    ),
+    "pixels beside the image not zero": (
+        FILE,
+        "row_inside && inside[i] ? v : 0",
+        "row_inside ? v : 0",
+    ),
+}
+
+
+def runner(
+    module: Module, p: int, kernel: int, dtype: torch.dtype, rows: int, blocks: int, order: int
+) -> Run:
+    """Runs an instance in segments of ``rows``, on features that are NaN at first."""
+    wanted = (dtype == torch.bfloat16, p, kernel)
+    (instance,) = (
+        i for i in module.instances if (i["bfloat16"], i["channels"], i["kernel"]) == wanted
+    )
+    # A block may use 227 of an SM's 228 KB.
+    assert instance["shared_bytes"] <= 227 * 1024
+
+    def run(
+        image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kernel: int
+    ) -> Tensor:
+        n, _, height, width = image.shape
+        features = poisoned((n, height, width, p), packed.dtype)
+        storage = image.untyped_storage()
+        wavefronts = instance["run"](
+            module.Buffer(storage.data_ptr(), storage.nbytes()),
+            image.data_ptr(),
+            image.stride(),
+            TYPES.index(image.dtype),
+            *(buffer(module, t) for t in (mean, packed, features)),
+            *(n, height, width, rows, blocks, order),
+        )
+        for fewest, needed in wavefronts.values():
+            assert fewest == needed  # no bank conflicts
+        return features
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def emulated() -> Module:
+    return load("head_hopper")
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("p", "channels"), CHANNELS)
+def test_values(emulated: Module, p: int, channels: int, kernel: int) -> None:
+    which = kernel // 2 + p // 16
+    dtype = FLOATS[which % 2]
+    # (rows of a segment, blocks): one segment; several per block; several per warpgroup.
+    for i, (rows, blocks, shape) in enumerate(
+        [(1, 1, (1, 1, 1)), (4, 2, (2, 6, 7)), (2, 1, (1, 13, 65))]
+    ):
+        run = runner(emulated, p, kernel, dtype, rows, blocks, order=(which + i) % 4)
+        image = image_of(shape, TYPES[(which + i) % 4], LAYOUTS[(which + i) % 3])
+        check(run, channels, kernel, dtype, image, with_mean=bool((which + i) % 4))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("image_dtype", TYPES)
+def test_images(emulated: Module, image_dtype: torch.dtype, layout: str) -> None:
+    run = runner(emulated, 16, 3, torch.float16, rows=5, blocks=1, order=0)
+    for with_mean in (False, True):
+        image = image_of((2, 6, 9), image_dtype, layout)
+        check(run, 16, 3, torch.float16, image, with_mean=with_mean)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("p", "channels"), CHANNELS)
+def test_all_sizes_and_orders(
+    emulated: Module, p: int, channels: int, kernel: int, dtype: torch.dtype
+) -> None:
+    sizes = [(1, 1), (1, 7), (9, 1), (15, 63), (16, 64), (17, 65), (5, 129)]
+    for order in range(4):
+        for i, size in enumerate(sizes):
+            rows, blocks = ((1, 3), (3, 2), (16, 1))[(i + order) % 3]
+            run = runner(emulated, p, kernel, dtype, rows, blocks, order)
+            image = image_of((1 + i % 2, *size), TYPES[(i + order) % 4], LAYOUTS[i % 3])
+            check(run, channels, kernel, dtype, image, with_mean=bool(order % 2))
+
+
+@pytest.fixture(scope="module")
+def planted() -> dict[str, Module]:
+    """One module for each bug, built two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        built = {
+            k: pool.submit(load, "head_hopper", bug=bug, macros=("ESPAN_ONE_TYPE",))
+            for k, bug in BUGS.items()
+        }
+    return {name: module.result() for name, module in built.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUGS)
+def test_a_planted_bug_is_found(planted: dict[str, Module], name: str) -> None:
+    """It gives a wrong result or an emulator error, in any order of the warps."""
+    for order in range(4):
+        # The last slot that a segment uses is one of those that the next begins with.
+        run = runner(planted[name], 16, 3, torch.float16, 8, 1, order)
+        image = image_of((1, 40, 9), torch.float32, "strided")
+        with pytest.raises((AssertionError, RuntimeError)):
+            check(run, 16, 3, torch.float16, image)
