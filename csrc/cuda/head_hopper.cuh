@@ -212,7 +212,7 @@ struct HeadStreamWork : StreamStrip<S> {
         fetch<decltype(v)>(next);
       });
       if (++slot == S::kRows) slot = 0;
-      wgmma_wait();
+      wgmma_wait<0>();
       registers_fence(d);
       barrier_wait(barrier, phase);
       phase ^= 1;

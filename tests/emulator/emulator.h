@@ -170,14 +170,13 @@ inline int round_to_int(float v) { return static_cast<int>(std::nearbyint(v)); }
 
 inline int recompute(int v) { return v; }
 
-// tanh with a relative error of +- `error`; a hash of x picks the sign.
-inline float tanh_with_error(float x, float error) {
+// tanh with the largest error that tanh.approx.f32 may have; a hash of x picks the sign.
+inline float tanh_approximate(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
-  const float y = std::tanh(x) * (1 + (bits * 2654435761u >> 31 ? error : -error));
+  const float error = bits * 2654435761u >> 31 ? 0x1p-11f : -0x1p-11f;
+  const float y = std::tanh(x) * (1 + error);
   return y > 1 ? 1.0f : y < -1 ? -1.0f : y;
 }
-// The largest error that tanh.approx.f32 may have.
-inline float tanh_approximate(float x) { return tanh_with_error(x, 0x1p-11f); }
 
 }  // namespace espan::cuda

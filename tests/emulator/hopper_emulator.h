@@ -4,7 +4,6 @@
 #pragma once
 
 #include <limits>
-#include <type_traits>
 
 #define ESPAN_WGMMA
 
@@ -101,23 +100,17 @@ uint32_t pack_out(float& low, float& high, float next_low, float next_high) {
   return v;
 }
 
-template <class T>
-uint32_t tanh_of_pair(uint32_t x) {
-  // With the rounding, at least the largest errors of tanh.approx.f16x2 (2^-10.987) and of
-  // tanh.approx.bf16x2 (2^-8).
-  constexpr float kError = std::is_same_v<T, Float16> ? 0x1p-11f : 0x1p-9f;
-  const float2 v = T::unpack(x);
-  return T::pack(tanh_with_error(v.x, kError), tanh_with_error(v.y, kError));
+inline uint32_t tanh_of_pair(uint32_t x) {
+  const float2 v = Float16::unpack(x);
+  return Float16::pack(tanh_approximate(v.x), tanh_approximate(v.y));
 }
-template <class T>
-uint32_t fma_of_pairs(uint32_t a, uint32_t b, uint32_t c) {
-  const float2 x = T::unpack(a), y = T::unpack(b), z = T::unpack(c);
-  return T::pack(std::fma(x.x, y.x, z.x), std::fma(x.y, y.y, z.y));
+inline uint32_t fma_of_pairs(uint32_t a, uint32_t b, uint32_t c) {
+  const float2 x = Float16::unpack(a), y = Float16::unpack(b), z = Float16::unpack(c);
+  return Float16::pack(std::fma(x.x, y.x, z.x), std::fma(x.y, y.y, z.y));
 }
-template <class T>
-uint32_t product_of_pairs(uint32_t a, uint32_t b) {
-  const float2 x = T::unpack(a), y = T::unpack(b);
-  return T::pack(x.x * y.x, x.y * y.y);
+inline uint32_t product_of_pairs(uint32_t a, uint32_t b) {
+  const float2 x = Float16::unpack(a), y = Float16::unpack(b);
+  return Float16::pack(x.x * y.x, x.y * y.y);
 }
 
 }  // namespace espan::cuda

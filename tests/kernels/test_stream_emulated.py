@@ -58,7 +58,7 @@ BUGS: dict[str, Bug] = {
     "results taken before the wait": (
         "stream.cuh",
         "      wgmma_wait<0>();\n      registers_fence(all);\n",
-        "",
+        "      registers_fence(all);\n",
     ),
     "operands loaded before the products that read them are done": (
         "stream.cuh",
