@@ -8,12 +8,12 @@ Every result is verified against the plain network in fp32 before it is timed.  
 * `cold_ms`: the time of the first call at that size; all other times are warm.
 * `floor_ms`: the time for the network's multiply-adds at the rate of a large matrix product in the
   same dtype on the same machine; `times_the_floor`: the time as a multiple of it.
+* `sm_mhz`, on a GPU: its clock after the measurement; `cycles`: the time in cycles of that clock.
 * `peak_MB_beyond_output`, on a GPU: the peak memory beyond weights, input and output.
 """
 
 import copy
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +24,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 import espan
+from benchmarks.gpu_timing import clock, cycles
 from espan.fused import FusedNetwork
 from espan.models import ESPAN, SPAN, Architecture, Network, architecture_from_name, complexity
 from espan_kernels import reference
@@ -152,13 +153,6 @@ def product_rate(dtype: torch.dtype) -> float:
     return n**3 / best
 
 
-def clock() -> float:
-    """The time in seconds, after the GPU has finished all queued work."""
-    if GPU:
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def image_of(size: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """A random image, smooth like a photograph."""
     coarse = torch.rand(1, 3, 9, 9, generator=torch.Generator().manual_seed(0))
@@ -215,9 +209,11 @@ def measure(
         start = clock()
         run(x)
         once = clock() - start
-        iterations = max(1, min(50, int(0.02 / once))) if GPU else 1
-        rounds = max(5, min(40, int(2 / (once * iterations))))
+        iterations = max(1, min(50, int(0.01 / once))) if GPU else 1
+        rounds = max(5, min(20, int((0.5 if GPU else 2) / (once * iterations))))
         benchmark.pedantic(run, (x,), iterations=iterations, rounds=rounds, warmup_rounds=1)
+        if GPU and not benchmark.disabled:
+            benchmark.extra_info |= cycles(benchmark.stats.stats.median, lambda: run(x))
     floor = complexity(architecture, *size).macs / product_rate(variant.arithmetic)
     benchmark.extra_info |= {
         "image": str(variant.image),

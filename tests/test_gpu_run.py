@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks import gpu
 
@@ -98,6 +101,44 @@ def test_all_sanitizers_run(monkeypatch):
     assert set(gpu.sanitizer().values()) == {"compute-sanitizer is not installed"}
 
 
+def test_tests_and_sanitizers_run_at_the_same_time(tmp_path, monkeypatch):
+    started = {name: threading.Event() for name in ("tests", "sanitizer")}
+
+    def meets(name, other):
+        started[name].set()
+        assert started[other].wait(20)
+        return {"ran": name}
+
+    monkeypatch.setattr(gpu, "tests", lambda folder: meets("tests", "sanitizer"))
+    monkeypatch.setattr(gpu, "sanitizer", lambda: meets("sanitizer", "tests"))
+    expected = {"tests": {"ran": "tests"}, "sanitizer": {"ran": "sanitizer"}}
+    assert gpu.checks(tmp_path) == expected
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_a_whole_run(tmp_path, monkeypatch, built):
+    """The record has all parts; --no-build uses the library that is there."""
+    card = SimpleNamespace(name="NVIDIA One", major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(gpu, "tests", lambda folder: {"status": 5})
+    monkeypatch.setattr(gpu, "sanitizer", lambda: {"memcheck": "status 0"})
+    monkeypatch.setattr(gpu, "benchmarks", lambda folder: [{"name": "a"}])
+    builds = []
+    monkeypatch.setattr(gpu, "build", builds.append)
+    target = tmp_path / "one.json"
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *["--no-build"] * (not built), str(target)])
+    with pytest.raises(SystemExit) as stopped:
+        gpu.main()
+    assert stopped.value.code == 5
+    assert builds == [(9, 0)] * built
+    written = json.loads(target.read_text())
+    assert written["gpu"] == "NVIDIA One"
+    assert written["checks"] == {"tests": {"status": 5}, "sanitizer": {"memcheck": "status 0"}}
+    assert written["benchmarks"] == [{"name": "a"}]
+    assert list(written["parts"]) == ["build"] * built + ["checks", "benchmarks"]
+
+
 def test_the_report_is_written_after_each_part(tmp_path, monkeypatch):
     """With the time, share and clocks of each; a failure does not lose the other parts."""
     smi = tmp_path / "nvidia-smi"
@@ -145,6 +186,24 @@ def test_files_and_sanitized_tests_exist():
     )
     assert collected.returncode == 0, collected.stdout
     assert f"{len(gpu.SANITIZED)} tests collected" in collected.stdout
+
+
+def test_rows_of_benchmarks(tmp_path, monkeypatch):
+    """Each has its group, its way and its times."""
+    stats = {"median": 1.25e-3, "min": 1e-3}
+    named = {"name": "test_a[x]", "params": {"size": [1, 2], "name": "espan"}}
+    plain = {"name": "test_b", "params": None}
+    rest = {"group": "g", "stats": stats, "extra_info": {"cycles": 7}}
+
+    def run(*command, limit, **environment):
+        (name,) = (word.split("=")[1] for word in command if word.startswith("--benchmark-json"))
+        Path(name).write_text(json.dumps({"benchmarks": [named | rest, plain | rest]}))
+        return 0, ""
+
+    monkeypatch.setattr(gpu, "run", run)
+    monkeypatch.setattr(gpu, "BENCHMARKS", (("bench_a", ""),))
+    row = {"group": "g", "median_ms": 1.25, "min_ms": 1.0, "cycles": 7}
+    assert gpu.benchmarks(tmp_path) == [row | {"name": "espan"}, row | {"name": "test_b"}]
 
 
 def test_benchmarks_without_time_are_reported(tmp_path, monkeypatch):
