@@ -8,6 +8,7 @@ Every result is verified against the plain network in fp32 before it is timed.  
 * `cold_ms`: the time of the first call at that size; all other times are warm.
 * `floor_ms`: the time for the network's multiply-adds at the rate of a large matrix product in the
   same dtype on the same machine; `times_the_floor`: the time as a multiple of it.
+* `replay_ms`: the time of the CUDA graph alone; a call also copies the image in and the result out.
 * `sm_mhz`, on a GPU: its clock after the measurement; `cycles`: the time in cycles of that clock.
 * `peak_MB_beyond_output`, on a GPU: the peak memory beyond weights, input and output.
 """
@@ -24,7 +25,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 import espan
-from benchmarks.gpu_timing import clock, cycles
+from benchmarks.gpu_timing import clock, cycles, milliseconds
+from espan.engines.graphs import Graphed
 from espan.fused import FusedNetwork
 from espan.models import ESPAN, SPAN, Architecture, Network, architecture_from_name, complexity
 from espan_kernels import reference
@@ -82,8 +84,6 @@ def _fused(
 
 
 def _graphed(network: Network, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    from espan.engines.graphs import Graphed
-
     run = Graphed(_IgnoringFlag(_channels_last(network, dtype)))
     flag = torch.zeros(1, device=DEVICE)
     return lambda x: run(x, flag)
@@ -214,6 +214,9 @@ def measure(
         benchmark.pedantic(run, (x,), iterations=iterations, rounds=rounds, warmup_rounds=1)
         if GPU and not benchmark.disabled:
             benchmark.extra_info |= cycles(benchmark.stats.stats.median, lambda: run(x))
+        if isinstance(run, FusedNetwork) and isinstance(run.engine, Graphed):
+            graph, *_ = next(reversed(run.engine._graphs.values()))
+            benchmark.extra_info["replay_ms"] = milliseconds(graph.replay)
     floor = complexity(architecture, *size).macs / product_rate(variant.arithmetic)
     benchmark.extra_info |= {
         "image": str(variant.image),

@@ -1,5 +1,6 @@
 """Timing on a GPU: kernels that are shorter than their launch, and the clock meanwhile."""
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -78,6 +79,16 @@ def measure(benchmark: BenchmarkFixture, run: Call) -> dict[str, Any]:
     rounds = max(5, min(20, int(0.5 / (once * iterations))))
     benchmark.pedantic(run, iterations=iterations, rounds=rounds, warmup_rounds=1)
     return {} if benchmark.disabled else cycles(benchmark.stats.stats.median, run)
+
+
+def milliseconds(call: Call) -> float:
+    """The median of 20 rounds of CALLS calls, in milliseconds per call."""
+    run, times = back_to_back([call]), []
+    for _ in range(20):
+        start = clock_per_call()
+        run()
+        times.append(clock_per_call() - start)
+    return round(1e3 * statistics.median(times), 5)
 
 
 def cycles(seconds: float, busy: Call) -> dict[str, Any]:
