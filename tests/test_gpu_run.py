@@ -101,18 +101,43 @@ def test_all_sanitizers_run(monkeypatch):
     assert set(gpu.sanitizer().values()) == {"compute-sanitizer is not installed"}
 
 
-def test_tests_and_sanitizers_run_at_the_same_time(tmp_path, monkeypatch):
-    started = {name: threading.Event() for name in ("tests", "sanitizer")}
+def test_all_checks_run_at_the_same_time(tmp_path, monkeypatch):
+    all_started = threading.Barrier(3, timeout=20)
 
-    def meets(name, other):
-        started[name].set()
-        assert started[other].wait(20)
-        return {"ran": name}
+    def meets(name):
+        all_started.wait()
+        return f"ran {name}"
 
-    monkeypatch.setattr(gpu, "tests", lambda folder: meets("tests", "sanitizer"))
-    monkeypatch.setattr(gpu, "sanitizer", lambda: meets("sanitizer", "tests"))
-    expected = {"tests": {"ran": "tests"}, "sanitizer": {"ran": "sanitizer"}}
-    assert gpu.checks(tmp_path) == expected
+    monkeypatch.setattr(gpu, "tests", lambda folder: meets("tests"))
+    monkeypatch.setattr(gpu, "sanitizer", lambda: meets("sanitizer"))
+    monkeypatch.setattr(gpu, "compile_ahead", lambda: meets("compile_ahead"))
+    names = ("tests", "sanitizer", "compile_ahead")
+    assert gpu.checks(tmp_path) == {name: f"ran {name}" for name in names}
+
+
+def test_benchmarks_are_compiled_ahead(monkeypatch):
+    """One process per case: three sizes of the network and three dtypes of the loss."""
+    started = []
+
+    def run(*command, limit, **environment):
+        started.extend(command)
+        return 0, ""
+
+    monkeypatch.setattr(gpu, "run", run)
+    assert gpu.compile_ahead() == 0
+    files, which = started[started.index("-q") + 1 :][:2], started[started.index("-k") + 1]
+    collected = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", *files, "-k", which],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    names = [line.split("::")[1] for line in collected.stdout.splitlines() if "::" in line]
+    if torch.cuda.is_available():
+        assert len(names) == int(started[started.index("-n") + 1])
+    assert [n for n in names if n.startswith("test_on_a_gpu")] == [
+        f"test_on_a_gpu[torch.{dtype}-compiled]" for dtype in ("float32", "float16", "bfloat16")
+    ]
 
 
 @pytest.mark.parametrize("built", [True, False])
@@ -123,6 +148,7 @@ def test_a_whole_run(tmp_path, monkeypatch, built):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
     monkeypatch.setattr(gpu, "tests", lambda folder: {"status": 5})
     monkeypatch.setattr(gpu, "sanitizer", lambda: {"memcheck": "status 0"})
+    monkeypatch.setattr(gpu, "compile_ahead", lambda: None)
     monkeypatch.setattr(gpu, "benchmarks", lambda folder: [{"name": "a"}])
     builds = []
     monkeypatch.setattr(gpu, "build", builds.append)
@@ -134,7 +160,8 @@ def test_a_whole_run(tmp_path, monkeypatch, built):
     assert builds == [(9, 0)] * built
     written = json.loads(target.read_text())
     assert written["gpu"] == "NVIDIA One"
-    assert written["checks"] == {"tests": {"status": 5}, "sanitizer": {"memcheck": "status 0"}}
+    checks = {"tests": {"status": 5}, "sanitizer": {"memcheck": "status 0"}}
+    assert written["checks"] == checks | {"compile_ahead": None}
     assert written["benchmarks"] == [{"name": "a"}]
     assert list(written["parts"]) == ["build"] * built + ["checks", "benchmarks"]
 
