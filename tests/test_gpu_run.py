@@ -149,7 +149,8 @@ def test_a_whole_run(tmp_path, monkeypatch, built):
     monkeypatch.setattr(gpu, "tests", lambda folder: {"status": 5})
     monkeypatch.setattr(gpu, "sanitizer", lambda: {"memcheck": "status 0"})
     monkeypatch.setattr(gpu, "compile_ahead", lambda: None)
-    monkeypatch.setattr(gpu, "benchmarks", lambda folder: [{"name": "a"}])
+    limits = []
+    monkeypatch.setattr(gpu, "benchmarks", lambda folder, limit: limits.append(limit) or [])
     builds = []
     monkeypatch.setattr(gpu, "build", builds.append)
     target = tmp_path / "one.json"
@@ -162,7 +163,8 @@ def test_a_whole_run(tmp_path, monkeypatch, built):
     assert written["gpu"] == "NVIDIA One"
     checks = {"tests": {"status": 5}, "sanitizer": {"memcheck": "status 0"}}
     assert written["checks"] == checks | {"compile_ahead": None}
-    assert written["benchmarks"] == [{"name": "a"}]
+    assert written["benchmarks"] == []
+    assert limits == [gpu.RUN_LIMIT - written["parts"]["checks"]["seconds"]]
     assert list(written["parts"]) == ["build"] * built + ["checks", "benchmarks"]
 
 
@@ -230,7 +232,7 @@ def test_rows_of_benchmarks(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "run", run)
     monkeypatch.setattr(gpu, "BENCHMARKS", (("bench_a", ""),))
     row = {"group": "g", "median_ms": 1.25, "min_ms": 1.0, "cycles": 7}
-    assert gpu.benchmarks(tmp_path) == [row | {"name": "espan"}, row | {"name": "test_b"}]
+    assert gpu.benchmarks(tmp_path, 180) == [row | {"name": "espan"}, row | {"name": "test_b"}]
 
 
 def test_benchmarks_without_time_are_reported(tmp_path, monkeypatch):
@@ -241,9 +243,8 @@ def test_benchmarks_without_time_are_reported(tmp_path, monkeypatch):
         return 0, ""
 
     monkeypatch.setattr(gpu, "run", run)
-    assert gpu.benchmarks(tmp_path) == []
+    assert gpu.benchmarks(tmp_path, 180) == []
     assert len(started) == len(gpu.BENCHMARKS)
-    monkeypatch.setattr(gpu, "BENCHMARK_LIMIT", gpu.GRACE - 1)
-    rows = gpu.benchmarks(tmp_path)
+    rows = gpu.benchmarks(tmp_path, gpu.GRACE - 1)
     assert {row["status"] for row in rows} == {"no time left"}
     assert len(rows) == len(gpu.BENCHMARKS)
