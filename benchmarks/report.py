@@ -21,23 +21,32 @@ DEFAULT = "espan (default)"
 # How many times as fast as the best other of each precision espan should be, by network.
 TARGETS = {"ESPAN": {"fp32": 3.0, "bf16": 1.5}, "SPAN": {"fp32": 2.5}}
 
-# The rows of the GPU table: the label, the run in h200.json, and the key of the times in it.
+# The rows of the GPU tables: the label, and the name in the results.
 GPU_WAYS = (
-    ("official code, fp32", 0, "official"),
-    ("PyTorch, fp32", 0, "eager fp32"),
-    ("PyTorch, TF32", 0, "eager TF32"),
-    ("PyTorch, fp16, channels last", 0, "eager fp16 channels-last"),
-    ("the same in a CUDA graph", 0, "graphed fp16 channels-last"),
-    ("torch.compile (max-autotune), fp16, channels last", 0, "compiled fp16 channels-last"),
-    ("espan's first kernels, fp16, CUDA graph", 0, "espan fp16 graphed, first kernels"),
-    ("the same, second run", 1, "espan fp16 graphed, first kernels"),
-    ("espan, fp16, CUDA graph", 1, "espan fp16 graphed"),
+    ("official code, fp32", "official"),
+    ("PyTorch, fp32", "eager fp32"),
+    ("PyTorch, TF32", "eager TF32"),
+    ("PyTorch, fp16, channels last", "eager fp16 channels-last"),
+    ("the same in a CUDA graph", "graphed fp16 channels-last"),
+    ("torch.compile (max-autotune), fp16, channels last", "compiled fp16 channels-last"),
+    ("espan's Triton kernels, fp16, CUDA graph", "espan Triton fp16 graphed"),
+    ("espan, fp16, CUDA graph", "espan fp16 graphed"),
+    ("the same, 8-bit images", "espan bytes graphed"),
+)
+ALONE = "the graph alone, without copies of image and result"
+GPU_PARTS = (("CUDA", "espan"), ("Triton", "triton"), ("PyTorch, channels last", "eager fp16"))
+GPU_LOSSES = (
+    ("CUDA", "one pass"),
+    ("Triton", "triton"),
+    ("plain PyTorch, torch.compile", "compiled"),
+    ("plain PyTorch", "eager"),
 )
 GPU_SIZES = ("256x256", "510x339", "1920x1080")
 # For the lowest possible time: the rate of the tensor cores, and the multiply-adds of ESPAN x4 at
 # 256x256 (`espan info espan`).
 TFLOPS, GMACS = 798, 12.56
 CHARTED = "ESPAN ×4, one 510×339 image to 2040×1356; shorter is faster"
+LOSS_GROUP, LOSS_DTYPES = "frequency loss cuda 16x3x512x512", ("float32", "float16", "bfloat16")
 COPY_SHARE = 0.8  # the target of the loss: its bandwidth as a share of that of a copy
 
 
@@ -97,67 +106,139 @@ def targets(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def gpu_rows(results: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """The rows of a GPU's benchmarks, by group and name."""
+    return {(r["group"], r["name"]): r for r in results["benchmarks"] if "median_ms" in r}
+
+
+def gpu_table(first: list[str], rows: list[list[str]]) -> list[str]:
+    """A table; an unknown cell is a dash."""
+    lines = [first, ["---"] * len(first), *rows]
+    return ["| " + " | ".join(cell or "–" for cell in line) + " |" for line in lines]
+
+
 def gpu(results: dict[str, Any]) -> str:
-    """Median milliseconds on a GPU, with the date of the run that each row is from."""
-    lines = ["| median ms | measured | " + " | ".join(GPU_SIZES) + " |"]
-    lines.append("|---|---|" + "---|" * len(GPU_SIZES))
-    for label, number, way in GPU_WAYS:
-        run = results["runs"][number]
-        times = (run["network_ms"][size].get(way) for size in GPU_SIZES)
-        cells = ["–" if time is None else f"{time:#.3g}" for time in times]
-        lines.append(f"| {label} | {run['date']} | {' | '.join(cells)} |")
-    lines.append("")
-    lines += [
-        f"{run['date']}: {run['gpu']}, driver {run['driver']}, torch {run['torch']}, "
-        f"CUDA {run['cuda']}; {run['what']}.  "
-        for run in results["runs"]
-    ]
-    return "\n".join(lines).rstrip()
+    """Median milliseconds on a GPU."""
+    rows = gpu_rows(results)
+    lines = []
+    for label, way in GPU_WAYS:
+        found = [rows.get((f"ESPAN cuda {size}", way)) for size in GPU_SIZES]
+        lines.append([label, *(f"{row['median_ms']:#.3g}" if row else "" for row in found)])
+        if way == "espan fp16 graphed":
+            lines.append([ALONE, *(f"{row['replay_ms']:#.3g}" if row else "" for row in found)])
+    slow, _, fast = results["parts"]["benchmarks"]["clocks"]["clocks.sm"]
+    return "\n".join(
+        [
+            *gpu_table(["median ms", *GPU_SIZES], lines),
+            "",
+            f"{results['gpu']} at {slow:.0f} to {fast:.0f} MHz, driver {results['driver']}; torch "
+            f"{results['torch']}, Triton {results['triton']}; {results['date']}; espan at "
+            f"{results['espan']}.",
+        ]
+    )
+
+
+def gpu_checks(results: dict[str, Any]) -> str:
+    """What the tests and the sanitizers found, in a sentence each."""
+    tests, sanitizer = (results["checks"][name] for name in ("tests", "sanitizer"))
+    failed = ", ".join(f"`{name}`" for name in tests["failed"]) or "none"
+    clean = [name for name, verdict in sanitizer.items() if verdict.startswith("status 0 ")]
+    unclean = [f"{name} ({verdict})" for name, verdict in sanitizer.items() if name not in clean]
+    return (
+        f"Tests: {tests['passed']} passed, {tests['skipped']} skipped; failed: {failed}.  \n"
+        f"compute-sanitizer without findings: {', '.join(clean) or 'none'}; "
+        f"others: {', '.join(unclean) or 'none'}."
+    )
+
+
+def gpu_parts(results: dict[str, Any]) -> str:
+    """Median milliseconds and thousands of cycles of the parts of ESPAN."""
+    rows = gpu_rows(results)
+    lines = []
+    for part in ("head", "spab", "tail"):
+        for label, way in GPU_PARTS:
+            found = [rows.get((f"{part} cuda {size}", way)) for size in GPU_SIZES]
+            cells = (
+                f"{row['median_ms']:#.3g} ({row['cycles'] / 1000:.0f})" if row else ""
+                for row in found
+            )
+            lines.append([f"`{part}`, {label}", *cells])
+    return "\n".join(gpu_table(["median ms (thousand cycles)", *GPU_SIZES], lines))
+
+
+def gpu_loss(results: dict[str, Any]) -> str:
+    """Median milliseconds of the loss with its gradient, and the share of a copy's bandwidth."""
+    rows = gpu_rows(results)
+    groups = [f"{LOSS_GROUP} torch.{dtype}" for dtype in LOSS_DTYPES]
+    lines = []
+    for label, way in GPU_LOSSES:
+        found = [rows.get((group, way)) for group in groups]
+        cells = (
+            f"{row['median_ms']:#.3g} ({row['share_of_copy']:.0%})" if row else "" for row in found
+        )
+        lines.append([label, *cells])
+    copies = (rows[group, "one pass"]["copy_ms"] for group in groups)
+    lines.append(["the copy", *(f"{copy:#.3g}" for copy in copies)])
+    return "\n".join(gpu_table(["median ms (share of a copy's bandwidth)", *LOSS_DTYPES], lines))
 
 
 def gpu_targets(results: dict[str, Any]) -> str:
     """The times on a GPU against the targets."""
-    peers, ours = (run["network_ms"] for run in results["runs"])
-    mine = {size: ours[size]["espan fp16 graphed"] for size in GPU_SIZES}
-    lines = ["| what | target | measured | |", "|---|---|---|---|"]
+    rows = gpu_rows(results)
+    times = {way: {} for way in ("official", "compiled fp16 channels-last", "espan fp16 graphed")}
+    for way, by_size in times.items():
+        for size in GPU_SIZES:
+            by_size[size] = rows.get((f"ESPAN cuda {size}", way), {}).get("median_ms")
+    mine = times["espan fp16 graphed"]
+    alone = {
+        size: rows[f"ESPAN cuda {size}", "espan fp16 graphed"]["replay_ms"] for size in GPU_SIZES
+    }
+    lines = []
 
     def row(what: str, target: str, measured: str, met: bool) -> None:
-        lines.append(f"| {what} | {target} | {measured} | {'met' if met else 'not met'} |")
+        lines.append([what, target, measured, "met" if met else "not met"])
 
     for label, way, target in (
         ("the official code in fp32", "official", 16),
         ("`torch.compile` in fp16", "compiled fp16 channels-last", 3.5),
     ):
-        ratio = peers["510x339"][way] / mine["510x339"]
         what = f"510x339, against {label}"
+        if times[way]["510x339"] is None:
+            lines.append([what, f"{target:g} times as fast", "", "not measured"])
+            continue
+        ratio = times[way]["510x339"] / mine["510x339"]
         row(what, f"{target:g} times as fast", f"{ratio:.1f}", ratio >= target)
     for size, target in (("510x339", 2.3), ("1920x1080", 1.65)):
         width, height = map(int, size.split("x"))
         floor = 2 * GMACS / TFLOPS * width * height / 256**2
-        ratio = mine[size] / floor
-        what = f"{size}, against the {floor:.3g} ms that {TFLOPS} TFLOP/s would take"
+        ratio = alone[size] / floor
+        what = (
+            f"{size}, the graph alone, against the {floor:.3g} ms that {TFLOPS} TFLOP/s would take"
+        )
         row(what, f"at most {target:g} times as long", f"{ratio:.2f}", ratio <= target)
-    row("256x256", "at most 0.09 ms", f"{mine['256x256']:.3f} ms", mine["256x256"] <= 0.09)
-    for dtype, loss in results["runs"][1]["frequency_loss_16x3x512x512"].items():
-        share = loss["one pass, share of copy"]
+    what = "256x256, the graph alone"
+    row(what, "at most 0.09 ms", f"{alone['256x256']:.3f} ms", alone["256x256"] <= 0.09)
+    for dtype in LOSS_DTYPES:
+        share = rows[f"{LOSS_GROUP} torch.{dtype}", "one pass"]["share_of_copy"]
         what = f"loss and gradient, 16x3x512x512, {dtype}, bandwidth"
         row(what, f"{COPY_SHARE:.0%} of a copy's", f"{share:.0%}", share >= COPY_SHARE)
-    return "\n".join(lines)
+    return "\n".join(gpu_table(["what", "target", "measured", " "], lines))
 
 
 def panels(results: dict[str, dict[str, Any]]) -> list[chart.Panel]:
     """The chart: ESPAN on a GPU and on a CPU, by espan and by its peers."""
-    peers, ours = (run["network_ms"]["510x339"] for run in results["h200"]["runs"])
-    on_gpu = [
-        ("official code, fp32", peers["official"]),
-        ("PyTorch, TF32", peers["eager TF32"]),
-        ("PyTorch, fp16, CUDA graph", peers["graphed fp16 channels-last"]),
-        ("torch.compile, fp16", peers["compiled fp16 channels-last"]),
-        ("espan, fp16, CUDA graph", ours["espan fp16 graphed"]),
-    ]
-    gpu_title = f"GPU: {results['h200']['runs'][1]['gpu']}"
+    rows = gpu_rows(results["gpu"])
+    ways = (
+        ("official code, fp32", "official"),
+        ("PyTorch, TF32", "eager TF32"),
+        ("PyTorch, fp16, CUDA graph", "graphed fp16 channels-last"),
+        ("torch.compile, fp16", "compiled fp16 channels-last"),
+        ("espan, fp16, CUDA graph", "espan fp16 graphed"),
+    )
+    found = [(label, rows.get(("ESPAN cuda 510x339", way))) for label, way in ways]
+    on_gpu = [(label, row["median_ms"]) for label, row in found if row]
     return [
-        chart.Panel(gpu_title, CHARTED, on_gpu),
+        chart.Panel(f"GPU: {results['gpu']['gpu']}", CHARTED, on_gpu),
         *(cpu_panel(results[name]) for name in ("cpu_peers", "cpu_peers_avx2")),
     ]
 
@@ -205,8 +286,11 @@ TABLES = {
     "cpu_targets": ("cpu_peers", targets),
     "cpu_peers_avx2": ("cpu_peers_avx2", peers),
     "cpu_targets_avx2": ("cpu_peers_avx2", targets),
-    "gpu": ("h200", gpu),
-    "gpu_targets": ("h200", gpu_targets),
+    "gpu": ("gpu", gpu),
+    "gpu_checks": ("gpu", gpu_checks),
+    "gpu_parts": ("gpu", gpu_parts),
+    "gpu_loss": ("gpu", gpu_loss),
+    "gpu_targets": ("gpu", gpu_targets),
     "training": ("training", training),
 }
 

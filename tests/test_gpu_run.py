@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks import gpu
 
@@ -98,6 +101,73 @@ def test_all_sanitizers_run(monkeypatch):
     assert set(gpu.sanitizer().values()) == {"compute-sanitizer is not installed"}
 
 
+def test_all_checks_run_at_the_same_time(tmp_path, monkeypatch):
+    all_started = threading.Barrier(3, timeout=20)
+
+    def meets(name):
+        all_started.wait()
+        return f"ran {name}"
+
+    monkeypatch.setattr(gpu, "tests", lambda folder: meets("tests"))
+    monkeypatch.setattr(gpu, "sanitizer", lambda: meets("sanitizer"))
+    monkeypatch.setattr(gpu, "compile_ahead", lambda: meets("compile_ahead"))
+    names = ("tests", "sanitizer", "compile_ahead")
+    assert gpu.checks(tmp_path) == {name: f"ran {name}" for name in names}
+
+
+def test_benchmarks_are_compiled_ahead(monkeypatch):
+    """One process per case: three sizes of the network and three dtypes of the loss."""
+    started = []
+
+    def run(*command, limit, **environment):
+        started.extend(command)
+        return 0, ""
+
+    monkeypatch.setattr(gpu, "run", run)
+    assert gpu.compile_ahead() == 0
+    files, which = started[started.index("-q") + 1 :][:2], started[started.index("-k") + 1]
+    collected = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", *files, "-k", which],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    names = [line.split("::")[1] for line in collected.stdout.splitlines() if "::" in line]
+    if torch.cuda.is_available():
+        assert len(names) == int(started[started.index("-n") + 1])
+    assert [n for n in names if n.startswith("test_on_a_gpu")] == [
+        f"test_on_a_gpu[torch.{dtype}-compiled]" for dtype in ("float32", "float16", "bfloat16")
+    ]
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_a_whole_run(tmp_path, monkeypatch, built):
+    """The record has all parts; --no-build uses the library that is there."""
+    card = SimpleNamespace(name="NVIDIA One", major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(gpu, "tests", lambda folder: {"status": 5})
+    monkeypatch.setattr(gpu, "sanitizer", lambda: {"memcheck": "status 0"})
+    monkeypatch.setattr(gpu, "compile_ahead", lambda: None)
+    limits = []
+    monkeypatch.setattr(gpu, "benchmarks", lambda folder, limit: limits.append(limit) or [])
+    builds = []
+    monkeypatch.setattr(gpu, "build", builds.append)
+    target = tmp_path / "one.json"
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *["--no-build"] * (not built), str(target)])
+    with pytest.raises(SystemExit) as stopped:
+        gpu.main()
+    assert stopped.value.code == 5
+    assert builds == [(9, 0)] * built
+    written = json.loads(target.read_text())
+    assert written["gpu"] == "NVIDIA One"
+    checks = {"tests": {"status": 5}, "sanitizer": {"memcheck": "status 0"}}
+    assert written["checks"] == checks | {"compile_ahead": None}
+    assert written["benchmarks"] == []
+    assert limits == [gpu.RUN_LIMIT - written["parts"]["checks"]["seconds"]]
+    assert list(written["parts"]) == ["build"] * built + ["checks", "benchmarks"]
+
+
 def test_the_report_is_written_after_each_part(tmp_path, monkeypatch):
     """With the time, share and clocks of each; a failure does not lose the other parts."""
     smi = tmp_path / "nvidia-smi"
@@ -147,6 +217,24 @@ def test_files_and_sanitized_tests_exist():
     assert f"{len(gpu.SANITIZED)} tests collected" in collected.stdout
 
 
+def test_rows_of_benchmarks(tmp_path, monkeypatch):
+    """Each has its group, its way and its times."""
+    stats = {"median": 1.25e-3, "min": 1e-3}
+    named = {"name": "test_a[x]", "params": {"size": [1, 2], "name": "espan"}}
+    plain = {"name": "test_b", "params": None}
+    rest = {"group": "g", "stats": stats, "extra_info": {"cycles": 7}}
+
+    def run(*command, limit, **environment):
+        (name,) = (word.split("=")[1] for word in command if word.startswith("--benchmark-json"))
+        Path(name).write_text(json.dumps({"benchmarks": [named | rest, plain | rest]}))
+        return 0, ""
+
+    monkeypatch.setattr(gpu, "run", run)
+    monkeypatch.setattr(gpu, "BENCHMARKS", (("bench_a", ""),))
+    row = {"group": "g", "median_ms": 1.25, "min_ms": 1.0, "cycles": 7}
+    assert gpu.benchmarks(tmp_path, 180) == [row | {"name": "espan"}, row | {"name": "test_b"}]
+
+
 def test_benchmarks_without_time_are_reported(tmp_path, monkeypatch):
     started = []
 
@@ -155,9 +243,8 @@ def test_benchmarks_without_time_are_reported(tmp_path, monkeypatch):
         return 0, ""
 
     monkeypatch.setattr(gpu, "run", run)
-    assert gpu.benchmarks(tmp_path) == []
+    assert gpu.benchmarks(tmp_path, 180) == []
     assert len(started) == len(gpu.BENCHMARKS)
-    monkeypatch.setattr(gpu, "BENCHMARK_LIMIT", gpu.GRACE - 1)
-    rows = gpu.benchmarks(tmp_path)
+    rows = gpu.benchmarks(tmp_path, gpu.GRACE - 1)
     assert {row["status"] for row in rows} == {"no time left"}
     assert len(rows) == len(gpu.BENCHMARKS)

@@ -11,7 +11,8 @@ def other_results():
     results = report.load()
     results["cpu_peers"]["cases"][0]["times"]["OpenVINO fp32"]["median_ms"] += 100
     results["training"]["benchmarks"][0]["stats"]["median"] += 1
-    results["h200"]["runs"][1]["network_ms"]["510x339"]["espan fp16 graphed"] += 1
+    rows = report.gpu_rows(results["gpu"])
+    rows["ESPAN cuda 510x339", "espan fp16 graphed"]["median_ms"] += 1
     return results
 
 
@@ -85,4 +86,66 @@ def test_table_with_and_without_full_fp32():
     assert report.peers(results).splitlines()[2:4] == [
         "| espan (default) | 10 (1.00) |",
         "| a fp32 | 60 (6.00) |",
+    ]
+
+
+def test_gpu_tables_with_missing_rows():
+    def row(group, name, ms, **extra):
+        return {"group": group, "name": name, "median_ms": ms, **extra}
+
+    results = {
+        "gpu": "NVIDIA One",
+        "driver": "d",
+        "torch": "t",
+        "triton": "3",
+        "date": "2026-01-02",
+        "espan": "e",
+        "parts": {"benchmarks": {"clocks": {"clocks.sm": [1500, 1800, 1980]}}},
+        "checks": {
+            "tests": {"passed": 5, "skipped": 1, "failed": ["a.b[c]"]},
+            "sanitizer": {
+                "memcheck": "status 0 after 9 s: ok",
+                "racecheck": "status 9 after 9 s: no",
+            },
+        },
+        "benchmarks": [
+            row("ESPAN cuda 256x256", "espan fp16 graphed", 0.1, replay_ms=0.09),
+            row("ESPAN cuda 510x339", "espan fp16 graphed", 0.2, replay_ms=0.19),
+            row("ESPAN cuda 1920x1080", "espan fp16 graphed", 1.7, replay_ms=1.66),
+            row("ESPAN cuda 510x339", "official", 3.3),
+            row("spab cuda 510x339", "espan", 0.0243, cycles=46_170),
+            *(
+                row(
+                    f"frequency loss cuda 16x3x512x512 torch.{dtype}",
+                    "one pass",
+                    0.05,
+                    share_of_copy=share,
+                    copy_ms=0.04,
+                )
+                for dtype, share in [("float32", 0.8), ("float16", 0.5), ("bfloat16", 0.5)]
+            ),
+            {"file": "benchmarks/bench_model.py", "status": "no time left"},
+        ],
+    }
+    table = report.gpu(results).splitlines()
+    assert table[2] == "| official code, fp32 | – | 3.30 | – |"
+    assert (
+        "| the graph alone, without copies of image and result | 0.0900 | 0.190 | 1.66 |" in table
+    )
+    assert table[-1].startswith("NVIDIA One at 1500 to 1980 MHz, driver d;")
+    assert report.gpu_checks(results).splitlines() == [
+        "Tests: 5 passed, 1 skipped; failed: `a.b[c]`.  ",
+        "compute-sanitizer without findings: memcheck; others: racecheck (status 9 after 9 s: no).",
+    ]
+    assert "| `spab`, CUDA | – | 0.0243 (46) | – |" in report.gpu_parts(results)
+    assert (
+        report.gpu_loss(results).splitlines()[2]
+        == "| CUDA | 0.0500 (80%) | 0.0500 (50%) | 0.0500 (50%) |"
+    )
+    targets = report.gpu_targets(results).splitlines()[2:]
+    assert targets[0].endswith("| 16 times as fast | 16.5 | met |")
+    assert targets[1].endswith("| 3.5 times as fast | – | not measured |")
+    assert [line.split("|")[-2].strip() for line in targets[2:]] == [
+        *("met", "not met", "met"),
+        *("met", "not met", "not met"),
     ]

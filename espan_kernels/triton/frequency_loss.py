@@ -31,7 +31,7 @@ SUM_BLOCK = 256
 BLUR1, BLUR2 = (tl.constexpr(weight) for weight in gaussian())
 # cos(k pi / 16) / 2; C4 is also the value of row 0 of the DCT matrix.
 C4, C1, C2, C3, _, C5, C6, C7 = (tl.constexpr(v) for v in dct_matrix()[:, 0].tolist())
-SIZES = ["height", "width", "tiles_x", "tiles_y"]
+SIZES = ["height", "width", "tiles_x", "tiles_y", "elements"]
 
 
 @triton.jit
@@ -213,13 +213,18 @@ def dct_kernel(
     width,
     tiles_x,
     tiles_y,
+    elements,
     pixel_weight,
     hf_weight,
     dct_weight,
     squared: tl.constexpr,
     block: tl.constexpr,
 ):
-    """The DCT sum of ``block`` x 8 pixels, and the gradient if ``grad_ptr`` is not None."""
+    """The DCT sum of ``block`` x 8 pixels, and the gradient if ``grad_ptr`` is not None.
+
+    It divides by the number of ``elements`` itself: if sizes are symbolic under torch.compile,
+    Inductor passes a float computed from them as an integer.
+    """
     tile = tl.program_id(0)
     x = tile % tiles_x * block + tl.arange(0, block)
     y = tile // tiles_x % tiles_y * 8
@@ -246,14 +251,14 @@ def dct_kernel(
         rows = ()
         for i in tl.static_range(12):
             rows = rows + (_sign_row(signs_ptr + plane, y + (i - 2), columns, height, width),)
-        scale = -tl.load(scale_ptr)
+        scale = -tl.load(scale_ptr) / elements
         for i in tl.static_range(8):
             edge = _edge(y + i, height) * _edge(x, width)
             blurred = _blur(
                 rows[i][1], rows[i + 1][1], rows[i + 2][1], rows[i + 3][1], rows[i + 4][1]
             )
             high = (rows[i + 2][0] - blurred) / edge
-            pixel = d[i] if squared else _sign(d[i])
+            pixel = 2.0 * d[i] if squared else _sign(d[i])
             total = pixel_weight * pixel + hf_weight * high + dct_weight * spectrum[i]
             result = (scale * total).to(grad_ptr.dtype.element_ty)
             tl.store(grad_ptr + at + i * width, result, mask=inside)
@@ -342,9 +347,10 @@ def _run(
             width,
             tiles_x,
             height // 8,
-            pixel * (2 if squared else 1) / elements,
-            hf / elements,
-            dct / elements,
+            elements,
+            pixel,
+            hf,
+            dct,
             squared=squared,
             block=BLOCK,
         )

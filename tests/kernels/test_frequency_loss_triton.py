@@ -5,8 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.exc import BackendCompilerFailed
+from torch._higher_order_ops.triton_kernel_wrap import triton_kernel_wrapper_functional
 
 HERE = Path(__file__).parent
 
@@ -60,3 +66,28 @@ def test_compiles_ahead_of_time(
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
         assert compiled.asm["cubin"]
         assert ".local" not in compiled.asm["ptx"]
+
+
+def test_no_argument_is_a_symbolic_float() -> None:
+    """For symbolic sizes, Inductor would pass a float computed from them as an integer."""
+    import espan_kernels.triton.frequency_loss  # noqa: F401
+
+    arguments: list[tuple[str, Any]] = []
+
+    def take(graph: torch.fx.GraphModule, inputs: list[Any]) -> None:
+        nodes = graph.graph.nodes
+        for node in (n for n in nodes if n.target is triton_kernel_wrapper_functional):
+            arguments.extend(node.kwargs["kwargs"].items())
+        raise RuntimeError("taken")
+
+    def run(sr: Tensor, hr: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+        weights = (1.0, 1.0, 0.001, True)
+        return torch.ops.espan_triton.frequency_loss_gradient(sr, hr, scale, *weights)
+
+    image = torch.zeros(1, 3, 16, 24)
+    compiled = torch.compile(run, backend=aot_autograd(fw_compiler=take), dynamic=True)
+    with pytest.raises(BackendCompilerFailed, match="taken"):
+        compiled(image, image.clone(), torch.ones(()))
+    kinds = [(name, type(getattr(a, "meta", {}).get("val", a))) for name, a in arguments]
+    assert ("height", torch.SymInt) in kinds
+    assert [name for name, kind in kinds if kind is torch.SymFloat] == []
