@@ -59,7 +59,7 @@ SANITIZED = [
 ]
 CHECKS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # In seconds.  The build takes another minute.
-TEST_LIMIT, SANITIZER_LIMIT, COMPILE_LIMIT, GRACE = 120, 120, 80, 10
+TEST_LIMIT, SANITIZER_LIMIT, COMPILE_LIMIT, GRACE = 100, 100, 80, 10
 RUN_LIMIT = 265  # of checks and benchmarks together
 PYTEST = (sys.executable, "-m", "pytest", "-p", "benchmarks.end_at_once", "-q")
 CLOCKS = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
