@@ -29,9 +29,9 @@ struct HeadStreaming {
       const int64_t most = std::max<int64_t>(each * limits.sms / (strips * batch), 1);
       const int64_t tall = (height + most - 1) / most, down = (height + tall - 1) / tall;
       const int64_t all = down * strips * batch, busiest = (all + limits.sms - 1) / limits.sms;
-      // A segment starts as quickly as a row is computed.  A warpgroup alone waits for its own
-      // products, so it takes as long as two.
-      const int64_t time = tall * std::max<int64_t>(busiest, 2) + busiest;
+      // Starting a segment takes as long as a row.  Fewer than `groups` segments do not fill the
+      // tensor cores.
+      const int64_t time = tall * std::max<int64_t>(busiest, groups) + busiest;
       if (time >= least) continue;
       least = time;
       rows = static_cast<int>(tall);
