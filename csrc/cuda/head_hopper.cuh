@@ -7,9 +7,9 @@
 // other, and a row of outputs takes `kernel` rows of weights from that sequence.  Rows above and
 // below a segment cost no products.
 //
-// A 9x9 kernel and 32 channels take 18 products of N = 32 for 64 pixels: 315 cycles of the tensor
-// cores with four warpgroups, and 236 of the shared memory port: 144 for the weights, 32 for the
-// windows, 28 for storing the row, 32 for the output.
+// A 9x9 kernel and 32 channels take 18 products of N = 32 for 64 pixels: 335 cycles of the tensor
+// cores with three warpgroups, and 224 of the shared memory port: 144 for the weights, 32 for the
+// windows, 16 for storing the row, 32 for the output.
 #pragma once
 
 #include <cstring>
@@ -31,8 +31,13 @@ struct HeadStream {
   static constexpr int kRowValues = 3 * 63 + 16 * kRuns;
   static constexpr int kCopy = (2 * kRowValues + 63) / 128 * 128 + 64, kRow = 2 * kCopy;
   static_assert(kCopy >= 2 * kRowValues);
-  // A segment begins with kernel rows; the next one arrives while some warps still load those.
-  static constexpr int kRows = kKernel + 1, kRing = kRows * kRow;
+  // Rows are loaded from memory in batches, each during the products of the one before.  Loaded one
+  // by one, they arrived too late: 0.089 ms at 1920x1080 on an H200, instead of 0.073.
+  static constexpr int kBatch = 4;
+  // A segment begins with kernel rows.  A batch arrives while some warps still read those or the
+  // batch before.
+  static constexpr int kRows = (kKernel > kBatch ? kKernel : kBatch) + kBatch;
+  static constexpr int kRing = kRows * kRow;
   static constexpr int kWeightRow = 32 * P * kRuns, kWeights = kKernel * kWeightRow;
   // The last row is never taken from the second copy.
   static constexpr int kRings = 2 * kWeights - kWeightRow;
@@ -43,12 +48,11 @@ struct HeadStream {
 
 template <class T, int Kernel, class F>
 void for_each_head_stream(F f) {
-  // As many warpgroups as have enough registers; four reach the full rate of the tensor cores.
-  constexpr int kWide = Kernel == 11 ? 2 : Kernel >= 7 ? 3 : 4, kNarrow = Kernel == 11 ? 2 : 4;
-  f(HeadStream<T, 16, Kernel, kNarrow>{});
-  f(HeadStream<T, 32, Kernel, kNarrow>{});
-  f(HeadStream<T, 48, Kernel, kWide>{});
-  f(HeadStream<T, 64, Kernel, kWide>{});
+  constexpr int kGroups = Kernel == 11 ? 2 : Kernel >= 7 ? 3 : 4;  // those with enough registers
+  f(HeadStream<T, 16, Kernel, kGroups>{});
+  f(HeadStream<T, 32, Kernel, kGroups>{});
+  f(HeadStream<T, 48, Kernel, kGroups>{});
+  f(HeadStream<T, 64, Kernel, kGroups>{});
 }
 template <class T, class F>
 void for_each_head_stream(F f) {
@@ -64,14 +68,14 @@ template <class S>
 struct HeadStreamWork : StreamStrip<S> {
   using T = typename S::T;
   using Base = StreamStrip<S>;
-  using Base::channel, Base::element, Base::inside_columns, Base::inside_rows, Base::lane;
+  using Base::channel, Base::element, Base::inside_columns, Base::lane;
   using Base::left, Base::pixel, Base::quad, Base::rows, Base::top, Base::width;
   using Raw = uint32_t[2];
   const HeadArguments& p;
   // A thread loads values `value` and `value` + kApart of each row r, g, b, r, g, b, ...: the same
   // colour of two pixels.
   static constexpr int kApart = 126;
-  int value, y;
+  int value, y, end;  // y: the next row to load; end: the first one that is not needed
   const unsigned char* from;
   int64_t row_bytes, pixel_bytes;
   bool inside[2];
@@ -81,7 +85,9 @@ struct HeadStreamWork : StreamStrip<S> {
       : Base(p.height, p.width, p.tiles_x, p.tiles_y, p.rows, item, thread),
         p(p),
         value(thread % 128),
-        y(top - S::kKernel / 2) {
+        y(top - S::kKernel / 2),
+        end(top + rows + S::kKernel / 2) {
+    if (end > p.height) end = p.height;
     const int n = item / p.tiles_x / p.tiles_y;
     const int size = p.type == Image::uint8 ? 1 : p.type == Image::float32 ? 4 : 2;
     const int x = left - S::kKernel / 2 + value / 3, c = value % 3;
@@ -94,6 +100,9 @@ struct HeadStreamWork : StreamStrip<S> {
     for (int i = 0; i < 2; ++i) inside[i] = stored(i) && inside_columns(x + i * (kApart / 3));
   }
 
+  __device__ __forceinline__ bool has_row(int y) const {
+    return static_cast<unsigned>(y) < static_cast<unsigned>(end);
+  }
   // Whether the thread stores its value i.
   __device__ __forceinline__ bool stored(int i) const {
     return value < kApart && value + kApart * i < S::kRowValues;
@@ -121,7 +130,7 @@ struct HeadStreamWork : StreamStrip<S> {
   // Starts to load the thread's values of the next row.
   template <class V>
   __device__ __forceinline__ void fetch(Raw& raw) {
-    const bool row_inside = inside_rows(y++);
+    const bool row_inside = has_row(y++);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       raw[i] = 0;
@@ -133,7 +142,7 @@ struct HeadStreamWork : StreamStrip<S> {
   // Stores the values of row `y` of the image.
   template <class Widen>
   __device__ __forceinline__ void store(uint32_t slot, int y, const Raw& raw, Widen widen) const {
-    const bool row_inside = inside_rows(y);
+    const bool row_inside = has_row(y);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const uint32_t at = slot + 2 * (value + kApart * i);
@@ -162,20 +171,25 @@ struct HeadStreamWork : StreamStrip<S> {
     synchronize_warp();
     if (lane == 0) barrier_arrive(barrier);
   }
+  __device__ __forceinline__ static void wait(uint32_t barrier, uint32_t& phase) {
+    barrier_wait(barrier, phase);
+    phase ^= 1;
+  }
 
   // `weights_ready` is waited for before the first product.
   __device__ __forceinline__ void stream(uint64_t weights, uint32_t weights_ready, uint32_t ring,
                                          uint32_t barrier, uint32_t& phase) {
     uint32_t a[S::kKernel][S::kRuns][4];  // image row t of the segment is in a[t % kKernel]
-    Raw next;
+    Raw next[S::kBatch];
     with_type([&](auto v, auto widen) {
       Raw first[S::kKernel];
 #pragma unroll
       for (int t = 0; t < S::kKernel; ++t) fetch<decltype(v)>(first[t]);
-      fetch<decltype(v)>(next);
+#pragma unroll
+      for (int t = 0; t < S::kBatch; ++t) fetch<decltype(v)>(next[t]);
 #pragma unroll
       for (int t = 0; t < S::kKernel; ++t)
-        store(ring + t * S::kRow, y - 1 - S::kKernel + t, first[t], widen);
+        store(ring + t * S::kRow, y - S::kBatch - S::kKernel + t, first[t], widen);
     });
     pass_on(barrier);
     float2 bias[S::P / 8];
@@ -185,8 +199,7 @@ struct HeadStreamWork : StreamStrip<S> {
     const bool own[2] = {inside_columns(left + pixel), inside_columns(left + pixel + 8)};
     uint16_t* to = p.features + element(top, left + pixel, channel(0));
     barrier_wait(weights_ready, 0);
-    barrier_wait(barrier, phase);
-    phase ^= 1;
+    wait(barrier, phase);
 #pragma unroll
     for (int t = 0; t < S::kKernel; ++t) load(a[t], ring + t * S::kRow);
 
@@ -205,23 +218,25 @@ struct HeadStreamWork : StreamStrip<S> {
         for (int run = 0; run < S::kRuns; ++run)
           wgmma<T, S::P>(d, a[s][run], rotated + (s * S::kRuns + run) * (2 * S::P), s + run > 0);
       wgmma_commit();
-      const uint32_t row = ring + slot * S::kRow;
-      with_type([&](auto v, auto widen) {
-        store(row, y - 1, next, widen);
-        pass_on(barrier);
-        fetch<decltype(v)>(next);
-      });
-      if (++slot == S::kRows) slot = 0;
+      const bool batch = u % S::kBatch == 0;
+      if (batch)
+        with_type([&](auto v, auto widen) {
+#pragma unroll
+          for (int t = 0; t < S::kBatch; ++t) {
+            const int at = slot + t < S::kRows ? slot + t : slot + t - S::kRows;
+            store(ring + at * S::kRow, y - S::kBatch + t, next[t], widen);
+          }
+          pass_on(barrier);
+#pragma unroll
+          for (int t = 0; t < S::kBatch; ++t) fetch<decltype(v)>(next[t]);
+        });
       wgmma_wait<0>();
       registers_fence(d);
-      barrier_wait(barrier, phase);
-      phase ^= 1;
-      // The last row is not loaded: the next segment may overwrite it.
-      if (u + 1 < rows) {
+      if (batch) wait(barrier, phase);
 #pragma unroll
-        for (int s = 0; s < S::kKernel; ++s)
-          if (s == oldest) load(a[s], row);
-      }
+      for (int s = 0; s < S::kKernel; ++s)
+        if (s == oldest) load(a[s], ring + slot * S::kRow);
+      if (++slot == S::kRows) slot = 0;
       if (++oldest == S::kKernel) oldest = 0;
 #pragma unroll
       for (int high = 0; high < 2; ++high)
@@ -241,6 +256,9 @@ struct HeadStreamWork : StreamStrip<S> {
         }
       to += static_cast<int64_t>(width) * S::P;
     }
+    // The next segment overwrites the rows.
+    pass_on(barrier);
+    wait(barrier, phase);
   }
 };
 

@@ -23,13 +23,13 @@ BUGS: dict[str, Bug] = {
     ),
     "a row in the wrong registers": (
         FILE,
-        "if (s == oldest) load(a[s], row);",
-        "if (s == S::kKernel - 1) load(a[s], row);",
+        "if (s == oldest) load(",
+        "if (s == S::kKernel - 1) load(",
     ),
     "a ring one row short": (
         FILE,
-        "kRows = kKernel + 1",
-        "kRows = kKernel",
+        "(kKernel > kBatch ? kKernel : kBatch) + kBatch;",
+        "(kKernel > kBatch ? kKernel : kBatch) + kBatch - 1;",
     ),
     "a row passed on by one lane before the others stored theirs": (
         FILE,
@@ -38,18 +38,28 @@ BUGS: dict[str, Bug] = {
     ),
     "a row loaded before other warps stored theirs": (
         FILE,
-        "      registers_fence(d);\n      barrier_wait(barrier, phase);\n",
-        "      registers_fence(d);\n",
+        "      if (batch) wait(barrier, phase);\n",
+        "      if (batch) phase ^= 1;\n",
     ),
     "a phase off": (
         FILE,
-        "    barrier_wait(barrier, phase);\n    phase ^= 1;\n#pragma",
-        "    barrier_wait(barrier, phase ^ 1);\n    phase ^= 1;\n#pragma",
+        "    barrier_wait(barrier, phase);\n",
+        "    barrier_wait(barrier, phase ^ 1);\n",
     ),
-    "the last row loaded while the next segment overwrites it": (
+    "rows of a segment overwritten by the next": (
         FILE,
-        "if (u + 1 < rows) {",
-        "{",
+        "    pass_on(barrier);\n    wait(barrier, phase);\n  }",
+        "  }",
+    ),
+    "the slots of a batch not in turn": (
+        FILE,
+        "slot + t < S::kRows ? slot + t : slot + t - S::kRows",
+        "slot + t < S::kRows ? slot + t : t",
+    ),
+    "a segment's last rows missing": (
+        FILE,
+        "end(top + rows + S::kKernel / 2)",
+        "end(top + rows + S::kKernel / 2 - 1)",
     ),
     "no fence before the products": (
         FILE,
@@ -123,7 +133,7 @@ def test_values(emulated: Module, p: int, channels: int, kernel: int) -> None:
     dtype = FLOATS[which % 2]
     # (rows of a segment, blocks): one segment; several per block; several per warpgroup.
     for i, (rows, blocks, shape) in enumerate(
-        [(1, 1, (1, 1, 1)), (4, 2, (2, 6, 7)), (2, 1, (1, 13, 65))]
+        [(1, 1, (1, 1, 1)), (4, 2, (2, 6, 7)), (7, 1, (1, 13, 65))]
     ):
         run = runner(emulated, p, kernel, dtype, rows, blocks, order=(which + i) % 4)
         image = image_of(shape, TYPES[(which + i) % 4], LAYOUTS[(which + i) % 3])
@@ -171,7 +181,6 @@ def planted() -> dict[str, Module]:
 def test_a_planted_bug_is_found(planted: dict[str, Module], name: str) -> None:
     """It gives a wrong result or an emulator error, in any order of the warps."""
     for order in range(4):
-        # The last slot that a segment uses is one of those that the next begins with.
         run = runner(planted[name], 16, 3, torch.float16, 8, 1, order)
         image = image_of((1, 40, 9), torch.float32, "strided")
         with pytest.raises((AssertionError, RuntimeError)):
