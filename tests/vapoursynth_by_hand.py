@@ -41,7 +41,10 @@ def main() -> None:
     """Compare and time each format."""
     width, height = map(int, (sys.argv[1] if len(sys.argv) > 1 else "97x60").split("x"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    print(f"Python {sys.version.split()[0]}, VapourSynth {vs.core.core_version.release_major}, ", end="")
+    print(
+        f"Python {sys.version.split()[0]}, VapourSynth {vs.core.core_version.release_major}, ",
+        end="",
+    )
     print(f"torch {torch.__version__}, {device}")
     for kind, dtype in FORMATS.items():
         options = {"width": width, "height": height, "length": LENGTH, "fpsnum": 24000}
