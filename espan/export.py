@@ -1,4 +1,4 @@
-"""Networks as files for other runtimes: ONNX, and PyTorch's `torch.export`."""
+"""Networks as files for other programs: ONNX, `torch.export`, and the layouts of official files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from espan.checkpoint_layouts import from_state_dict
 from espan.errors import EspanError
 from espan.files import atomic_write, json_text
 from espan.models import Network
@@ -102,6 +103,51 @@ def to_pt2(
         temporary.write_bytes(written.getvalue())
 
 
+def to_pth(network: Network, path: str | os.PathLike[str]) -> None:
+    """Write a state dict in the layout of the official ESPAN or SPAN files.
+
+    Programs that use spandrel read it (`espan.spandrel`), because these layouts imply what espan's
+    own format says in its header.
+
+    Args:
+        network: without re-parameterised convolutions.
+        path: the file, which is written whole or not at all.
+
+    Raises:
+        EspanError: a network in training form, or one that neither layout describes.
+        OSError: the file cannot be written; an existing file remains unchanged.
+    """
+    of_espan = network.architecture.concat_last == "output"
+    tail = "tea_" if of_espan else ""
+    names = {
+        "head": "conv_1",
+        "tail.post": f"{tail}conv_2",
+        "tail.fuse": f"{tail}conv_cat",
+        "tail.upsample": f"{tail}upsampler.0",
+    }
+    convs = network.architecture.convs
+    for i, count in enumerate(convs):
+        last = of_espan and i == len(convs) - 1
+        block = "teacher_block_seq" if last else f"block_{i + 1}"
+        for j in range(count):
+            names[f"blocks.{i}.convs.{j}"] = f"{block}.c{j + 1}_r"
+    state = {}
+    for key, value in _plain_state(network).items():
+        convolution, _, part = key.rpartition(".")
+        state[f"{names[convolution]}.{part}"] = value
+    if not of_espan and network.architecture.normalization is None:
+        state["no_norm"] = torch.zeros(1)
+    if from_state_dict(state)[0] != network.architecture:
+        raise EspanError(
+            "the layouts of the official files cannot describe this network: ESPAN's has no "
+            "normalisation, SPAN's its own or none"
+        )
+    written = io.BytesIO()
+    torch.save(state, written)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(written.getvalue())
+
+
 def onnx_name(
     weights: str,
     *,
@@ -140,12 +186,7 @@ class _Exported(nn.Module):
                 raise EspanError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {given}")
         self.dtype, self.image_dtype = dtype, image_dtype
         self.body = Network(network.architecture.replace(normalization=None))
-        state = network.state_dict()
-        if set(state) != set(self.body.state_dict()):
-            raise EspanError(
-                "export: the network is in training form; espan.reparameterize.collapse it first"
-            )
-        self.body.load_state_dict(state)
+        self.body.load_state_dict(_plain_state(network))
         self.body.to(dtype)
         norm = network.architecture.normalization
         self.normalized = norm is not None
@@ -164,6 +205,15 @@ class _Exported(nn.Module):
             x = x.to(self.dtype)
         x = self.body(x)
         return x if self.dtype == self.image_dtype else x.to(self.image_dtype)
+
+
+def _plain_state(network: Network) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = network.state_dict()
+    if set(state) != set(Network(network.architecture).state_dict()):
+        raise EspanError(
+            "export: the network is in training form; espan.reparameterize.collapse it first"
+        )
+    return state
 
 
 def _metadata(network: Network, licence: str) -> dict[str, str]:

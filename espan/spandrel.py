@@ -130,8 +130,8 @@ def _read(state_dict: Mapping[str, Any]) -> Network:
         if _is_own(state_dict):
             raise CheckpointError(
                 "is in espan's own format, whose file header describes the network; spandrel "
-                "passes on the tensors without the header; load the file with `espan.load`, or in "
-                'ComfyUI with the node "Upscale (espan)"'
+                "passes on the tensors without the header; `espan export FILE NAME.pth` writes a "
+                "file that it can load"
             )
         architecture, state = from_state_dict(unwrap(state_dict)[0])
         check_finite(state)

@@ -13,7 +13,7 @@ from espan import checkpoints, export
 from espan.branches import GRepConv
 from espan.errors import EspanError
 from espan.imaging import read_image
-from espan.models import SPAN, Architecture, Network
+from espan.models import SPAN, Architecture, Network, Normalization
 from tests.test_cli import run  # noqa: F401
 from tests.tolerance import assert_accurate
 
@@ -117,8 +117,9 @@ def test_merged_and_small(onnx, make_network, tmp_path):
     assert str(Path(espan.__file__).parent).encode() not in path.read_bytes()
     assert path.stat().st_size < 4 * sum(p.numel() for p in network.parameters()) + 10_000
     expanded = Network(ESPAN_LIKE, conv=lambda i, o, k: GRepConv(i, o, k))
-    with pytest.raises(EspanError, match="in training form"):
-        export.to_onnx(expanded, path)
+    for write in (export.to_onnx, export.to_pth, export.to_pt2):
+        with pytest.raises(EspanError, match="in training form"):
+            write(expanded, path)
 
 
 def test_batch(make_network, session, tmp_path):
@@ -178,6 +179,36 @@ def test_pt2(make_network, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "architecture",
+    [
+        ESPAN_LIKE,
+        SPAN_LIKE,
+        SPAN_LIKE.replace(normalization=None),
+        Architecture(8, (2,), scale=1),
+    ],
+)
+def test_pth(architecture, make_network, tmp_path):
+    """The layout of the official files says what the network is, and every bit is kept."""
+    network = make_network(architecture)
+    export.to_pth(network, tmp_path / "w.pth")
+    read = espan.load(tmp_path / "w.pth")
+    assert read.architecture == architecture
+    assert all(torch.equal(read.state_dict()[k], v) for k, v in network.state_dict().items())
+    assert not any(key.startswith("blocks.") for key in torch.load(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"concat_last": "output"}, {"normalization": Normalization((0.5, 0.5, 0.5), 1.0)}],
+    ids=["concat", "normalization"],
+)
+def test_pth_cannot_describe_all(changes, make_network, tmp_path):
+    with pytest.raises(EspanError, match="cannot describe this network"):
+        export.to_pth(make_network(SPAN_LIKE.replace(**changes)), tmp_path / "w.pth")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     ("weights", "options", "name"),
     [
         ("a", {}, "2x_a_1x3xHxW_dyn-HW_fp32_op20.onnx"),
@@ -217,7 +248,9 @@ def test_command(here, run, onnx):  # noqa: F811
     assert model.opset_import[0].version == 19
     assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
-    assert sorted(p.name for p in here.iterdir()) == [name, "n.onnx", "w.safetensors"]
+    run("export", "w.safetensors", "n.pth", "--overwrite")
+    assert espan.load("n.pth").architecture == ESPAN_LIKE
+    assert sorted(p.name for p in here.iterdir()) == [name, "n.onnx", "n.pth", "w.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -225,13 +258,14 @@ def test_command(here, run, onnx):  # noqa: F811
     [
         (
             "w.safetensors n.trt",
-            "n.trt: the name must end in .onnx or .pt2, or be",
+            "n.trt: the name must end in .onnx, .pt2 or .pth, or",
         ),
         ("w.safetensors no/n.onnx", "no/n.onnx: the folder no does not exist"),
         ("w.safetensors n.onnx --dtype bf16", "--dtype 'bf16': expected fp32 or fp16"),
         ("w.safetensors n.onnx --image-dtype 8", "--image-dtype '8': expected fp32 or fp16"),
         ("w.safetensors n.onnx --opset 17", "--opset 17: expected 18, 19, 20"),
-        ("w.safetensors n.pt2 --opset 18", "--opset has no effect with a .pt2 file"),
+        ("w.safetensors n.pt2 --opset 18", "--opset cannot be combined with a .pt2 file"),
+        ("w.safetensors n.pth --dtype fp16", "--dtype cannot be combined with a .pth file"),
         ("w.onnx w.onnx --overwrite", "w.onnx is an input of this command"),
         ("missing n.onnx", "missing is neither a file nor the name of bundled weights"),
     ],

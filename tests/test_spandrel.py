@@ -12,7 +12,7 @@ import torch
 
 import espan
 import espan.imaging
-from espan import checkpoints
+from espan import checkpoints, export
 from espan.errors import CheckpointError, RangeWarning
 from espan.models import SPAN, Architecture
 from tests.test_checkpoints import official
@@ -143,11 +143,15 @@ def test_bad_weights_have_the_message_of_the_command_line(load):
         load(WITH_GATE, espan_layout=False, wrap=damage)
 
 
-def test_espans_own_format(spandrel):
-    """Its tensors do not say whether and how the input is normalised."""
+def test_espans_own_format(spandrel, tmp_path):
+    """Its tensors do not say whether and how the input is normalised; an exported file does."""
     loader = spandrel.ModelLoader()
-    with pytest.raises(CheckpointError, match="espan's own format"):
+    with pytest.raises(CheckpointError, match=r"espan's own format.*espan export FILE NAME\.pth"):
         loader.load_from_file(checkpoints.bundled()["espan_x4"])
+    export.to_pth(espan.load("espan_x4"), tmp_path / "w.pth")
+    image = smooth(5, 6)
+    expected = espan.Upscaler(device="cpu")(image)
+    assert torch.equal(loader.load_from_file(tmp_path / "w.pth")(image), expected)
 
 
 def test_tiles_are_seamless(load, spandrel, monkeypatch):

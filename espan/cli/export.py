@@ -17,12 +17,13 @@ _DTYPES = {name: dtype for dtype, name in export.DTYPES.items()}
 
 
 def command(
+    context: typer.Context,
     weights: Annotated[str, typer.Argument(help="A weight file, or the name of bundled weights.")],
     output: Annotated[
         Path,
         typer.Argument(
-            help="A file that ends in .onnx or .pt2, or a folder for an .onnx file with the name "
-            "that is usual for TensorRT.",
+            help="A file that ends in .onnx, .pt2 or .pth, or a folder for an .onnx file with the "
+            "name that is usual for TensorRT.",
             metavar="OUT",
         ),
     ],
@@ -40,20 +41,26 @@ def command(
     normalization: options.Norm = "auto",
     overwrite: Annotated[bool, typer.Option(help="Replace the file if it exists.")] = False,
 ) -> None:
-    """Write a network for other runtimes: ONNX, or PyTorch's torch.export (.pt2).
+    """Write a network for other programs: ONNX, PyTorch's torch.export (.pt2), or .pth.
 
     The network takes RGB images (N, 3, height, width) in 0-1 of any size, and returns them enlarged
-    and not clamped.  The weights are merged.  ONNX Runtime, TensorRT and ncnn read ONNX.
+    and not clamped.  The weights are merged.  ONNX Runtime, TensorRT and ncnn read ONNX.  A .pth
+    file has the layout of the official files, for programs that use spandrel.
     """
     of_weights = _parse(dtype, "--dtype")
     of_images = of_weights if image_dtype is None else _parse(image_dtype, "--image-dtype")
-    if output.suffix == ".pt2" and opset is not None:
-        raise EspanError("--opset has no effect with a .pt2 file")
+    if output.suffix in (".pt2", ".pth"):
+        allowed = {"weights", "output", "normalization", "overwrite"}
+        if output.suffix == ".pt2":
+            allowed |= {"dtype", "image_dtype", "dynamic_batch"}
+        options.only(context, f"a {output.suffix} file", *allowed)
     opset = export.OPSETS[-1] if opset is None else opset
     if opset not in export.OPSETS:
         raise EspanError(f"--opset {opset}: expected {', '.join(map(str, export.OPSETS))}")
-    if output.suffix not in (".onnx", ".pt2") and not output.is_dir():
-        raise EspanError(f"{output}: the name must end in .onnx or .pt2, or be that of a folder")
+    if output.suffix not in (".onnx", ".pt2", ".pth") and not output.is_dir():
+        raise EspanError(
+            f"{output}: the name must end in .onnx, .pt2 or .pth, or be that of a folder"
+        )
     if not output.is_dir():
         _check(output, weights, overwrite)
     network = checkpoints.load(weights, normalization=options.parse_normalization(normalization))
@@ -75,7 +82,9 @@ def command(
         "dynamic_batch": dynamic_batch,
         "licence": str(network.record.get("licence", licence)),
     }
-    if output.suffix == ".pt2":
+    if output.suffix == ".pth":
+        export.to_pth(network, output)
+    elif output.suffix == ".pt2":
         export.to_pt2(network, output, **common)
     else:
         export.to_onnx(network, output, opset=opset, **common)
