@@ -64,6 +64,8 @@ def upscale(
     for _ in range(num_streams):
         upscaler = Upscaler(network, device=device, dtype=_DTYPES[clip.format.id], tile=tile)
         idle.put((upscaler, None if device == "cpu" else torch.cuda.Stream(device)))
+    if device != "cpu":
+        torch.cuda.synchronize(device)  # the weights were copied on another stream
 
     def enlarge(n: int, f: list[vs.VideoFrame]) -> vs.VideoFrame:
         source, result = f[0], f[1].copy()
