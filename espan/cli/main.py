@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from espan._version import __version__
-from espan.cli import convert, doctor, evaluate, info, prepare, train, upscale
+from espan.cli import convert, doctor, evaluate, export, info, prepare, train, upscale
 from espan.errors import EspanError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("upscale")(upscale.command)
 app.command("evaluate")(evaluate.command)
 app.command("info")(info.command)
 app.command("convert")(convert.command)
+app.command("export")(export.command)
 app.command("prepare")(prepare.command)
 app.command("train")(train.command)
 app.command("doctor")(doctor.command)
