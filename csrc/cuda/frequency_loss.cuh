@@ -676,14 +676,12 @@ __global__ void __launch_bounds__(kLossThreads, kLossResident)
   const int64_t plane = blockIdx.x / per_plane * image;
   const int down = tile / p.horizontal.tiles, across = tile % p.horizontal.tiles;
   const int y = p.vertical.begin(down), x = p.horizontal.begin(across);
-  if (threadIdx.x == 0)
-    s.tile = {p.vertical.size,
-              p.horizontal.size,
-              y,
-              x,
-              p.vertical.begin(down + 1) - y,
-              p.horizontal.begin(across + 1) - x};
-  __syncthreads();
+  s.tile = {p.vertical.size,
+            p.horizontal.size,
+            y,
+            x,
+            p.vertical.begin(down + 1) - y,
+            p.horizontal.begin(across + 1) - x};  // every thread writes the same values
   const unsigned warp = threadIdx.x / 32;
 
   load_difference(p, s.tile, plane, s);
