@@ -1,6 +1,7 @@
 """Exported networks: ONNX, checked by ONNX's checker and ONNX Runtime, and torch.export."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -248,6 +249,10 @@ def test_command(here, run, onnx):  # noqa: F811
     assert model.opset_import[0].version == 19
     assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    Path("in.pth").mkdir()
+    run("export", "w.safetensors", "in.pth", "--opset", "18")
+    assert [p.name for p in Path("in.pth").iterdir()] == ["2x_w_1x3xHxW_dyn-HW_fp32_op18.onnx"]
+    shutil.rmtree("in.pth")
     run("export", "w.safetensors", "n.pth", "--overwrite")
     assert espan.load("n.pth").architecture == ESPAN_LIKE
     assert sorted(p.name for p in here.iterdir()) == [name, "n.onnx", "n.pth", "w.safetensors"]

@@ -47,24 +47,25 @@ def command(
     and not clamped.  The weights are merged.  ONNX Runtime, TensorRT and ncnn read ONNX.  A .pth
     file has the layout of the official files, for programs that use spandrel.
     """
+    kind = "folder" if output.is_dir() else output.suffix
     of_weights = _parse(dtype, "--dtype")
     of_images = of_weights if image_dtype is None else _parse(image_dtype, "--image-dtype")
-    if output.suffix in (".pt2", ".pth"):
+    if kind in (".pt2", ".pth"):
         allowed = {"weights", "output", "normalization", "overwrite"}
-        if output.suffix == ".pt2":
+        if kind == ".pt2":
             allowed |= {"dtype", "image_dtype", "dynamic_batch"}
-        options.only(context, f"a {output.suffix} file", *allowed)
+        options.only(context, f"a {kind} file", *allowed)
     opset = export.OPSETS[-1] if opset is None else opset
     if opset not in export.OPSETS:
         raise EspanError(f"--opset {opset}: expected {', '.join(map(str, export.OPSETS))}")
-    if output.suffix not in (".onnx", ".pt2", ".pth") and not output.is_dir():
+    if kind not in (".onnx", ".pt2", ".pth", "folder"):
         raise EspanError(
             f"{output}: the name must end in .onnx, .pt2 or .pth, or be that of a folder"
         )
-    if not output.is_dir():
+    if kind != "folder":
         _check(output, weights, overwrite)
     network = checkpoints.load(weights, normalization=options.parse_normalization(normalization))
-    if output.is_dir():
+    if kind == "folder":
         output /= export.onnx_name(
             Path(weights).stem,
             scale=network.scale,
@@ -82,9 +83,9 @@ def command(
         "dynamic_batch": dynamic_batch,
         "licence": str(network.record.get("licence", licence)),
     }
-    if output.suffix == ".pth":
+    if kind == ".pth":
         export.to_pth(network, output)
-    elif output.suffix == ".pt2":
+    elif kind == ".pt2":
         export.to_pt2(network, output, **common)
     else:
         export.to_onnx(network, output, opset=opset, **common)
