@@ -23,7 +23,7 @@ struct HeadArguments {
   const uint4* weights;
   const float* bias;
   int kernel, height, width, tiles_x, tiles_y;
-  int rows, items, blocks;  // for head_hopper.cuh: rows per segment, segments, thread blocks
+  int rows, items, blocks;  // for head_hopper.cuh: rows per segment, segments, blocks <= segments
 };
 
 // The parameters are those of Spab, except that a warp computes Rows rows.

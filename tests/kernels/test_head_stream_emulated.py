@@ -106,13 +106,14 @@ def runner(
         n, _, height, width = image.shape
         features = poisoned((n, height, width, p), packed.dtype)
         storage = image.untyped_storage()
+        segments = n * -(-width // 64) * -(-height // rows)  # each block has at least one
         wavefronts = instance["run"](
             module.Buffer(storage.data_ptr(), storage.nbytes()),
             image.data_ptr(),
             image.stride(),
             TYPES.index(image.dtype),
             *(buffer(module, t) for t in (mean, packed, features)),
-            *(n, height, width, rows, blocks, order),
+            *(n, height, width, rows, min(blocks, segments), order),
         )
         for fewest, needed in wavefronts.values():
             assert fewest == needed  # no bank conflicts
