@@ -126,13 +126,14 @@ def gpu(results: dict[str, Any]) -> str:
         lines.append([label, *(f"{row['median_ms']:#.3g}" if row else "" for row in found)])
         if way == "espan fp16 graphed":
             lines.append([ALONE, *(f"{row['replay_ms']:#.3g}" if row else "" for row in found)])
-    slow, _, fast = results["parts"]["benchmarks"]["clocks"]["clocks.sm"]
+    # Not of the whole run, in which the GPU also idles.
+    clocks = [row["sm_mhz"] for row in rows.values() if "sm_mhz" in row]
     return "\n".join(
         [
             *gpu_table(["median ms", *GPU_SIZES], lines),
             "",
-            f"{results['gpu']} at {slow:.0f} to {fast:.0f} MHz, driver {results['driver']}; torch "
-            f"{results['torch']}, Triton {results['triton']}; {results['date']}; espan at "
+            f"{results['gpu']} at {min(clocks)} to {max(clocks)} MHz, driver {results['driver']}; "
+            f"torch {results['torch']}, Triton {results['triton']}; {results['date']}; espan at "
             f"{results['espan']}.",
         ]
     )

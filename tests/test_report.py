@@ -100,7 +100,6 @@ def test_gpu_tables_with_missing_rows():
         "triton": "3",
         "date": "2026-01-02",
         "espan": "e",
-        "parts": {"benchmarks": {"clocks": {"clocks.sm": [1500, 1800, 1980]}}},
         "checks": {
             "tests": {"passed": 5, "skipped": 1, "failed": ["a.b[c]"]},
             "sanitizer": {
@@ -109,9 +108,9 @@ def test_gpu_tables_with_missing_rows():
             },
         },
         "benchmarks": [
-            row("ESPAN cuda 256x256", "espan fp16 graphed", 0.1, replay_ms=0.09),
+            row("ESPAN cuda 256x256", "espan fp16 graphed", 0.1, replay_ms=0.09, sm_mhz=1980),
             row("ESPAN cuda 510x339", "espan fp16 graphed", 0.2, replay_ms=0.19),
-            row("ESPAN cuda 1920x1080", "espan fp16 graphed", 1.7, replay_ms=1.66),
+            row("ESPAN cuda 1920x1080", "espan fp16 graphed", 1.7, replay_ms=1.66, sm_mhz=1500),
             row("ESPAN cuda 510x339", "official", 3.3),
             row("spab cuda 510x339", "espan", 0.0243, cycles=46_170),
             *(

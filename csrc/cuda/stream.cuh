@@ -140,9 +140,9 @@ struct StreamConv {
   static constexpr int kSteps = 3 * (P / 16), kValues = N / 2;
   // The products of a row run in two groups.  With 48 channels there are registers for the A of one
   // group only.
-  static constexpr bool kShared = P > 32;
-  static constexpr int kFirst = kShared ? (kSteps + 1) / 2 : kSteps / 2;
-  static constexpr int kHeld = kShared ? kFirst : kSteps;
+  static constexpr bool kHalves = P > 32;
+  static constexpr int kFirst = kHalves ? (kSteps + 1) / 2 : kSteps / 2;
+  static constexpr int kHeld = kHalves ? kFirst : kSteps;
   // Blocks of N columns in a step's weights.  The three windows of three blocks in 0 2 1 0 2 are
   // the rotations of the taps that the accumulators need.
   static constexpr int kBlocks = kApart ? 3 : 5;
@@ -230,7 +230,7 @@ struct StreamConv {
       const uint64_t at = weights + (static_cast<uint32_t>(inputs >> 31) & t);
       start<kPhase, 0, kFirst>(at);
       wgmma_commit();
-      if constexpr (kShared) {
+      if constexpr (kHalves) {
         if (t >= 3) emit(t - 3);
         wgmma_wait<0>();
         load_rest();
@@ -241,7 +241,7 @@ struct StreamConv {
       synchronize_warp();
       if (lane == 0) barrier_arrive(in.empty());
       in.next();
-      if constexpr (!kShared) {
+      if constexpr (!kHalves) {
         if (t >= 3) emit(t - 3);
         if (t + 1 < inputs) {
           wgmma_wait<1>();
@@ -251,7 +251,7 @@ struct StreamConv {
       wgmma_wait<0>();
       registers_fence(all);
       if (t + 1 < inputs) {
-        if constexpr (kShared)
+        if constexpr (kHalves)
           load_first();
         else
           load_rest();
@@ -265,7 +265,7 @@ struct StreamConv {
         }
     };
     load_first();
-    if constexpr (!kShared) load_rest();
+    if constexpr (!kHalves) load_rest();
 #pragma unroll 1
     for (int t = 0; t < inputs; t += 3) {
       step(Phase<0>{}, t);
