@@ -76,6 +76,7 @@ WANTED := $(TORCH) $(ESPAN_BUILD) $(TORCH_CUDA_ARCH_LIST)
 .venv/.tools: .venv/.espan
 	@echo "installing the dependencies of tests and linting ..."
 	@$(BIN)/python -m pip install -q --group test --group build --group lint
+	@$(BIN)/python -m pip install -q --no-deps spandrel einops
 	@touch $@
 
 OLDEST := $(shell sed -n 's/.*"torch>=\([0-9.]*\)".*/torch==\1.0/p' pyproject.toml)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from espan.engines.graphs import Graphed
 from espan.errors import EspanError
 from espan.folding import Folded, fold
 from espan.models import Network, Normalization
+from espan.tiling import LARGEST_UNTILED
 from espan_kernels import backends, reference
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -66,7 +68,7 @@ class FusedNetwork(nn.Module):
     """An image batch (N, 3, H, W) -> (N, 3, s*H, s*W), equal to the plain `Network` to rounding.
 
     Floating point in 0-1 gives floating point in the module's dtype, not clamped; uint8 gives
-    uint8, clamped and rounded.  Inference only.
+    uint8, clamped and rounded.  Inference only.  It can be pickled.
 
     Attributes:
         architecture: of the network.
@@ -75,6 +77,8 @@ class FusedNetwork(nn.Module):
         engine: what runs the network: `Blocks`, `Streamed` or `Composed`, of `espan.engines`.
         dtype: of weights and activations.
         options: the arguments device, dtype, backend and graph.
+        most_pixels: LR pixels that one call should have at most, to limit its memory; `Upscaler`
+            cuts larger images into tiles.
         plain: the plain network from which it was made.
     """
 
@@ -114,6 +118,9 @@ class FusedNetwork(nn.Module):
         # Tensors made in inference mode could not be modified outside of it.
         with torch.inference_mode(False), torch.no_grad():
             engine = _engine(fold(network), place, dtype, self.backend)
+            self.most_pixels = LARGEST_UNTILED
+            if isinstance(engine, Blocks):
+                self.most_pixels = engine.most_pixels
             self.engine = Graphed(engine) if graph else engine
             self.register_buffer("flag", torch.zeros(1, dtype=torch.int32, device=place))
         self.eval()
@@ -129,6 +136,9 @@ class FusedNetwork(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.flag.device
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(FusedNetwork, **self.options), (self.plain,)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FusedNetwork:
         # What .half(), .to() and the like call.  Packed weights are neither cast nor moved.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 # Images with more LR pixels are tiled.  In fp32 with 32 channels, PyTorch's convolutions take
 # 1.2 KB per pixel beyond the input, including 192 bytes of output: 0.65 GB here, measured on a CPU.
 LARGEST_UNTILED = 768 * 768
+# Pixels that a tile leaves for its halos, in each direction.
+_HALOS = 256
 # With ESPAN's halo of 23 pixels, tiles of 512 compute 19% more pixels than the image has, tiles of
 # 256 39%.
-TILE = 512
+TILE = math.isqrt(LARGEST_UNTILED) - _HALOS
 # Tiles with their halo begin at a multiple of this, on the grid of Winograd's F(4x4, 3x3), so that
 # the CPU kernels compute every pixel exactly as they would in the whole image.
 GRID = 4
@@ -33,9 +36,9 @@ class Tile(NamedTuple):
     x: Span
 
 
-def tile_size(height: int, width: int) -> int | None:
-    """The tile to use for an image of this size; None: no tiling."""
-    return None if height * width <= LARGEST_UNTILED else TILE
+def tile_size(height: int, width: int, most_pixels: int = LARGEST_UNTILED) -> int | None:
+    """The tile to use for an image of this size, if a call may have so many; None: no tiling."""
+    return None if height * width <= most_pixels else math.isqrt(most_pixels) - _HALOS
 
 
 def tiles(height: int, width: int, size: int | None, halo: int) -> Iterator[Tile]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import threading
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from espan.engines.plausible import PLAUSIBLE
 from espan.errors import EspanError, RangeWarning, warn
 from espan.fused import FusedNetwork
 from espan.models import Network
-from espan.tiling import Tile, tile_size, tiles
+from espan.tiling import LARGEST_UNTILED, Tile, tile_size, tiles
 
 # Floating-point images may overshoot 0-1 a little; images in 0-255 must not pass as very bright.
 _FLOAT_INPUT = (-0.5, 1.5)
@@ -58,7 +60,7 @@ def upscale(
 
 
 class Upscaler:
-    """Upscales images with the same weights.
+    """Upscales images with the same weights.  It can be pickled, e.g. for a process pool.
 
     Args:
         weights: a file, the name of bundled weights, a plain `Network`, or a `FusedNetwork`, whose
@@ -120,8 +122,10 @@ class Upscaler:
         Args:
             image: a PIL image (of any mode; EXIF orientation is applied, the ICC profile kept), a
                 NumPy array (H, W) or (H, W, C), a tensor (C, H, W) or (N, C, H, W), a file (the
-                result is a PIL image), or a list of these (the result is a list).  C is 1 (gray),
-                2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha); uint8, uint16, or floating point in 0-1.
+                result is a PIL image), or a list of these (the result is a list).  On a GPU,
+                neighbours in a list that have the same size and dtype share a call of the network.
+                C is 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha); uint8, uint16, or
+                floating point in 0-1.
                 Gray is run as RGB and averaged; alpha is upscaled as gray.  The colour of fully
                 transparent pixels is not used: visible colours are extended over them.
 
@@ -133,91 +137,120 @@ class Upscaler:
             RangeWarning: the output left the plausible range before it was clamped to 0-1.
         """
         if isinstance(image, (list, tuple)):
-            return [self(each) for each in image]
-        if isinstance(image, (str, os.PathLike)):
-            return self(pil_images.read(image))
-        if isinstance(image, Image.Image):
-            pixels, finish = pil_images.to_array(image)
-            return finish(self._pixels(torch.from_numpy(pixels)).numpy())
-        if isinstance(image, np.ndarray):
-            gray = image.ndim == 2
-            try:
-                pixels_in = torch.from_numpy(np.array(image[:, :, None] if gray else image))
-            except (TypeError, ValueError) as error:
-                raise EspanError(_expected(f"an array of {image.dtype}")) from error
-            out = self._pixels(pixels_in).numpy()
-            return out[:, :, 0] if gray else out
-        if isinstance(image, Tensor):
-            if image.ndim == 4:
-                if len(image) == 0:
-                    raise EspanError(_expected(f"a tensor of shape {tuple(image.shape)}"))
-                return torch.stack(
-                    [self._pixels(i.permute(1, 2, 0)).permute(2, 0, 1) for i in image]
-                )
-            if image.ndim == 3:
-                return self._pixels(image.permute(1, 2, 0)).permute(2, 0, 1).contiguous()
-            raise EspanError(_expected(f"a tensor of shape {tuple(image.shape)}"))
-        raise EspanError(_expected(f"an object of type {type(image).__name__}"))
+            return [result for batch in self._batches(image) for result in self._results(batch)]
+        return self._results([_prepare(image)])[0]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(Upscaler, tile=self._tile), (self._default,)
+
+    def _batches(self, images: Iterable[Any]) -> Iterator[list[_Prepared]]:
+        """Consecutive images of the same kind that one call of the network may take."""
+        batch: list[_Prepared] = []
+        for image in images:
+            each = _prepare(image)
+            if batch and (
+                each.kind != batch[0].kind
+                or sum(len(b.pixels) for b in batch) >= self._together(each.pixels)
+            ):
+                yield batch
+                batch = []
+            batch.append(each)
+        if batch:
+            yield batch
+
+    def _results(self, batch: list[_Prepared]) -> list[Any]:
+        if len(batch) == 1:
+            return [batch[0].finish(self._pixels(batch[0].pixels))]
+        out = self._pixels(torch.cat([each.pixels for each in batch]))
+        counts = [len(each.pixels) for each in batch]
+        return [each.finish(pixels) for each, pixels in zip(batch, out.split(counts), strict=True)]
+
+    def _together(self, pixels: Tensor) -> int:
+        """How many images (H, W) the network takes in one call."""
+        if self.device.type == "cpu":  # where images are computed one after the other anyway
+            return 1
+        _, height, width, _ = pixels.shape
+        # Other images may be computed in fp32, by an engine that takes more memory.
+        most = self._default.most_pixels if pixels.dtype == torch.uint8 else LARGEST_UNTILED
+        return max(1, most // (height * width))
+
+    def _network(self, pixels: Tensor) -> FusedNetwork:
+        # fp16 would keep 11 bits of what has more than 8.
+        by_default = self._default.options["dtype"] is None
+        return self._in_fp32() if by_default and pixels.dtype != torch.uint8 else self._default
 
     def _pixels(self, pixels: Tensor) -> Tensor:
-        """(H, W, C) -> (s*H, s*W, C), of the same dtype and on the same device."""
+        """(N, H, W, C) -> (N, s*H, s*W, C), of the same dtype and on the same device."""
         _check(pixels)
-        channels = pixels.shape[2]
+        channels = pixels.shape[3]
         colours = channels if channels in (1, 3) else channels - 1
         with self._lock:
             if colours == channels:
                 out, notes = self._run(pixels)
             else:
                 # Of the whole image, so that the result does not depend on the tiles.
-                pixels = extend_colour(pixels)
+                pixels = torch.stack([extend_colour(each) for each in pixels])
                 out = self._empty(pixels)
                 _, notes = self._run(pixels[..., :colours], out[..., :colours])
-                alpha = pixels[..., colours:]
-                if bool((alpha == alpha[0, 0]).all()):
-                    out[..., colours:] = alpha[0, 0]  # opaque stays opaque
-                else:
-                    notes += self._run(alpha, out[..., colours:])[1]
+                for image, alpha in zip(out, pixels[..., colours:], strict=True):
+                    if bool((alpha == alpha[0, 0]).all()):
+                        image[..., colours:] = alpha[0, 0]  # opaque stays opaque
+                    else:
+                        notes += self._run(alpha[None], image[None, ..., colours:])[1]
         for note in dict.fromkeys(notes):
             warn(note, RangeWarning)
         return out
 
     def _run(self, pixels: Tensor, out: Tensor | None = None) -> tuple[Tensor, list[str]]:
-        """Fill `out` (s*H, s*W, 1 or 3), or a new tensor; returns it and the warnings to issue."""
-        height, width, channels = pixels.shape
-        # fp16 would keep 11 bits of what has more than 8.
-        by_default = self._default.options["dtype"] is None
-        network = self._in_fp32() if by_default and pixels.dtype != torch.uint8 else self._default
+        """Fill `out` (N, s*H, s*W, 1 or 3), or a new tensor; returns it and the warnings."""
+        count, height, width, channels = pixels.shape
+        network = self._network(pixels)
         # RGB bytes are not converted first.  Gray is rounded only after it is averaged.
         as_bytes = pixels.dtype == torch.uint8 and channels == 3
         size = self._tile
         if size == "auto":
             # Streaming takes no more memory for a larger image, and its bytes are the result.
             streams = as_bytes and isinstance(network.engine, Streamed)
-            size = None if streams else tile_size(height, width)
-        notes = []
-        for tile in tiles(height, width, size, network.architecture.receptive_radius):
-            y, x = tile
-            part = pixels[y.read_start : y.read_stop, x.read_start : x.read_stop]
-            batch = part.permute(2, 0, 1)[None].to(network.device)
-            with torch.no_grad():
-                result = network(batch if as_bytes else _to_float(batch))
-                if not network.check():
-                    result, note = self._recompute(batch, network.dtype)
-                    notes.append(note)
-            if out is None and size is None and result.dtype == torch.uint8:
-                return result[0].permute(1, 2, 0).contiguous().to(pixels.device), notes
-            if out is None:
-                out = self._empty(pixels)
-            s = self.scale
-            target = out[s * y.start : s * y.stop, s * x.start : s * x.stop]
-            _put(self._core(result, tile), target)
+            size = None if streams else tile_size(height, width, network.most_pixels)
+        s, together, notes = self.scale, self._together(pixels), []
+        for first in range(0, count, together):
+            some = slice(first, first + together)
+            for tile in tiles(height, width, size, network.architecture.receptive_radius):
+                y, x = tile
+                part = pixels[some, y.read_start : y.read_stop, x.read_start : x.read_stop]
+                batch = part.permute(0, 3, 1, 2).to(network.device)
+                results, note = self._compute(network, batch, as_bytes=as_bytes)
+                notes += note
+                whole = out is None and size is None and together >= count
+                if whole and isinstance(results, Tensor) and results.dtype == torch.uint8:
+                    return results.permute(0, 2, 3, 1).contiguous().to(pixels.device), notes
+                if out is None:
+                    out = self._empty(pixels)
+                target = out[some, s * y.start : s * y.stop, s * x.start : s * x.stop]
+                for result, image in zip(results, target, strict=True):
+                    _put(self._core(result, tile), image)
         assert out is not None  # there is at least one tile
         return out, notes
 
     def _empty(self, pixels: Tensor) -> Tensor:
-        height, width, channels = pixels.shape
-        size = (self.scale * height, self.scale * width, channels)
+        count, height, width, channels = pixels.shape
+        size = (count, self.scale * height, self.scale * width, channels)
         return torch.empty(size, dtype=pixels.dtype, device=pixels.device)
+
+    def _compute(
+        self, network: FusedNetwork, batch: Tensor, *, as_bytes: bool
+    ) -> tuple[Tensor | list[Tensor], list[str]]:
+        """The results (3, s*h, s*w) of images (N, C, h, w), and the warnings to issue."""
+        with torch.no_grad():
+            result = network(batch if as_bytes else _to_float(batch))
+            if network.check():
+                return result, []
+            if len(batch) == 1:
+                result, note = self._recompute(batch, network.dtype)
+                return result, [note]
+        # One of them left the range.  The others' results must not depend on it.
+        parts = [self._compute(network, image[None], as_bytes=as_bytes) for image in batch]
+        return [part[0] for part, _ in parts], [note for _, notes in parts for note in notes]
 
     def _recompute(self, batch: Tensor, dtype: torch.dtype) -> tuple[Tensor, str]:
         """Recompute in fp32 a tile whose output left the plausible range in `dtype`."""
@@ -236,11 +269,11 @@ class Upscaler:
         )
 
     def _core(self, result: Tensor, tile: Tile) -> Tensor:
-        """A tile's result without the halo."""
+        """A tile's result (3, ...) without the halo."""
         (y, x), s = tile, self.scale
         rows = slice(s * (y.start - y.read_start), s * (y.stop - y.read_start))
         columns = slice(s * (x.start - x.read_start), s * (x.stop - x.read_start))
-        return result[:, :, rows, columns]
+        return result[:, rows, columns]
 
     def _in_fp32(self) -> FusedNetwork:
         options = self._default.options
@@ -252,18 +285,57 @@ class Upscaler:
         return self._exact
 
 
+class _Prepared(NamedTuple):
+    """An image as pixels (N, H, W, C), and what turns the result into the image's kind."""
+
+    pixels: Tensor
+    finish: Callable[[Tensor], Any]
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Equal for images that may share a batch."""
+        return self.pixels.shape[1:], self.pixels.dtype, self.pixels.device
+
+
+def _prepare(image: Any) -> _Prepared:
+    if isinstance(image, (str, os.PathLike)):
+        image = pil_images.read(image)
+    if isinstance(image, Image.Image):
+        array, finish = pil_images.to_array(image)
+        return _Prepared(torch.from_numpy(array)[None], lambda out: finish(out[0].numpy()))
+    if isinstance(image, np.ndarray):
+        gray = image.ndim == 2
+        try:
+            pixels = torch.from_numpy(np.array(image[:, :, None] if gray else image))
+        except (TypeError, ValueError) as error:
+            raise EspanError(_expected(f"an array of {image.dtype}")) from error
+        if gray:
+            return _Prepared(pixels[None], lambda out: out[0, :, :, 0].numpy())
+        return _Prepared(pixels[None], lambda out: out[0].numpy())
+    if not isinstance(image, Tensor):
+        raise EspanError(_expected(f"an object of type {type(image).__name__}"))
+    if image.ndim == 4 and len(image) > 0:
+        return _Prepared(
+            image.permute(0, 2, 3, 1), lambda out: out.permute(0, 3, 1, 2).contiguous()
+        )
+    if image.ndim == 3:
+        return _Prepared(
+            image.permute(1, 2, 0)[None], lambda out: out[0].permute(2, 0, 1).contiguous()
+        )
+    raise EspanError(_expected(f"a tensor of shape {tuple(image.shape)}"))
+
+
 def _to_float(batch: Tensor) -> Tensor:
-    """(1, C, h, w) -> (1, 3, h, w) fp32 in 0-1."""
+    """(N, C, h, w) -> (N, 3, h, w) fp32 in 0-1."""
     values = batch.to(torch.float32) / _LEVELS.get(batch.dtype, 1)
     return values if values.shape[1] == 3 else values.expand(-1, 3, -1, -1)
 
 
-def _put(result: Tensor, out: Tensor) -> None:
-    """(1, 3, h, w) -> (h, w, 3) or, averaged, (h, w, 1) in the dtype of `out`.
+def _put(image: Tensor, out: Tensor) -> None:
+    """(3, h, w) -> (h, w, 3) or, averaged, (h, w, 1) in the dtype of `out`.
 
     Bytes are copied; floating point is clamped, and rounded if `out` holds integers.
     """
-    image = result[0]
     if image.is_floating_point():
         image = image.to(torch.float32)
         if out.shape[2] == 1:
@@ -275,8 +347,8 @@ def _put(result: Tensor, out: Tensor) -> None:
 
 
 def _check(pixels: Tensor) -> None:
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 2, 3, 4) or pixels.numel() == 0:
-        raise EspanError(_expected(f"pixels of shape {tuple(pixels.shape)}"))
+    if pixels.ndim != 4 or pixels.shape[3] not in (1, 2, 3, 4) or pixels.numel() == 0:
+        raise EspanError(_expected(f"pixels of shape {tuple(pixels.shape[1:])}"))
     if pixels.dtype in _LEVELS:
         return
     if not pixels.is_floating_point():

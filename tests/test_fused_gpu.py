@@ -117,3 +117,18 @@ def test_set14_in_fp16_is_within_5_mdb(weights, testdata):
             errors.append(np.mean((pixels - hr[: size[0], : size[1]])[4:-4, 4:-4] ** 2))
         differences.append(10 * np.log10(errors[1] / errors[0]))
     assert abs(np.mean(differences)) < 0.005
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_equal_images_of_a_list_share_a_call(graph, make_network, monkeypatch):
+    upscaler = espan.Upscaler(make_network(ESPAN), device="cuda", graph=graph)
+    images = list(torch.randint(0, 256, (5, 3, 37, 50), dtype=torch.uint8))
+    expected = [upscaler(image) for image in images]
+    sizes = []
+    call = FusedNetwork.forward
+    monkeypatch.setattr(
+        FusedNetwork, "forward", lambda self, x: (sizes.append(len(x)), call(self, x))[1]
+    )
+    for result, wanted in zip(upscaler(images), expected, strict=True):
+        assert torch.equal(result, wanted)
+    assert sizes == [5]

@@ -1,6 +1,8 @@
 """Upscaling arrays, tensors and PIL images: every kind, tiles, and the range guard."""
 
 import functools
+import multiprocessing
+import pickle
 import subprocess
 import sys
 import warnings
@@ -11,10 +13,12 @@ import torch
 from PIL import Image, ImageCms
 
 import espan
+from espan.engines import Blocks
 from espan.errors import EspanError, ImageWarning, RangeWarning
+from espan.folding import fold
 from espan.fused import FusedNetwork
 from espan.models import ESPAN, Architecture, Network
-from espan.tiling import LARGEST_UNTILED, tile_size, tiles
+from espan.tiling import LARGEST_UNTILED, TILE, tile_size, tiles
 from espan.upscaling import Upscaler
 
 SMALL = Architecture(8, (3, 2), scale=2, head_kernel=5)
@@ -214,7 +218,20 @@ def test_large_images_are_tiled_automatically():
     assert tile_size(700, 700) is None
     size = tile_size(1000, 1000)
     assert size is not None
+    assert size == TILE
     assert (size + 2 * 23) ** 2 < LARGEST_UNTILED
+
+
+@pytest.mark.parametrize("architecture", [ESPAN, SMALL])
+def test_a_gpu_takes_larger_images_at_once(architecture, make_network):
+    """Up to 2 GB, in bytes per LR pixel: five maps of 16-bit channels, three 16-bit colours."""
+    engine = Blocks(fold(make_network(architecture)), device="cpu", dtype=torch.float16)
+    padded, scale = (32, 4) if architecture is ESPAN else (16, 2)
+    assert engine.most_pixels == 2**31 // (5 * 2 * padded + 2 * 3 * scale**2)
+    assert tile_size(1080, 1920, engine.most_pixels) is None
+    size = tile_size(4320, 7680, engine.most_pixels)
+    assert size is not None
+    assert size + 2 * 23 < engine.most_pixels**0.5
 
 
 # The range guard
@@ -302,6 +319,61 @@ def test_a_file_and_a_list(nearest, tmp_path):
     for result in results:
         np.testing.assert_array_equal(np.asarray(result), repeat(pixels))
     assert espan.upscale([], upscaler) == []
+
+
+def test_equal_images_of_a_list_share_calls(make_network, monkeypatch):
+    """As on a GPU.  The results are those of each image alone, in order."""
+    upscaler = Upscaler(make_network(SMALL), device="cpu")
+    shapes = [(9, 12, 3)] * 5 + [(12, 9, 3), (9, 12, 3), (9, 12, 4), (9, 12, 4), (9, 12)]
+    random = np.random.default_rng(1)
+    images = [random.integers(0, 256, shape, np.uint8) for shape in shapes]
+    images += [torch.from_numpy(random.integers(0, 256, (2, 3, 9, 12), np.uint8))]
+    images[7][..., 3] = 200  # the alpha of one image is constant, that of the next is not
+    expected = [upscaler(image) for image in images]
+    sizes = []
+    call = FusedNetwork.forward
+    monkeypatch.setattr(Upscaler, "_together", lambda self, pixels: 3)
+    monkeypatch.setattr(
+        FusedNetwork, "forward", lambda self, x: (sizes.append(len(x)), call(self, x))[1]
+    )
+    results = upscaler(images)
+    assert sizes == [3, 2, 1, 1, 2, 1, 1, 2]
+    for result, wanted in zip(results, expected, strict=True):
+        assert type(result) is type(wanted)
+        np.testing.assert_array_equal(result, wanted)
+
+
+def test_an_implausible_image_does_not_change_its_neighbours(nearest, monkeypatch):
+    """In fp16, 255 overflows in the head; the others are as without it."""
+    nearest.head.weight.mul_(60000)
+    nearest.tail.fuse.weight.mul_(2)
+    nearest.tail.upsample.weight.div_(120000)
+    upscaler = Upscaler(nearest, device="cpu", dtype=torch.float16)
+    images = [np.full((4, 4, 3), v, np.uint8) for v in (40, 255, 99)]
+    expected = [upscaler(images[0]), repeat(images[1]), upscaler(images[2])]
+    monkeypatch.setattr(Upscaler, "_together", lambda self, pixels: 3)
+    with pytest.warns(RangeWarning, match=r"in torch.float16; .* again in fp32") as caught:
+        results = upscaler(images)
+    assert len(caught) == 1
+    np.testing.assert_array_equal(results, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": 8, "dtype": torch.float32}])
+def test_pickle(options, nearest):
+    upscaler = Upscaler(nearest, device="cpu", **options)
+    copy = pickle.loads(pickle.dumps(upscaler))
+    assert copy._tile == upscaler._tile
+    assert copy._default.options == upscaler._default.options
+    pixels = ramp(3, np.uint8)
+    np.testing.assert_array_equal(copy(pixels), upscaler(pixels))
+
+
+def test_in_a_spawned_process(nearest):
+    upscaler = Upscaler(nearest, device="cpu")
+    images = [ramp(channels, np.uint8) for channels in (1, 3)]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        for result, image in zip(pool.map(upscaler, images), images, strict=True):
+            np.testing.assert_array_equal(result, repeat(image))
 
 
 def test_16_bit_colour_files_have_no_pil_image(nearest, tmp_path):

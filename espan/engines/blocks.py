@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import espan_kernels
 from espan.folding import Folded
 from espan.models import Architecture
+from espan_kernels.packing import feature_maps
 
 
 class Kernels(NamedTuple):
@@ -20,6 +21,9 @@ class Kernels(NamedTuple):
     spab: Callable[[Tensor, Tensor, int, int, bool], tuple[Tensor, Tensor]]
     tail: Callable[..., Tensor]
 
+
+# The most that the feature maps and the result of one call may take.
+MEMORY = 2 << 30
 
 COMPILED = Kernels(espan_kernels.head, espan_kernels.spab, espan_kernels.tail)
 
@@ -69,6 +73,12 @@ class Blocks(nn.Module):
             and architecture.head_kernel <= 11
             and architecture.scale <= 4
         )
+
+    @property
+    def most_pixels(self) -> int:
+        """LR pixels that one call may have without taking more than `MEMORY`."""
+        maps = 5 * 2 * feature_maps.padded(self.architecture.channels)
+        return MEMORY // (maps + 3 * self.architecture.scale**2 * 2)
 
     def forward(self, image: Tensor, flag: Tensor) -> Tensor:
         architecture = self.architecture
