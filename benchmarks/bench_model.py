@@ -126,6 +126,7 @@ if GPU:
             F16, F16, lambda n: _fused(n, F16, graph=True, backend="triton")
         ),
         "espan bytes graphed": Variant(U8, F16, lambda n: _fused(n, F16, graph=True)),
+        "espan.Upscaler graphed": Variant(U8, F16, lambda n: espan.Upscaler(n, graph=True)),
     }
 # Compiling for one size takes a minute.
 SLOW_TO_COMPILE = ("compiled fp32", "compiled fp16 channels-last")
@@ -283,6 +284,22 @@ def _between_events(run: Callable[[Tensor], Tensor], x: Tensor) -> float:
     after.record()
     torch.cuda.synchronize()
     return before.elapsed_time(after)
+
+
+@pytest.mark.skipif(not GPU, reason="on a CPU, images are computed one after the other")
+@pytest.mark.benchmark(timer=clock)
+@pytest.mark.parametrize("size", [(256, 256), DIV2K, (1080, 1920)], ids=lambda s: f"{s[1]}x{s[0]}")
+def test_list(benchmark: BenchmarkFixture, size: tuple[int, int], tf32_off) -> None:
+    """16 images at a time, which `Upscaler` puts into as few calls as the memory limit allows."""
+    benchmark.group = f"16 images {size[1]}x{size[0]}"
+    upscaler = espan.Upscaler(network_of(ESPAN), graph=True)
+    images = list(image_of(size, U8).expand(16, -1, -1, -1).clone())
+    with torch.inference_mode():
+        verify(network_of(ESPAN), VARIANTS["espan bytes"], lambda x: upscaler([*x, *x])[0][None])
+        benchmark.pedantic(upscaler, (images,), iterations=1, rounds=10, warmup_rounds=2)
+    if not benchmark.disabled:
+        per_image = benchmark.stats.stats.median / len(images)
+        benchmark.extra_info["ms_per_image"] = round(1e3 * per_image, 4)
 
 
 @pytest.mark.benchmark(timer=clock)

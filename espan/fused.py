@@ -164,9 +164,10 @@ class FusedNetwork(nn.Module):
         Values are checked before they are clamped; NaN and infinity are out of range.  Unlike
         `forward`, this waits for the GPU.
         """
-        out_of_range = bool(self.flag.item())
+        if not self.flag.item():
+            return True
         self.flag.zero_()
-        return not out_of_range
+        return False
 
 
 def _engine(
