@@ -2,13 +2,20 @@
 
 After torch.compile, Python may wait at exit for minutes for Inductor's compile workers.  All
 reports have been written by then, so nothing is lost.  Workers of pytest-xdist are not affected.
+
+On SIGUSR1, every process prints the stacks of its threads.  benchmarks/gpu.py sends it at a time
+limit, to show what did not end.
 """
 
+import faulthandler
 import os
+import signal
 import sys
 
 import pytest
 
+# The stderr of the process, before pytest captures it.
+faulthandler.register(signal.SIGUSR1, file=os.fdopen(os.dup(2), "w"), all_threads=True)
 _status = 0
 
 

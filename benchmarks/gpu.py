@@ -68,8 +68,8 @@ CLOCKS = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
 def run(*command: str, limit: float | None = None, **environment: str) -> tuple[int, str]:
     """Run a command and return its status and output; the status is 124 if it timed out.
 
-    At the time limit, the command is interrupted, so that pytest can still write its report; if it
-    does not end, it is killed.  Processes that it leaves behind are killed too, because they could
+    At the time limit, the command prints its stacks (benchmarks/end_at_once.py) and is interrupted,
+    so that pytest can still write its report; if it does not end, it is killed.  Processes that it leaves behind are killed too, because they could
     keep the output open for ever.
     """
     print("$", " ".join(command), flush=True)
@@ -87,6 +87,9 @@ def run(*command: str, limit: float | None = None, **environment: str) -> tuple[
             process.wait(limit)
         except subprocess.TimeoutExpired:
             late = True
+            if "benchmarks.end_at_once" in command:
+                os.killpg(process.pid, signal.SIGUSR1)
+                time.sleep(1)
             os.killpg(process.pid, signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE)

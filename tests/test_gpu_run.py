@@ -31,7 +31,9 @@ def test_run_interrupts_a_late_command(monkeypatch):
     assert gpu.run("bash", "-c", deaf, limit=0.5) == (124, "begun\n")
 
 
-def test_an_interrupted_pytest_writes_its_report(tmp_path, monkeypatch):
+def test_an_interrupted_pytest_prints_its_stacks_and_writes_its_report(
+    tmp_path, monkeypatch, capsys
+):
     (tmp_path / "test_some.py").write_text(
         "import time, pytest\npytestmark = pytest.mark.gpu\n"
         "def test_a(): pass\ndef test_b(): assert 0\ndef test_c(): time.sleep(60)\n"
@@ -41,6 +43,7 @@ def test_an_interrupted_pytest_writes_its_report(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "test_files", lambda: ([str(tmp_path)], ""))
     found = gpu.tests(tmp_path)
     assert (found["status"], found["passed"], len(found["failed"])) == (124, 1, 1)
+    assert "in test_c" in capsys.readouterr().out
 
 
 def test_run_does_not_wait_for_remaining_processes():
