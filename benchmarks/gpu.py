@@ -68,9 +68,10 @@ CLOCKS = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
 def run(*command: str, limit: float | None = None, **environment: str) -> tuple[int, str]:
     """Run a command and return its status and output; the status is 124 if it timed out.
 
-    At the time limit, the command prints its stacks (benchmarks/end_at_once.py) and is interrupted,
-    so that pytest can still write its report; if it does not end, it is killed.  Processes that it leaves behind are killed too, because they could
-    keep the output open for ever.
+    At the time limit, pytest prints its stacks (benchmarks/end_at_once.py), and the command is
+    interrupted, so that pytest can still write its report; if it does not end, it is killed.
+    Processes that it leaves behind are killed too, because they could keep the output open for
+    ever.
     """
     print("$", " ".join(command), flush=True)
     with tempfile.TemporaryFile() as output:
@@ -145,7 +146,7 @@ def tests(folder: Path) -> dict[str, Any]:
         pytest += ["-n", str(max((os.cpu_count() or 2) - 1, 1))]
         parallel["OMP_NUM_THREADS"] = "1"
     status, output = run(*pytest, *files, limit=TEST_LIMIT, **parallel)
-    print(output[-4000:])
+    print(output if status == 124 else output[-4000:])
     if not report.exists():
         return {"status": status, "output": output[-2000:]}
     # An interrupted test has no name.
