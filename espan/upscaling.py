@@ -195,7 +195,8 @@ class Upscaler:
             streams = as_bytes and isinstance(network.engine, Streamed)
             size = None if streams else tile_size(height, width)
         notes = []
-        for tile in tiles(height, width, size, network.architecture.receptive_radius):
+        halo, unshuffle = network.architecture.receptive_radius, network.architecture.unshuffle
+        for tile in tiles(height, width, size, halo, unshuffle):
             y, x = tile
             part = pixels[y.read_start : y.read_stop, x.read_start : x.read_stop]
             batch = part.permute(2, 0, 1)[None].to(network.device)
