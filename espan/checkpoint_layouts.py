@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,10 @@ from espan.reparameterize import Kernel, add, compose
 # module that they wrap, which may be the network or a part of it.
 _WRAPPER = r"(?:(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)"
 # A key that identifies each layout, after any prefix.
-_LAYOUT = re.compile(rf"(?:^|(?<=\.))(?:block_1\.{_WRAPPER}*c1_r|teacher_block_seq)\.")
+_LAYOUT = re.compile(
+    rf"(?:^|(?<=\.))(?:(?:feats\.{_WRAPPER}*\d+\.{_WRAPPER}*)?block_1\.{_WRAPPER}*c1(?:_r)?"
+    r"|teacher_block_seq)\."
+)
 # Names under which training code stores an average: params_ema, model_ema, ema, swa_model, ...
 _AVERAGE = re.compile(r"(?:^|[._])(?:ema|swa|averaged?)(?=[._]|$)", re.IGNORECASE)
 # Other tensors of averaging code: PyTorch's AveragedModel, ema_pytorch.
@@ -71,8 +74,9 @@ def unwrap(data: object) -> tuple[dict[str, Tensor], str]:
             )
         raise CheckpointError(
             f"is not recognised: its keys begin with {_some(sorted(keys))}; expected the official "
-            "ESPAN layout (conv_1, block_1 ..., teacher_block_seq), the SPAN layout (conv_1, "
-            "block_1 ..., conv_cat, upsampler) or a .safetensors file written by espan"
+            "layout of ESPAN (conv_1, block_1 ..., teacher_block_seq), SPAN (conv_1, block_1 ..., "
+            "conv_cat, upsampler), SPANV2, SPANF, SPANF3 (block_1 ...) or SPANPlus (feats ...), or "
+            "a .safetensors file written by espan"
         )
     most = max(copy.averages for copy in copies)
     best = [copy for copy in copies if copy.averages == most]
@@ -143,61 +147,165 @@ def _dicts(data: Mapping[Any, object]) -> Iterator[tuple[str, Mapping[Any, objec
 
 
 def from_state_dict(state: Mapping[str, Tensor]) -> tuple[Architecture, dict[str, Tensor]]:
-    """Read the official ESPAN and SPAN layouts, plain or in training form, without prefixes.
+    """Read the layouts of the family, plain or in training form, without prefixes.
 
     Returns the architecture and the state dict of the equal `Network`, merged in fp64.
     """
     reader = _Reader(state)
-    if any(k.startswith("teacher_block_seq.") for k in state):
-        return _read(reader, tail_prefix="tea_", last_block="teacher_block_seq")
-    return _read(reader, tail_prefix="", last_block=None)
-
-
-def _read(
-    reader: _Reader, *, tail_prefix: str, last_block: str | None
-) -> tuple[Architecture, dict[str, Tensor]]:
-    """ESPAN and SPAN name their parts alike; they differ in the tail's prefix and the last block.
-
-    The convolutions of ESPAN's last block are called c1_r and c2_r like those of the others.
-    """
-    blocks = [f"block_{i}" for i in range(1, reader.count("block_{}.c1_r.", start=1) + 1)]
-    if last_block is not None:
-        blocks.append(last_block)
-    convs = tuple(reader.count(f"{block}.c{{}}_r.", start=1) for block in blocks)
-    # The ESPAN layout has no normalisation; in the SPAN layout an empty buffer switches it off.
-    no_norm = reader.take_flag("no_norm") or last_block is not None
-
-    kernels = {"head": reader.conv("conv_1")}
-    for i, (block, n) in enumerate(zip(blocks, convs, strict=True)):
-        for j in range(n):
-            kernels[f"blocks.{i}.convs.{j}"] = reader.conv(f"{block}.c{j + 1}_r")
-    kernels["tail.post"] = reader.conv(f"{tail_prefix}conv_2")
-    kernels["tail.fuse"] = reader.conv(f"{tail_prefix}conv_cat")
-    kernels["tail.upsample"] = reader.conv(f"{tail_prefix}upsampler.0")
+    has = {key.partition(".")[0] for key in state}
+    if "teacher_block_seq" in has:
+        architecture = _read_espan(reader)
+    elif "feats" in has:
+        architecture = _read_spanplus(reader)
+    elif reader.count("block_{}.c1.", start=1):
+        architecture = _read_spanv2(reader)
+    elif "to_pixel" in has or any(".att_conv." in key for key in state):
+        architecture = _read_spanf3(reader)
+    elif "conv_near" in has or not has & {"conv_1", "upsampler"}:
+        architecture = _read_spanf(reader)
+    else:
+        architecture = _read_span(reader)
     reader.check_all_taken()
+    return architecture, reader.found
 
-    channels, _, head_kernel, _ = kernels["head"].weight.shape
-    concat: Literal["output", "activation"] = "output" if last_block else "activation"
-    architecture = Architecture(
-        channels=channels,
-        convs=convs,
-        scale=_scale(kernels["tail.upsample"].weight.shape[0]),
-        head_kernel=head_kernel,
-        concat_last=concat,
-        normalization=None if no_norm else SPAN_NORMALIZATION,
+
+def _read_espan(reader: _Reader) -> Architecture:
+    """The convolutions of the last block are called c1_r and c2_r like those of the others."""
+    reader.conv("head", "conv_1")
+    convs = reader.blocks([*reader.numbered_blocks(), "teacher_block_seq"])
+    reader.conv("tail.post", "tea_conv_2")
+    reader.conv("tail.fuse", "tea_conv_cat")
+    reader.conv("tail.upsample", "tea_upsampler.0")
+    reader.take_flag("no_norm")  # it never has a normalisation
+    return reader.architecture("head", convs)
+
+
+def _read_span(reader: _Reader) -> Architecture:
+    reader.conv("head", "conv_1")
+    convs = reader.blocks(reader.numbered_blocks())
+    reader.conv("tail.post", "conv_2")
+    reader.conv("tail.fuse", "conv_cat")
+    reader.conv("tail.upsample", "upsampler.0")
+    # An empty buffer switches the normalisation off.
+    norm = None if reader.take_flag("no_norm") else SPAN_NORMALIZATION
+    return reader.architecture("head", convs, concat_last="activation", normalization=norm)
+
+
+def _read_spanplus(reader: _Reader) -> Architecture:
+    groups = reader.count("feats.{}.", start=1)
+    if groups > 1:
+        raise CheckpointError(
+            f"is a SPANPlus of {groups} groups of blocks (feats.1 to feats.{groups}); espan runs "
+            "networks of one group"
+        )
+    if any(key.startswith("upsampler.offset.") for key in reader.state):
+        raise CheckpointError(
+            "is a SPANPlus whose upsampler is DySample (upsampler.offset), a learned sampling; "
+            "espan runs those that end with a convolution (upsampler 'ps' or 'conv')"
+        )
+    inner = reader.count("feats.1.block_n.{}.", start=0)
+    blocks = ["block_1", *(f"block_n.{i}" for i in range(inner)), "block_end"]
+    reader.conv("head", "feats.0")
+    convs = reader.blocks([f"feats.1.{block}" for block in blocks])
+    reader.conv("tail.post", "feats.1.conv_2")
+    reader.conv("tail.fuse", "feats.1.conv_cat")
+    shuffled = reader.count("upsampler.{}.", start=0)
+    reader.conv("tail.upsample", "upsampler.0" if shuffled else "upsampler")
+    return reader.architecture("head", convs, concat_last="activation", activation="mish")
+
+
+def _read_spanf3(reader: _Reader) -> Architecture:
+    unshuffles = any(key.startswith("conv_1.1.") for key in reader.state)
+    reader.conv("head", "conv_1.1" if unshuffles else "conv_1")
+    convs = reader.blocks(reader.numbered_blocks())
+    for i in range(len(convs)):
+        reader.conv(f"blocks.{i}.gate_conv", f"block_{i + 1}.att_conv")
+    reader.conv("tail.fuse", "conv_cat")
+    reader.conv("tail.upsample", "to_pixel")
+    return reader.architecture(
+        "head",
+        convs,
+        unshuffle=_unshuffle(reader.found["head.weight"].shape[1]) if unshuffles else 1,
+        concat_last="activation",
+        activation="relu",
+        gate="tanh",
+        tail="pointwise",
     )
-    state = {}
-    for name, kernel in kernels.items():
-        state[f"{name}.weight"], state[f"{name}.bias"] = kernel
-    return architecture, state
+
+
+def _read_spanf(reader: _Reader) -> Architecture:
+    reader.conv("near", "conv_near", bias=False)
+    convs = reader.blocks(reader.numbered_blocks())
+    reader.conv("tail.fuse", "conv_cat")
+    reader.conv("tail.upsample", "conv_2")
+    return reader.architecture("blocks.0.convs.0", convs, stem="block", tail="pointwise")
+
+
+def _read_spanv2(reader: _Reader) -> Architecture:
+    blocks = reader.count("block_{}.c1.", start=1)
+    bias = "block_1.c1.conv.bias" in reader.state
+    reader.conv("near", "conv_near", bias=False)
+    for i in range(blocks):
+        for j in range(3):
+            reader.conv(f"blocks.{i}.convs.{j}", f"block_{i + 1}.c{j + 1}.conv", bias=bias)
+        if i > 0:
+            reader.conv(f"blocks.{i}.gate_conv", f"block_{i + 1}.guidance_map_conv")
+    reader.conv("tail.depthwise", "depthwise_conv", bias=False)
+    reader.conv("tail.pointwise", "pointwise_conv", bias=False)
+    return reader.architecture(
+        "blocks.0.convs.0",
+        (3,) * blocks,
+        activation="relu",
+        gate="linear",
+        bias=bias,
+        stem="activated_block",
+        tail="depthwise",
+    )
 
 
 class _Reader:
-    """Takes tensors out of a state dict and keeps track of those that are left."""
+    """Takes tensors out of a state dict and keeps track of those that are left.
+
+    Attributes:
+        found: the state dict of the `Network`, as far as it was read.
+    """
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self.state = state
         self.untaken = set(state)
+        self.found: dict[str, Tensor] = {}
+
+    def numbered_blocks(self) -> list[str]:
+        return [f"block_{i}" for i in range(1, self.count("block_{}.c1_r.", start=1) + 1)]
+
+    def blocks(self, names: Sequence[str]) -> tuple[int, ...]:
+        """Read the convolutions c1_r, c2_r, ... of each block; returns their numbers."""
+        convs = tuple(self.count(f"{name}.c{{}}_r.", start=1) for name in names)
+        for i, (name, n) in enumerate(zip(names, convs, strict=True)):
+            for j in range(n):
+                self.conv(f"blocks.{i}.convs.{j}", f"{name}.c{j + 1}_r")
+        return convs
+
+    def architecture(
+        self, first: str, convs: tuple[int, ...], *, unshuffle: int = 1, **fields: Any
+    ) -> Architecture:
+        """The architecture, with its sizes from the first and the last convolution."""
+        channels, _, head_kernel, _ = self.found[f"{first}.weight"].shape
+        upsample = "pointwise" if fields.get("tail") == "depthwise" else "upsample"
+        scale = _scale(self.found[f"tail.{upsample}.weight"].shape[0])
+        if scale % unshuffle:
+            raise CheckpointError(
+                f"upscales by {scale} after it has unshuffled {unshuffle} x {unshuffle} pixels; "
+                f"expected a multiple of {unshuffle}"
+            )
+        return Architecture(
+            channels=channels,
+            convs=convs,
+            scale=scale // unshuffle,
+            head_kernel=head_kernel,
+            unshuffle=unshuffle,
+            **fields,
+        )
 
     def count(self, pattern: str, start: int) -> int:
         """How many of pattern.format(start), pattern.format(start + 1), ... begin a key."""
@@ -218,38 +326,45 @@ class _Reader:
         self.untaken.discard(key)
         return key in self.state
 
-    def kernel(self, prefix: str) -> Kernel:
-        weight, bias = self.take(f"{prefix}.weight").double(), self.take(f"{prefix}.bias").double()
-        if weight.ndim != 4 or weight.shape[2] != weight.shape[3] or bias.shape != weight.shape[:1]:
-            raise CheckpointError(
-                f"{prefix!r} is not a square convolution with bias: weight {tuple(weight.shape)}, "
-                f"bias {tuple(bias.shape)}"
-            )
-        return Kernel(weight, bias)
+    def conv(self, name: str, key: str, *, bias: bool = True) -> None:
+        """Read a convolution of the network: plain, merged (`eval_conv`), or SPAN's branches.
 
-    def conv(self, name: str) -> Kernel:
-        """One convolution: plain, merged (`eval_conv`), or from SPAN's branches, if there are any.
-
-        The branches are the sequence pad, 1x1, kxk, 1x1 and, in parallel, a 1x1.  An `eval_conv`
-        beside them is left over from the last evaluation and may be stale.
+        The branches, if there are any, are the sequence pad, 1x1, kxk, 1x1 and, in parallel, a 1x1.
+        An `eval_conv` beside them is left over from the last evaluation and may be stale.
         """
-        if any(k.startswith(f"{name}.sk.") or k.startswith(f"{name}.conv.") for k in self.state):
-            for part in ("weight", "bias"):
-                self.untaken.discard(f"{name}.eval_conv.{part}")
-            sequence = [self.kernel(f"{name}.conv.{i}") for i in range(3)]
-            try:
-                return add(
-                    compose(compose(sequence[0], sequence[1]), sequence[2]),
-                    self.kernel(f"{name}.sk"),
-                )
-            except (RuntimeError, ValueError) as error:
-                shapes = [tuple(k.weight.shape) for k in sequence]
-                raise CheckpointError(
-                    f"the branches of {name!r} do not fit together: {shapes}"
-                ) from error
-        if f"{name}.weight" in self.state:
-            return self.kernel(name)
-        return self.kernel(f"{name}.eval_conv")
+        if any(k.startswith((f"{key}.sk.", f"{key}.conv.")) for k in self.state):
+            kernel = self._merged(key)
+        else:
+            plain = f"{key}.weight" in self.state or not bias
+            kernel = self._kernel(key if plain else f"{key}.eval_conv", bias=bias)
+        self.found[f"{name}.weight"] = kernel.weight
+        if bias:
+            self.found[f"{name}.bias"] = kernel.bias
+
+    def _kernel(self, prefix: str, *, bias: bool = True) -> Kernel:
+        weight = self.take(f"{prefix}.weight").double()
+        values = self.take(f"{prefix}.bias").double() if bias else weight.new_zeros(len(weight))
+        square = weight.ndim == 4 and weight.shape[2] == weight.shape[3]
+        if not square or values.shape != weight.shape[:1]:
+            found = f"weight {tuple(weight.shape)}" + f", bias {tuple(values.shape)}" * bias
+            raise CheckpointError(
+                f"{prefix!r} is not a square convolution{' with bias' * bias}: {found}"
+            )
+        return Kernel(weight, values)
+
+    def _merged(self, key: str) -> Kernel:
+        for part in ("weight", "bias"):
+            self.untaken.discard(f"{key}.eval_conv.{part}")
+        sequence = [self._kernel(f"{key}.conv.{i}") for i in range(3)]
+        try:
+            return add(
+                compose(compose(sequence[0], sequence[1]), sequence[2]), self._kernel(f"{key}.sk")
+            )
+        except (RuntimeError, ValueError) as error:
+            shapes = [tuple(k.weight.shape) for k in sequence]
+            raise CheckpointError(
+                f"the branches of {key!r} do not fit together: {shapes}"
+            ) from error
 
     def check_all_taken(self) -> None:
         if self.untaken:
@@ -266,6 +381,16 @@ def _scale(rows: int) -> int:
             "e.g. 12, 27 or 48 for x2, x3, x4"
         )
     return scale
+
+
+def _unshuffle(inputs: int) -> int:
+    u = math.isqrt(inputs // 3)
+    if 3 * u * u != inputs:
+        raise CheckpointError(
+            f"the first convolution has {inputs} inputs; 3*u*u is expected, e.g. 12 or 48 for an "
+            "image unshuffled by 2 or 4"
+        )
+    return u
 
 
 def _some(keys: list[str], most: int = 4) -> str:

@@ -17,7 +17,7 @@ from espan.engines.blocks import COMPILED, Kernels
 from espan.engines.graphs import Graphed
 from espan.errors import EspanError
 from espan.folding import Folded, fold
-from espan.models import Network, Normalization
+from espan.models import Network, Normalization, check_size
 from espan.tiling import LARGEST_UNTILED
 from espan_kernels import backends, reference
 
@@ -154,6 +154,7 @@ class FusedNetwork(nn.Module):
             raise EspanError(f"expected floating-point values in 0-1 or uint8, got {x.dtype}")
         if x.device.type != self.device.type:
             raise EspanError(f"the image is on {x.device}, the network on {self.device}")
+        check_size(x.shape[2:], self.architecture.unshuffle)
         if x.requires_grad and torch.is_grad_enabled():
             raise EspanError("the fused network is for inference; train the plain `Network`")
         return self.engine(x, self.flag)
@@ -174,7 +175,7 @@ def _engine(
     folded: Folded, device: torch.device, dtype: torch.dtype | None, backend: str
 ) -> nn.Module:
     """The fastest engine for this backend."""
-    if backend == "cpu" and Streamed.can_run(dtype):
+    if backend == "cpu" and Streamed.can_run(folded.architecture, dtype):
         return Streamed(folded, dtype=dtype)
     dtype = dtype or torch.float32
     if backend in ("cuda", "triton") and Blocks.can_run(folded.architecture, dtype):

@@ -41,22 +41,26 @@ def tile_size(height: int, width: int, most_pixels: int = LARGEST_UNTILED) -> in
     return None if height * width <= most_pixels else math.isqrt(most_pixels) - _HALOS
 
 
-def tiles(height: int, width: int, size: int | None, halo: int) -> Iterator[Tile]:
+def tiles(
+    height: int, width: int, size: int | None, halo: int, unshuffle: int = 1
+) -> Iterator[Tile]:
     """Tiles of at most `size` x `size` (but 4 x 4) that cover the image once; None: one tile.
 
     Up to the border of the image, at least `halo` more pixels are read on each side.  If that is
-    the receptive radius of the network, no output pixel depends on how the image is tiled.
+    the receptive radius of the network, no output pixel depends on how the image is tiled.  A
+    network that unshuffles the image reads `unshuffle` x `unshuffle` pixels as one of the grid.
     """
-    for y in _spans(height, size, halo):
-        for x in _spans(width, size, halo):
+    grid = GRID * unshuffle
+    for y in _spans(height, size, halo, grid):
+        for x in _spans(width, size, halo, grid):
             yield Tile(y, x)
 
 
-def _spans(length: int, size: int | None, halo: int) -> list[Span]:
-    cells = -(-length // GRID)
-    count = 1 if size is None else -(-cells // max(1, size // GRID))
-    edges = [min(length, GRID * (cells * i // count)) for i in range(count + 1)]  # nearly equal
-    halo = -(-halo // GRID) * GRID
+def _spans(length: int, size: int | None, halo: int, grid: int) -> list[Span]:
+    cells = -(-length // grid)
+    count = 1 if size is None else -(-cells // max(1, size // grid))
+    edges = [min(length, grid * (cells * i // count)) for i in range(count + 1)]  # nearly equal
+    halo = -(-halo // grid) * grid
     return [
         Span(a, b, max(0, a - halo), min(length, b + halo)) for a, b in itertools.pairwise(edges)
     ]

@@ -212,10 +212,11 @@ class Upscaler:
             # Streaming takes no more memory for a larger image, and its bytes are the result.
             streams = as_bytes and isinstance(network.engine, Streamed)
             size = None if streams else tile_size(height, width, network.most_pixels)
+        halo, unshuffle = network.architecture.receptive_radius, network.architecture.unshuffle
         s, together, notes = self.scale, self._together(pixels), []
         for first in range(0, count, together):
             some = slice(first, first + together)
-            for tile in tiles(height, width, size, network.architecture.receptive_radius):
+            for tile in tiles(height, width, size, halo, unshuffle):
                 y, x = tile
                 part = pixels[some, y.read_start : y.read_stop, x.read_start : x.read_stop]
                 batch = part.permute(0, 3, 1, 2).to(network.device)

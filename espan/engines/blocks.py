@@ -50,9 +50,12 @@ class Blocks(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("head", espan_kernels.pack_head(*folded.head, dtype, device))
         for i, block in enumerate(folded.blocks):
-            weights, biases = zip(*block, strict=True)
+            weights, biases = zip(*block.convs, strict=True)
             packed = espan_kernels.pack_spab(weights, biases, dtype, device)
             self.register_buffer(f"block{i}", packed)
+        assert folded.last is not None
+        assert folded.side is not None
+        assert folded.upsample is not None
         tail = espan_kernels.pack_tail(
             folded.last.weight,
             folded.side,
@@ -66,9 +69,15 @@ class Blocks(nn.Module):
 
     @staticmethod
     def can_run(architecture: Architecture, dtype: torch.dtype) -> bool:
-        """Whether there are kernels: for 16-bit types, up to 64 channels, 11x11 head, scale 4."""
+        """Whether there are kernels: for 16-bit types, up to 64 channels, 11x11 head, scale 4.
+
+        And for SPAN and ESPAN; the other members of the family run on `Composed`.
+        """
         return (
-            dtype in (torch.float16, torch.bfloat16)
+            (architecture.activation, architecture.gate) == ("silu", "sigmoid")
+            and (architecture.unshuffle, architecture.stem) == (1, "conv")
+            and architecture.tail == "conv"
+            and dtype in (torch.float16, torch.bfloat16)
             and architecture.channels <= 64
             and architecture.head_kernel <= 11
             and architecture.scale <= 4

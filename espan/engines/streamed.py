@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from espan.engines.plausible import is_plausible
 from espan.folding import Folded
+from espan.models import Architecture
 from espan_kernels import backends, network, pack_network
 
 
@@ -26,9 +27,12 @@ class Streamed(nn.Module):
         self.convs = list(architecture.convs)
         self.concat_activation = architecture.concat_last == "activation"
         self.scale = architecture.scale
+        assert folded.last is not None
+        assert folded.side is not None
+        assert folded.upsample is not None
         packed = pack_network(
             folded.head,
-            folded.blocks,
+            [block.convs for block in folded.blocks],
             folded.last,
             folded.side[:, :, 0, 0].split(architecture.channels, dim=1),
             folded.upsample,
@@ -40,8 +44,10 @@ class Streamed(nn.Module):
         self.register_buffer("packed", packed)
 
     @staticmethod
-    def can_run(dtype: torch.dtype | None) -> bool:
+    def can_run(architecture: Architecture, dtype: torch.dtype | None) -> bool:
         """Whether the CPU path in use supports `dtype`."""
+        if (architecture.activation, architecture.tail) != ("silu", "conv"):
+            return False
         bfloat16 = dtype == torch.bfloat16 and backends.cpu_path() == "amx"
         return dtype in (None, torch.float32) or bfloat16
 

@@ -6,18 +6,27 @@ from espan.models.architecture import (
     SPAN,
     SPAN_C48,
     SPAN_NORMALIZATION,
+    SPANF,
+    SPANF3_B5F48,
+    SPANF3_B8F64,
+    SPANPLUS,
+    SPANV2,
     Architecture,
     Normalization,
     architecture_from_name,
 )
 from espan.models.complexity import Complexity, complexity
-from espan.models.network import SPAB, ConvFactory, Gate, Network, Tail, plain_conv
+from espan.models.network import ConvFactory, Gate, Network, Tail, check_size, plain_conv
 
 __all__ = [
     "ESPAN",
     "NAMED",
-    "SPAB",
     "SPAN",
+    "SPANF",
+    "SPANF3_B5F48",
+    "SPANF3_B8F64",
+    "SPANPLUS",
+    "SPANV2",
     "SPAN_C48",
     "SPAN_NORMALIZATION",
     "Architecture",
@@ -28,6 +37,7 @@ __all__ = [
     "Normalization",
     "Tail",
     "architecture_from_name",
+    "check_size",
     "complexity",
     "plain_conv",
 ]

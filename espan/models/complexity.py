@@ -31,12 +31,13 @@ def complexity(architecture: Architecture, height: int = 256, width: int = 256) 
     """Count parameters, multiply-adds and activations (Tab. 2 to 4 use 256x256)."""
     with torch.device("meta"):
         network = Network(architecture)
-    # Every convolution runs at LR resolution, so all counts are per LR pixel.
     convs = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    u = architecture.unshuffle
+    pixels = -(-height // u) * -(-width // u)  # of every convolution
     return Complexity(
         parameters=sum(p.numel() for p in network.parameters()),
-        macs=sum(c.weight.numel() for c in convs) * height * width,
-        activations=sum(c.out_channels for c in convs) * height * width,
+        macs=sum(c.weight.numel() for c in convs) * pixels,
+        activations=sum(c.out_channels for c in convs) * pixels,
         receptive_radius=architecture.receptive_radius,
         height=height,
         width=width,

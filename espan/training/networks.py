@@ -107,7 +107,7 @@ class SelfDistilled(nn.Module):
         self.student_blocks = shape.student_blocks
         architecture = shape.architecture
         self.teacher = Network(architecture, conv=conv, gate=gate)
-        self.student_tail = Tail(architecture.channels, architecture.scale, conv)
+        self.student_tail = Tail(architecture, conv)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         tails = {

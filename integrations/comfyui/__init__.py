@@ -17,6 +17,7 @@ import espan.spandrel  # the stock nodes then load these models, too
 from espan import checkpoints
 from espan.alpha import extend_colour
 from espan.errors import EspanError
+from espan.models import Architecture
 from espan.tiling import TILE, Tile, tiles
 
 PRECISIONS = {
@@ -74,7 +75,7 @@ class Upscale(io.ComfyNode):
         dtype = PRECISIONS[precision]
         if precision == "auto" and device.type == "cuda":
             dtype = torch.float16
-        upscaler, halo = _upscaler(*_file(weights), device, dtype)
+        upscaler, architecture = _upscaler(*_file(weights), device, dtype)
         batch, height, width, channels = image.shape
         alpha = image[..., 3:]
         opaque = (alpha == alpha[:, :1, :1]).flatten(1).all(1)  # or equally transparent everywhere
@@ -84,7 +85,8 @@ class Upscale(io.ComfyNode):
             parts += [slice(3, 4)] * (not opaque.all())
         together = max(1, tile * tile // (height * width))
         batches = [slice(i, i + together) for i in range(0, batch, together)]
-        places = list(tiles(height, width, tile, halo))
+        halo = architecture.receptive_radius
+        places = list(tiles(height, width, tile, halo, architecture.unshuffle))
         comfy.model_management.free_memory(BYTES_PER_PIXEL * (tile + 2 * halo) ** 2, device)
         progress = comfy.utils.ProgressBar(len(parts) * len(batches) * len(places))
         s = upscaler.scale
@@ -124,11 +126,11 @@ def _file(weights: str) -> tuple[str, float]:
 @lru_cache(maxsize=4)
 def _upscaler(
     path: str, changed: float, device: torch.device, dtype: torch.dtype | None
-) -> tuple[espan.Upscaler, int]:
-    """An upscaler without tiles, and how far the network sees."""
+) -> tuple[espan.Upscaler, Architecture]:
+    """An upscaler without tiles, and the architecture of its network."""
     network = espan.load(path)
     upscaler = espan.Upscaler(network, device=device, dtype=dtype, tile=None)
-    return upscaler, network.architecture.receptive_radius
+    return upscaler, network.architecture
 
 
 class Extension(ComfyExtension):
