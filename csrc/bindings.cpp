@@ -21,10 +21,15 @@ STABLE_TORCH_LIBRARY(espan, m) {
   m.def(
       "spab(Tensor x, Tensor packed, int channels, int convs, bool with_activation) "
       "-> (Tensor, Tensor)");
-  m.def("head(Tensor image, Tensor packed, Tensor? mean, int channels, int kernel) -> Tensor");
+  m.def(
+      "head(Tensor image, Tensor packed, Tensor? mean, int channels, int kernel, int unshuffle, "
+      "str activation) -> Tensor");
   m.def(
       "tail(Tensor head, Tensor first, Tensor last, Tensor? activation, Tensor packed, "
-      "int channels, int scale, ScalarType dtype, Tensor(a!)? flag) -> Tensor");
+      "int channels, int scale, ScalarType dtype, Tensor(a!)? flag, int last_kernel) -> Tensor");
+  m.def(
+      "upsample(Tensor near, Tensor last, Tensor packed, int channels, int scale, "
+      "ScalarType dtype, Tensor(a!)? flag) -> Tensor");
   m.def(
       "network(Tensor image, Tensor packed, int channels, int head_kernel, int[] convs, "
       "bool concat_activation, int scale) -> (Tensor, Tensor)");

@@ -2,9 +2,9 @@
 
 * :func:`gate`: SPAB's gate.
 * :func:`frequency_loss`, :func:`frequency_loss_gradient`: the frequency-aware training loss.
-* :func:`head`, :func:`spab`, :func:`tail`: the first convolution, a whole block and the last
-  layers, for GPUs.  They take weights packed by :func:`pack_head`, :func:`pack_spab` and
-  :func:`pack_tail`.
+* :func:`head`, :func:`spab`, :func:`tail`, :func:`upsample`: the first convolution, a whole block
+  and the last layers, for GPUs.  They take weights packed by :func:`pack_head`, :func:`pack_spab`,
+  :func:`pack_tail` and :func:`pack_upsample`.
 * :func:`network`: a whole network on the CPU.  It takes weights packed by :func:`pack_network`.
 
 :mod:`~espan_kernels.reference` defines each op in plain PyTorch.
@@ -19,6 +19,7 @@ from espan_kernels.head import head, pack_head
 from espan_kernels.network import network, pack_network
 from espan_kernels.spab import pack_spab, spab
 from espan_kernels.tail import pack_tail, tail
+from espan_kernels.upsample import pack_upsample, upsample
 
 __all__ = [
     "backends",
@@ -31,7 +32,9 @@ __all__ = [
     "pack_network",
     "pack_spab",
     "pack_tail",
+    "pack_upsample",
     "reference",
     "spab",
     "tail",
+    "upsample",
 ]

@@ -26,9 +26,12 @@ SCHEMAS = (
     "float dct, bool squared) -> (Tensor, Tensor, Tensor)",
     "spab(Tensor x, Tensor packed, int channels, int convs, bool with_activation) "
     "-> (Tensor, Tensor)",
-    "head(Tensor image, Tensor packed, Tensor? mean, int channels, int kernel) -> Tensor",
+    "head(Tensor image, Tensor packed, Tensor? mean, int channels, int kernel, int unshuffle, "
+    "str activation) -> Tensor",
     "tail(Tensor head, Tensor first, Tensor last, Tensor? activation, Tensor packed, "
-    "int channels, int scale, ScalarType dtype, Tensor(a!)? flag) -> Tensor",
+    "int channels, int scale, ScalarType dtype, Tensor(a!)? flag, int last_kernel) -> Tensor",
+    "upsample(Tensor near, Tensor last, Tensor packed, int channels, int scale, "
+    "ScalarType dtype, Tensor(a!)? flag) -> Tensor",
     "network(Tensor image, Tensor packed, int channels, int head_kernel, int[] convs, "
     "bool concat_activation, int scale) -> (Tensor, Tensor)",
 )

@@ -24,6 +24,7 @@ TRITON = {
     "head": "head",
     "spab": "spab",
     "tail": "tail",
+    "upsample": "upsample",
 }
 
 

@@ -9,9 +9,18 @@ from espan_kernels.packing.feature_maps import from_nchw, padded
 
 OP = "espan::head"
 MAX_KERNEL = 11
+ACTIVATIONS = ("none", "silu", "relu")
 
 
-def head(image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kernel: int) -> Tensor:
+def head(
+    image: Tensor,
+    packed: Tensor,
+    mean: Tensor | None,
+    channels: int,
+    kernel: int,
+    unshuffle: int = 1,
+    activation: str = "none",
+) -> Tensor:
     """Convolve an RGB image with a kernel x kernel convolution, in one launch.
 
     Equivalent to :func:`espan_kernels.reference.head` with the result in NHWC.
@@ -22,16 +31,20 @@ def head(image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kern
         packed: the result of :func:`pack_head`, on the device of ``image``.
         mean: (3,) float32, subtracted from the image before the zero padding; or None.
         channels: the number of output channels C, up to 64.
-        kernel: the kernel size, odd, up to 11.
+        kernel: the kernel size, odd, up to 11; 3 with ``unshuffle``.
+        unshuffle: u, the factor of the pixel unshuffle before the convolution: 1, 2 or 4.  The
+            image is first extended to a multiple of u by reflection at the right and the bottom.
+        activation: ``"none"``, ``"silu"`` or ``"relu"``, applied to the result; as in the call of
+            :func:`pack_head`.
 
     Returns:
-        Feature maps (N, H, W, P) with the dtype of ``packed``, where P is C rounded up to a
-        multiple of 16.  Channels beyond C are zero.
+        Feature maps (N, ceil(H/u), ceil(W/u), P) with the dtype of ``packed``, where P is C rounded
+        up to a multiple of 16.  Channels beyond C are zero.
 
     Raises:
         RuntimeError: if the inputs do not match, or one of them requires a gradient.
     """
-    return torch.ops.espan.head(image, packed, mean, channels, kernel)
+    return torch.ops.espan.head(image, packed, mean, channels, kernel, unshuffle, activation)
 
 
 def pack_head(
@@ -39,43 +52,64 @@ def pack_head(
     bias: Tensor,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
+    *,
+    activation: str = "none",
 ) -> Tensor:
-    """Pack a (C, 3, k, k) weight and a (C,) bias for :func:`head`.
+    """Pack a (C, 3 u^2, k, k) weight and a (C,) bias for :func:`head` with ``activation``.
 
-    Arguments and result are those of :func:`espan_kernels.pack_spab`.
+    The inputs of the weight have the order of ``torch.nn.functional.pixel_unshuffle``.  The other
+    arguments and the result are those of :func:`espan_kernels.pack_spab`.
     """
-    channels, kernel = weight.shape[0], weight.shape[-1]
-    _check(channels, kernel)
+    channels, inputs, kernel = weight.shape[:3]
+    unshuffle = round((inputs / 3) ** 0.5)
+    _check(channels, kernel, unshuffle, activation)
     _checks.check_dtype("pack_head", dtype)
-    _checks.check_weight("pack_head", "weight", weight, (channels, 3, kernel, kernel))
+    shape = (channels, 3 * unshuffle * unshuffle, kernel, kernel)
+    _checks.check_weight("pack_head", "weight", weight, shape)
     _checks.check_weight("pack_head", "bias", bias, (channels,))
-    p = padded(channels)
-    padded_bias = cuda_fragments.pad(bias.detach().double().cpu(), p)
+    p, factor = padded(channels), _factor(activation)
+    padded_bias = cuda_fragments.pad(factor * bias.detach().double().cpu(), p)
     padded_bias = padded_bias[cuda_fragments.output_order(p)]
-    weight = weight.detach().double().cpu()
+    weight = factor * weight.detach().double().cpu()
     streamed = [_pack_streamed(weight)] if _is_streamed(kernel) else []
     return cuda_fragments.join([_pack(weight)], [padded_bias], dtype, streamed).to(device)
 
 
-def _steps(kernel: int) -> tuple[int, int]:
-    """The groups of three kernel rows, and the steps of 16 values in a row of 3 ``kernel``."""
-    return -(-kernel // 3), -(-3 * kernel // 16)
+def _factor(activation: str) -> float:
+    """SiLU is computed from o/2, so its weights are halved."""
+    return 0.5 if activation == "silu" else 1.0
+
+
+def _pixel(unshuffle: int) -> int:
+    """The values of a pixel in a row of the kernel's input: 3 u^2, and padding for u = 2."""
+    return {1: 3, 2: 16, 4: 48}[unshuffle]
+
+
+def _steps(kernel: int, unshuffle: int) -> tuple[int, int]:
+    """The groups of three kernel rows, and the steps of 16 values in a row."""
+    return -(-kernel // 3), -(-_pixel(unshuffle) * kernel // 16)
 
 
 def _rows(weight: Tensor, count: int) -> Tensor:
-    """The weight as ``count`` kernel rows of runs of 16 values RGBRGB..., in tile order."""
-    channels, _, kernel, _ = weight.shape
-    p, (_, runs) = padded(channels), _steps(kernel)
-    rows = weight.permute(2, 3, 1, 0).reshape(kernel, 3 * kernel, channels)  # dy, (dx, rgb), C
-    rows = cuda_fragments.pad(rows, count, 16 * runs, p)[..., cuda_fragments.output_order(p)]
-    return rows.view(count, runs, 16, p)
+    """The weight as ``count`` kernel rows of runs of 16 values, in tile order.
+
+    The values of a pixel have the order (dy, dx, rgb), so that neighbours of an image row stay
+    neighbours.
+    """
+    channels, inputs, kernel, _ = weight.shape
+    u = round((inputs / 3) ** 0.5)
+    p, pixel, (_, runs) = padded(channels), _pixel(u), _steps(kernel, u)
+    rows = weight.view(channels, 3, u, u, kernel, kernel).permute(4, 5, 2, 3, 1, 0)
+    rows = cuda_fragments.pad(rows.reshape(kernel, kernel, inputs, channels), kernel, kernel, pixel)
+    rows = cuda_fragments.pad(rows.flatten(1, 2), count, 16 * runs, p)
+    return rows[..., cuda_fragments.output_order(p)].view(count, runs, 16, p)
 
 
 def _pack(weight: Tensor) -> Tensor:
-    """The weight in steps (three kernel rows, 16 values of a row RGBRGB...) of three taps dy."""
-    groups, runs = _steps(weight.shape[-1])
+    """The weight in steps (three kernel rows, 16 values of a row) of three taps dy."""
+    groups = -(-weight.shape[-1] // 3)
     rows = _rows(weight, 3 * groups)
-    steps = rows.view(groups, 3, runs, 16, -1).transpose(1, 2)
+    steps = rows.unflatten(0, (groups, 3)).transpose(1, 2)
     return cuda_fragments.fragments(steps).flatten()
 
 
@@ -90,37 +124,56 @@ def _pack_streamed(weight: Tensor) -> Tensor:
     return rows.unflatten(2, (2, 8)).transpose(-1, -2).flatten()
 
 
-def _pack_numbers(channels: int, kernel: int) -> Tensor:
-    count = channels * 3 * kernel * kernel
-    return _pack(torch.arange(1, count + 1).view(channels, 3, kernel, kernel))
+def _shape(channels: int, kernel: int, unshuffle: int) -> tuple[int, ...]:
+    return channels, 3 * unshuffle * unshuffle, kernel, kernel
 
 
-def unpack(packed: Tensor, channels: int, kernel: int) -> tuple[Tensor, Tensor]:
-    """The weight (C, 3, k, k) and bias (C,) in ``packed``."""
-    flat, bias = sizes(channels, kernel).split(packed)
-    order = cuda_fragments.inverse(_pack_numbers, channels, kernel).to(packed.device)
-    weight = flat[order].view(channels, 3, kernel, kernel)
-    return weight, cuda_fragments.natural(bias, padded(channels))[:channels].to(packed.dtype)
+def _pack_numbers(channels: int, kernel: int, unshuffle: int) -> Tensor:
+    shape = torch.Size(_shape(channels, kernel, unshuffle))
+    return _pack(torch.arange(1, shape.numel() + 1).view(shape))
 
 
-def sizes(channels: int, kernel: int) -> cuda_fragments.Sizes:
+def unpack(
+    packed: Tensor, channels: int, kernel: int, unshuffle: int = 1, activation: str = "none"
+) -> tuple[Tensor, Tensor]:
+    """The weight (C, 3 u^2, k, k) and bias (C,) in ``packed``."""
+    flat, bias = sizes(channels, kernel, unshuffle).split(packed)
+    order = cuda_fragments.inverse(_pack_numbers, channels, kernel, unshuffle).to(packed.device)
+    weight = flat[order].view(_shape(channels, kernel, unshuffle)) / _factor(activation)
+    bias = cuda_fragments.natural(bias, padded(channels))[:channels] / _factor(activation)
+    return weight, bias.to(packed.dtype)
+
+
+def sizes(channels: int, kernel: int, unshuffle: int = 1) -> cuda_fragments.Sizes:
     """The sizes of the parts of a packed tensor."""
-    p, (groups, runs) = padded(channels), _steps(kernel)
+    p, (groups, runs) = padded(channels), _steps(kernel, unshuffle)
     streamed = kernel * runs * 16 * p if _is_streamed(kernel) else 0
     return cuda_fragments.Sizes(3 * groups * runs * 16 * p, p, streamed)
 
 
-def _check(channels: int, kernel: int) -> None:
+def _check(channels: int, kernel: int, unshuffle: int, activation: str) -> None:
     _checks.check_channels(OP, channels)
     if kernel % 2 == 0 or not 1 <= kernel <= MAX_KERNEL:
         raise RuntimeError(f"{OP}: kernel is {kernel}; it must be odd, 1 to {MAX_KERNEL}")
+    if unshuffle not in (1, 2, 4):
+        raise RuntimeError(f"{OP}: unshuffle is {unshuffle}; it must be 1, 2 or 4")
+    if unshuffle > 1 and kernel != 3:
+        raise RuntimeError(f"{OP}: kernel is {kernel}; with unshuffle {unshuffle} it must be 3")
+    if activation not in ACTIVATIONS:
+        raise RuntimeError(f"{OP}: activation is {activation}; it must be none, silu or relu")
 
 
 def check_inputs(
-    image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kernel: int
+    image: Tensor,
+    packed: Tensor,
+    mean: Tensor | None,
+    channels: int,
+    kernel: int,
+    unshuffle: int,
+    activation: str,
 ) -> None:
     """Check the arguments of :func:`head`."""
-    _check(channels, kernel)
+    _check(channels, kernel, unshuffle, activation)
     if image.dtype not in _checks.IMAGE_DTYPES:
         raise RuntimeError(
             f"{OP}: image has dtype {str(image.dtype).removeprefix('torch.')}; "
@@ -130,29 +183,55 @@ def check_inputs(
         raise RuntimeError(
             f"{OP}: image has shape {list(image.shape)}; it must be (N, 3, H, W) and not empty"
         )
+    if min(image.shape[2:]) < unshuffle:
+        raise RuntimeError(
+            f"{OP}: image has shape {list(image.shape)}; with unshuffle {unshuffle}, its height "
+            f"and width must be at least {unshuffle}"
+        )
     _checks.check_device(OP, "packed", packed, "image", image)
     _checks.check_dtype(OP, packed.dtype)
-    _checks.check_packed(OP, packed, packed.dtype, sizes(channels, kernel).total(packed.dtype))
+    size = sizes(channels, kernel, unshuffle).total(packed.dtype)
+    _checks.check_packed(OP, packed, packed.dtype, size)
     if mean is not None:
         _checks.check_device(OP, "mean", mean, "image", image)
         if mean.dtype != torch.float32 or mean.shape != (3,) or not mean.is_contiguous():
             raise RuntimeError(f"{OP}: mean must be three contiguous float32 values")
 
 
+def empty_features(image: Tensor, packed: Tensor, channels: int, unshuffle: int) -> Tensor:
+    """An uninitialised tensor for the result."""
+    n, _, height, width = image.shape
+    rows, columns = -(-height // unshuffle), -(-width // unshuffle)
+    return packed.new_empty(n, rows, columns, padded(channels))
+
+
 def head_by_reference(
-    image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kernel: int
+    image: Tensor,
+    packed: Tensor,
+    mean: Tensor | None,
+    channels: int,
+    kernel: int,
+    unshuffle: int,
+    activation: str,
 ) -> Tensor:
     """:func:`head` in plain PyTorch."""
-    check_inputs(image, packed, mean, channels, kernel)
-    weight, bias = unpack(packed, channels, kernel)
-    return from_nchw(reference.head(image, weight, bias, mean))
+    check_inputs(image, packed, mean, channels, kernel, unshuffle, activation)
+    weight, bias = unpack(packed, channels, kernel, unshuffle, activation)
+    return from_nchw(reference.head(image, weight, bias, mean, unshuffle, activation))
 
 
 @torch.library.register_fake(OP)
-def _(image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kernel: int) -> Tensor:
-    check_inputs(image, packed, mean, channels, kernel)
-    n, _, height, width = image.shape
-    return packed.new_empty(n, height, width, padded(channels))
+def _(
+    image: Tensor,
+    packed: Tensor,
+    mean: Tensor | None,
+    channels: int,
+    kernel: int,
+    unshuffle: int,
+    activation: str,
+) -> Tensor:
+    check_inputs(image, packed, mean, channels, kernel, unshuffle, activation)
+    return empty_features(image, packed, channels, unshuffle)
 
 
 _library.implement("head", head_by_reference)

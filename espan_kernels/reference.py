@@ -54,24 +54,40 @@ def spab(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tupl
     return gate(F.conv2d(o, weights[-1], biases[-1], padding=1), x), first
 
 
-def head(image: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None) -> Tensor:
-    """The first convolution.
+def head(
+    image: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor | None,
+    unshuffle: int = 1,
+    activation: str = "none",
+) -> Tensor:
+    """The first convolution, optionally of the pixel-unshuffled image.
 
     Args:
         image: (N, 3, H, W), floating-point, or uint8, which is divided by 255.
-        weight: (C, 3, k, k), k odd.
+        weight: (C, 3 u^2, k, k), k odd.
         bias: (C,).
         mean: (3,) in float32 or wider, subtracted before the image is rounded to the dtype of
             ``weight``, and before the zero padding; or None.
+        unshuffle: the factor u.  The image is first extended at the right and the bottom, by
+            reflection, to a multiple of u.
+        activation: none, silu or relu.
 
     Returns:
-        (N, C, H, W) in the dtype of ``weight``.
+        (N, C, ceil(H/u), ceil(W/u)) in the dtype of ``weight``.
     """
     wide = torch.promote_types(weight.dtype, torch.float32)
     values = image.to(wide) / 255 if image.dtype == torch.uint8 else image.to(wide)
     if mean is not None:
         values = values - mean.view(1, 3, 1, 1)
-    return F.conv2d(values.to(weight.dtype), weight, bias, padding=weight.shape[-1] // 2)
+    values = values.to(weight.dtype)
+    height, width = image.shape[2:]
+    if unshuffle > 1:
+        extra = (0, -width % unshuffle, 0, -height % unshuffle)
+        values = F.pixel_unshuffle(F.pad(values, extra, mode="reflect"), unshuffle)
+    result = F.conv2d(values, weight, bias, padding=weight.shape[-1] // 2)
+    return {"none": lambda t: t, "silu": F.silu, "relu": F.relu}[activation](result)
 
 
 def tail(
@@ -89,7 +105,7 @@ def tail(
     Args:
         last: the output of the last block, (N, C, H, W).
         sides: the other inputs of the concat, each (N, C, H, W).
-        last_weight: (C, C, 3, 3).
+        last_weight: (C, C, 3, 3) or (C, C, 1, 1).
         side_weight: (C, len(sides) C, 1, 1).
         bias: (C,).
         up_weight: (3 s^2, C, 3, 3).
@@ -99,9 +115,35 @@ def tail(
     Returns:
         An image batch (N, 3, s H, s W), not clamped.
     """
-    fused = F.conv2d(last, last_weight, bias, padding=1)
+    fused = F.conv2d(last, last_weight, bias, padding=last_weight.shape[-1] // 2)
     fused = fused + F.conv2d(torch.cat(list(sides), dim=1), side_weight)
     return F.pixel_shuffle(F.conv2d(fused, up_weight, up_bias, padding=1), scale)
+
+
+def upsample(
+    near: Tensor,
+    last: Tensor,
+    near_weight: Tensor,
+    last_weight: Tensor,
+    bias: Tensor,
+    scale: int,
+) -> Tensor:
+    """The last layer of SPANV2: a 3x3 convolution of two feature maps, then the pixel shuffle.
+
+    Args:
+        near: (N, 3 s^2, H, W), which the pixel shuffle alone would make an upscaled image.
+        last: the output of the last block, (N, C, H, W).
+        near_weight: (3 s^2, 3 s^2, 3, 3).
+        last_weight: (3 s^2, C, 3, 3).
+        bias: (3 s^2,).
+        scale: the upscaling factor s.
+
+    Returns:
+        An image batch (N, 3, s H, s W), not clamped.
+    """
+    weight = torch.cat((near_weight, last_weight), dim=1)
+    pixels = F.conv2d(torch.cat((near, last), dim=1), weight, bias, padding=1)
+    return F.pixel_shuffle(pixels, scale)
 
 
 def network(

@@ -22,6 +22,7 @@ def tail(
     scale: int,
     dtype: torch.dtype,
     flag: Tensor | None = None,
+    last_kernel: int = 3,
 ) -> Tensor:
     """Run the last layers in one launch: folded concat, 3x3 to 3 s^2 channels, pixel shuffle.
 
@@ -39,6 +40,7 @@ def tail(
             bfloat16 or float32 (not clamped).
         flag: int32, one element; set to 1 if any value before clamping is outside [-1, 2] or not
             finite, and otherwise left unchanged.  No photograph causes such values.
+        last_kernel: the size of the kernel for ``last``, 3 or 1.
 
     Returns:
         The image batch (N, 3, s H, s W).  uint8 images have NHWC strides, so that
@@ -47,7 +49,9 @@ def tail(
     Raises:
         RuntimeError: if the inputs do not match, or one of them requires a gradient.
     """
-    return torch.ops.espan.tail(head, first, last, activation, packed, channels, scale, dtype, flag)
+    return torch.ops.espan.tail(
+        head, first, last, activation, packed, channels, scale, dtype, flag, last_kernel
+    )
 
 
 def pack_tail(
@@ -65,10 +69,11 @@ def pack_tail(
     """
     channels, sides = bias.shape[0], side_weight.shape[1] // bias.shape[0]
     scale = round((up_bias.shape[0] / 3) ** 0.5)
-    _check(channels, scale, sides)
+    last_kernel = last_weight.shape[-1]
+    _check(channels, scale, sides, last_kernel)
     _checks.check_dtype("pack_tail", dtype)
     shapes = {
-        "last_weight": (last_weight, (channels, channels, 3, 3)),
+        "last_weight": (last_weight, (channels, channels, last_kernel, last_kernel)),
         "side_weight": (side_weight, (channels, sides * channels, 1, 1)),
         "up_weight": (up_weight, (3 * scale * scale, channels, 3, 3)),
         "up_bias": (up_bias, (3 * scale * scale,)),
@@ -79,13 +84,13 @@ def pack_tail(
     p = padded(channels)
     biases = [
         cuda_fragments.pad(bias.detach().double().cpu(), p)[cuda_fragments.output_order(p)],
-        _up_rows(up_bias.detach().double().cpu(), scale),
+        up_rows(up_bias.detach().double().cpu(), scale),
     ]
-    streamed = _pack_streamed(*wide) if cuda_fragments.is_streamed(p) else []
+    streamed = _pack_streamed(*wide) if _is_streamed(p, last_kernel) else []
     return cuda_fragments.join(_pack(*wide), biases, dtype, streamed).to(device)
 
 
-def _up_rows(rows: Tensor, scale: int) -> Tensor:
+def up_rows(rows: Tensor, scale: int) -> Tensor:
     """Reorder the rows (rgb, dy, dx) of the upsampling convolution to the order of output tiles.
 
     Lane q of a quad holds the 3 r values of r adjacent pixels of the result.  For s > 2, r = s: the
@@ -107,7 +112,7 @@ def _rows(last: Tensor, side: Tensor, up: Tensor) -> tuple[Tensor, list[Tensor],
     order = cuda_fragments.output_order(p)
     sides = [cuda_fragments.pad(s.flatten(1), p, p)[order] for s in side.split(channels, 1)]
     scale = round((up.shape[0] / 3) ** 0.5)
-    rows = _up_rows(up.flatten(1), scale).view(-1, channels, 9)
+    rows = up_rows(up.flatten(1), scale).view(-1, channels, 9)
     rows = cuda_fragments.pad(rows.transpose(0, 1), p).transpose(0, 1).reshape(-1, p, 3, 3)
     return cuda_fragments.pad(last, p, p)[order], sides, rows
 
@@ -115,26 +120,41 @@ def _rows(last: Tensor, side: Tensor, up: Tensor) -> tuple[Tensor, list[Tensor],
 def _pack(*weights: Tensor) -> list[Tensor]:
     last, sides, up = _rows(*weights)
     conv3x3, conv1x1 = cuda_fragments.conv3x3, cuda_fragments.conv1x1
-    return [conv3x3(last), *(conv1x1(s) for s in sides), conv3x3(up)]
+    of_last = conv3x3(last) if last.shape[-1] == 3 else conv1x1(last.flatten(1))
+    return [of_last, *(conv1x1(s) for s in sides), conv3x3(up)]
 
 
 def _pack_streamed(*weights: Tensor) -> list[Tensor]:
     last, sides, up = _rows(*weights)
     conv3x3, conv1x1 = cuda_fragments.streamed_conv3x3, cuda_fragments.streamed_conv1x1
-    apart = cuda_fragments.taps_apart(last.shape[0])
-    return [conv3x3(last, apart=apart), *(conv1x1(s) for s in sides), conv3x3(up, apart=False)]
+    p = last.shape[0]
+    if last.shape[-1] == 3:
+        of_last = conv3x3(last, apart=cuda_fragments.taps_apart(p))
+    else:
+        of_last = conv1x1(last.flatten(1))
+    return [of_last, *(conv1x1(s) for s in sides), conv3x3(up, apart=_up_taps_apart(p))]
 
 
-def _shapes(channels: int, scale: int, sides: int) -> list[tuple[int, ...]]:
+def _is_streamed(p: int, last_kernel: int) -> bool:
+    """Whether csrc/cuda/tail_hopper.cuh has kernels: a 3x3 of 64 channels would not fit."""
+    return p <= 48 or last_kernel == 1
+
+
+def _up_taps_apart(p: int) -> bool:
+    """Whether the taps of the upsampling convolution are apart, to save shared memory."""
+    return p > 48
+
+
+def _shapes(channels: int, scale: int, sides: int, last_kernel: int) -> list[tuple[int, ...]]:
     return [
-        (channels, channels, 3, 3),
+        (channels, channels, last_kernel, last_kernel),
         (channels, sides * channels, 1, 1),
         (3 * scale * scale, channels, 3, 3),
     ]
 
 
-def _pack_numbers(channels: int, scale: int, sides: int) -> Tensor:
-    shapes = _shapes(channels, scale, sides)
+def _pack_numbers(channels: int, scale: int, sides: int, last_kernel: int) -> Tensor:
+    shapes = _shapes(channels, scale, sides, last_kernel)
     counts = [torch.Size(shape).numel() for shape in shapes]
     numbers = torch.arange(1, sum(counts) + 1).split(counts)
     views = (n.view(shape) for n, shape in zip(numbers, shapes, strict=True))
@@ -142,39 +162,85 @@ def _pack_numbers(channels: int, scale: int, sides: int) -> Tensor:
 
 
 def _bias_numbers(scale: int) -> Tensor:
-    return _up_rows(torch.arange(1, 3 * scale * scale + 1), scale)
+    return up_rows(torch.arange(1, 3 * scale * scale + 1), scale)
 
 
-def sizes(channels: int, scale: int, sides: int) -> cuda_fragments.Sizes:
+def up_columns(scale: int) -> int:
+    """The outputs of the upsampling convolution, 3 s^2, with padding."""
+    return 48 if scale > 2 else 16
+
+
+def sizes(channels: int, scale: int, sides: int, last_kernel: int = 3) -> cuda_fragments.Sizes:
     """The sizes of the parts of a packed tensor."""
-    p, up = padded(channels), 48 if scale > 2 else 16
+    p, up, taps = padded(channels), up_columns(scale), last_kernel * last_kernel
     size = cuda_fragments.streamed_size
-    streamed = size(p, p, apart=cuda_fragments.taps_apart(p)) + size(p, up, apart=False)
-    streamed = streamed + sides * p * p if cuda_fragments.is_streamed(p) else 0
-    return cuda_fragments.Sizes(p * (9 * p + sides * p + 9 * up), p + up, streamed)
+    streamed = size(p, up, apart=_up_taps_apart(p)) + sides * p * p
+    streamed += size(p, p, apart=cuda_fragments.taps_apart(p)) if last_kernel == 3 else p * p
+    streamed = streamed if _is_streamed(p, last_kernel) else 0
+    return cuda_fragments.Sizes(p * ((taps + sides) * p + 9 * up), p + up, streamed)
 
 
 def unpack(
-    packed: Tensor, channels: int, scale: int, sides: int
+    packed: Tensor, channels: int, scale: int, sides: int, last_kernel: int = 3
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """last_weight, side_weight, bias, up_weight and up_bias in ``packed``."""
     p = padded(channels)
-    flat, biases = sizes(channels, scale, sides).split(packed)
-    order = cuda_fragments.inverse(_pack_numbers, channels, scale, sides).to(packed.device)
-    shapes = _shapes(channels, scale, sides)
-    parts = flat[order].split([torch.Size(shape).numel() for shape in shapes])
+    flat, biases = sizes(channels, scale, sides, last_kernel).split(packed)
+    order = cuda_fragments.inverse(_pack_numbers, channels, scale, sides, last_kernel)
+    shapes = _shapes(channels, scale, sides, last_kernel)
+    parts = flat[order.to(packed.device)].split([torch.Size(shape).numel() for shape in shapes])
     last, side, up = (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
     bias = cuda_fragments.natural(biases[:p], p)[:channels]
-    up_bias = biases[p:][cuda_fragments.inverse(_bias_numbers, scale).to(packed.device)]
-    return last, side, bias.to(packed.dtype), up, up_bias.to(packed.dtype)
+    return last, side, bias.to(packed.dtype), up, natural_up_bias(biases[p:], scale, packed.dtype)
 
 
-def _check(channels: int, scale: int, sides: int) -> None:
-    _checks.check_channels(OP, channels)
+def natural_up_bias(rows: Tensor, scale: int, dtype: torch.dtype) -> Tensor:
+    """The bias (3 s^2,) of the upsampling convolution from its packed form."""
+    return rows[cuda_fragments.inverse(_bias_numbers, scale).to(rows.device)].to(dtype)
+
+
+def check_scale(op: str, scale: int) -> None:
+    """Check the upscaling factor."""
     if not 1 <= scale <= 4:
-        raise RuntimeError(f"{OP}: scale is {scale}; it must be 1 to 4")
+        raise RuntimeError(f"{op}: scale is {scale}; it must be 1 to 4")
+
+
+def _check(channels: int, scale: int, sides: int, last_kernel: int) -> None:
+    _checks.check_channels(OP, channels)
+    check_scale(OP, scale)
     if sides not in (2, 3):
         raise RuntimeError(f"{OP}: the concat has {sides} sides; it must have 2 or 3")
+    if last_kernel not in (1, 3):
+        raise RuntimeError(f"{OP}: last_kernel is {last_kernel}; it must be 3 or 1")
+
+
+def check_image(op: str, dtype: torch.dtype, flag: Tensor | None, last: Tensor) -> None:
+    """Check the dtype of the image and the flag."""
+    if dtype not in _checks.IMAGE_DTYPES:
+        raise RuntimeError(f"{op}: dtype is {dtype}; it must be uint8, float16, bfloat16, float32")
+    if flag is not None:
+        _checks.check_device(op, "flag", flag, "last", last)
+        if flag.dtype != torch.int32 or flag.numel() != 1:
+            raise RuntimeError(f"{op}: flag must be one int32 element")
+
+
+def empty_image(last: Tensor, scale: int, dtype: torch.dtype) -> Tensor:
+    """An uninitialised image batch."""
+    n, height, width, _ = last.shape
+    height, width = scale * height, scale * width
+    if dtype == torch.uint8:
+        return last.new_empty(n, height, width, 3, dtype=dtype).permute(0, 3, 1, 2)
+    return last.new_empty(n, 3, height, width, dtype=dtype)
+
+
+def finished(image: Tensor, dtype: torch.dtype, flag: Tensor | None) -> Tensor:
+    """``image`` in ``dtype``, uint8 after clamping; sets the flag."""
+    if flag is not None:
+        flag.bitwise_or_(~((image >= -1) & (image <= 2)).all())
+    if dtype != torch.uint8:
+        return image.to(dtype).contiguous()
+    levels = (image.float().nan_to_num(0).clamp(0, 1) * 255).round()
+    return levels.to(torch.uint8).contiguous(memory_format=torch.channels_last)
 
 
 class TailInputs(NamedTuple):
@@ -189,6 +255,7 @@ class TailInputs(NamedTuple):
     scale: int
     dtype: torch.dtype
     flag: Tensor | None
+    last_kernel: int = 3
 
     @property
     def sides(self) -> dict[str, Tensor]:
@@ -199,29 +266,18 @@ class TailInputs(NamedTuple):
     def check(self) -> None:
         """Check the arguments."""
         last, count = self.last, len(self.sides)
-        _check(self.channels, self.scale, count)
+        _check(self.channels, self.scale, count, self.last_kernel)
         _checks.check_features(OP, "last", last, padded(self.channels))
         for name, t in self.sides.items():
             _checks.check_features_like(OP, name, t, "last", last)
         _checks.check_device(OP, "packed", self.packed, "last", last)
-        size = sizes(self.channels, self.scale, count).total(last.dtype)
+        size = sizes(self.channels, self.scale, count, self.last_kernel).total(last.dtype)
         _checks.check_packed(OP, self.packed, last.dtype, size)
-        if self.dtype not in _checks.IMAGE_DTYPES:
-            raise RuntimeError(
-                f"{OP}: dtype is {self.dtype}; it must be uint8, float16, bfloat16, float32"
-            )
-        if self.flag is not None:
-            _checks.check_device(OP, "flag", self.flag, "last", last)
-            if self.flag.dtype != torch.int32 or self.flag.numel() != 1:
-                raise RuntimeError(f"{OP}: flag must be one int32 element")
+        check_image(OP, self.dtype, self.flag, last)
 
     def empty_image(self) -> Tensor:
         """An uninitialised tensor for the result."""
-        n, height, width, _ = self.last.shape
-        height, width = self.scale * height, self.scale * width
-        if self.dtype == torch.uint8:
-            return self.last.new_empty(n, height, width, 3, dtype=self.dtype).permute(0, 3, 1, 2)
-        return self.last.new_empty(n, 3, height, width, dtype=self.dtype)
+        return empty_image(self.last, self.scale, self.dtype)
 
 
 def tail_by_reference(*inputs: Any) -> Tensor:
@@ -229,14 +285,9 @@ def tail_by_reference(*inputs: Any) -> Tensor:
     t = TailInputs(*inputs)
     t.check()
     sides = [to_nchw(side, t.channels) for side in t.sides.values()]
-    weights = unpack(t.packed, t.channels, t.scale, len(sides))
+    weights = unpack(t.packed, t.channels, t.scale, len(sides), t.last_kernel)
     image = reference.tail(to_nchw(t.last, t.channels), sides, *weights, t.scale)
-    if t.flag is not None:
-        t.flag.bitwise_or_(~((image >= -1) & (image <= 2)).all())
-    if t.dtype != torch.uint8:
-        return image.to(t.dtype).contiguous()
-    levels = (image.float().nan_to_num(0).clamp(0, 1) * 255).round()
-    return levels.to(torch.uint8).contiguous(memory_format=torch.channels_last)
+    return finished(image, t.dtype, t.flag)
 
 
 @torch.library.register_fake(OP)

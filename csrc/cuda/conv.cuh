@@ -15,7 +15,7 @@
 // each of the SM's warps) than the latency of L2 (250 to 300 cycles).
 #pragma once
 
-#include "primitives.cuh"
+#include "point.cuh"
 
 namespace espan::cuda {
 
@@ -231,15 +231,6 @@ __device__ __forceinline__ void load_tile(uint32_t to, const uint16_t* image, in
                      line + (take ? static_cast<int64_t>(x) * P + chunk * 8 : 0), take);
     }
   }
-}
-
-// silu(2 h) = h + h tanh(h)
-__device__ __forceinline__ float silu_of_half(float h) {
-  return __fmaf_rn(h, tanh_approximate(h), h);
-}
-
-__device__ __forceinline__ float gate_of_half(float h, float x) {
-  return __fmaf_rn(x, 0.5f, h) * tanh_approximate(h);
 }
 
 }  // namespace espan::cuda

@@ -180,23 +180,6 @@ __device__ __forceinline__ uint32_t pack_out<BFloat16>(float& low, float& high, 
   return v;
 }
 
-// Arithmetic on pairs of float16.  tanh has an error of 2^-11, like the rounding.
-__device__ __forceinline__ uint32_t tanh_of_pair(uint32_t x) {
-  uint32_t y;
-  asm("tanh.approx.f16x2 %0, %1;" : "=r"(y) : "r"(x));
-  return y;
-}
-__device__ __forceinline__ uint32_t fma_of_pairs(uint32_t a, uint32_t b, uint32_t c) {
-  uint32_t v;
-  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(c));
-  return v;
-}
-__device__ __forceinline__ uint32_t product_of_pairs(uint32_t a, uint32_t b) {
-  uint32_t v;
-  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
-  return v;
-}
-
 }  // namespace espan::cuda
 
 #endif  // ESPAN_EMULATOR

@@ -142,6 +142,56 @@ __device__ __forceinline__ float tanh_approximate(float x) {
   return y;
 }
 
+// Relative errors of 2^-22 and 2^-23.
+__device__ __forceinline__ float exp2_approximate(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float reciprocal_approximate(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Arithmetic on pairs of float16.  tanh has an error of 2^-11, like the rounding.
+__device__ __forceinline__ uint32_t tanh_of_pair(uint32_t x) {
+  uint32_t y;
+  asm("tanh.approx.f16x2 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+__device__ __forceinline__ uint32_t fma_of_pairs(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t v;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(c));
+  return v;
+}
+__device__ __forceinline__ uint32_t product_of_pairs(uint32_t a, uint32_t b) {
+  uint32_t v;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
+  return v;
+}
+__device__ __forceinline__ uint32_t sum_of_pairs(uint32_t a, uint32_t b) {
+  uint32_t v;
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
+  return v;
+}
+
+// max(x, 0) of a pair of T; NaN remains NaN.
+template <class T>
+__device__ __forceinline__ uint32_t relu_of_pair(uint32_t x);
+template <>
+__device__ __forceinline__ uint32_t relu_of_pair<Float16>(uint32_t x) {
+  uint32_t y;
+  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(x), "r"(0));
+  return y;
+}
+template <>
+__device__ __forceinline__ uint32_t relu_of_pair<BFloat16>(uint32_t x) {
+  uint32_t y;
+  asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(x), "r"(0));
+  return y;
+}
+
 }  // namespace espan::cuda
 
 #endif  // ESPAN_EMULATOR

@@ -111,7 +111,7 @@ struct SpabWork : Part<S> {
 #pragma unroll
           for (int j = 0; j < kGroup; ++j) {
             const float2 h = strip.pair(r, g * kGroup + j, high);
-            const uint32_t v = S::T::pack(silu_of_half(h.x), silu_of_half(h.y));
+            const uint32_t v = activated<typename S::T, Activation::silu>(h);
             lane.pair[j] = real ? v : 0;
           }
           const int c = channel(g);
@@ -166,7 +166,7 @@ struct SpabWork : Part<S> {
 #pragma unroll
       for (int j = 0; j < kGroup; ++j) {
         const float2 h = strip.pair(r, g * kGroup + j, high), v = S::T::unpack(lane.pair[j]);
-        lane.pair[j] = S::T::pack(gate_of_half(h.x, v.x), gate_of_half(h.y, v.y));
+        lane.pair[j] = gated<typename S::T, Activation::silu, GateKind::sigmoid>(h, v, v);
       }
       store_global(reinterpret_cast<typename Lane<kGroup>::Vector*>(p.y + i), lane.vector());
     });

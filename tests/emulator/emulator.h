@@ -170,13 +170,41 @@ inline int round_to_int(float v) { return static_cast<int>(std::nearbyint(v)); }
 
 inline int recompute(int v) { return v; }
 
-// tanh with the largest error that tanh.approx.f32 may have; a hash of x picks the sign.
+// y with a relative error of 2^-bits, the largest that an approximate instruction may have; a hash
+// of its argument x picks the sign.
+inline float with_error(float y, float x, int bits) {
+  uint32_t hash;
+  std::memcpy(&hash, &x, 4);
+  const float error = std::ldexp(1.0f, -bits);
+  return y * (1 + (hash * 2654435761u >> 31 ? error : -error));
+}
 inline float tanh_approximate(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  const float error = bits * 2654435761u >> 31 ? 0x1p-11f : -0x1p-11f;
-  const float y = std::tanh(x) * (1 + error);
+  const float y = with_error(std::tanh(x), x, 11);
   return y > 1 ? 1.0f : y < -1 ? -1.0f : y;
+}
+inline float exp2_approximate(float x) { return with_error(std::exp2(x), x, 22); }
+inline float reciprocal_approximate(float x) { return with_error(1 / x, x, 23); }
+
+inline uint32_t tanh_of_pair(uint32_t x) {
+  const float2 v = Float16::unpack(x);
+  return Float16::pack(tanh_approximate(v.x), tanh_approximate(v.y));
+}
+inline uint32_t fma_of_pairs(uint32_t a, uint32_t b, uint32_t c) {
+  const float2 x = Float16::unpack(a), y = Float16::unpack(b), z = Float16::unpack(c);
+  return Float16::pack(std::fma(x.x, y.x, z.x), std::fma(x.y, y.y, z.y));
+}
+inline uint32_t product_of_pairs(uint32_t a, uint32_t b) {
+  const float2 x = Float16::unpack(a), y = Float16::unpack(b);
+  return Float16::pack(x.x * y.x, x.y * y.y);
+}
+inline uint32_t sum_of_pairs(uint32_t a, uint32_t b) {
+  const float2 x = Float16::unpack(a), y = Float16::unpack(b);
+  return Float16::pack(x.x + y.x, x.y + y.y);
+}
+template <class T>
+uint32_t relu_of_pair(uint32_t x) {
+  const float2 v = T::unpack(x);
+  return T::pack(v.x < 0 ? 0 : v.x, v.y < 0 ? 0 : v.y);
 }
 
 }  // namespace espan::cuda

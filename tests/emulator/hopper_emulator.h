@@ -100,17 +100,4 @@ uint32_t pack_out(float& low, float& high, float next_low, float next_high) {
   return v;
 }
 
-inline uint32_t tanh_of_pair(uint32_t x) {
-  const float2 v = Float16::unpack(x);
-  return Float16::pack(tanh_approximate(v.x), tanh_approximate(v.y));
-}
-inline uint32_t fma_of_pairs(uint32_t a, uint32_t b, uint32_t c) {
-  const float2 x = Float16::unpack(a), y = Float16::unpack(b), z = Float16::unpack(c);
-  return Float16::pack(std::fma(x.x, y.x, z.x), std::fma(x.y, y.y, z.y));
-}
-inline uint32_t product_of_pairs(uint32_t a, uint32_t b) {
-  const float2 x = Float16::unpack(a), y = Float16::unpack(b);
-  return Float16::pack(x.x * y.x, x.y * y.y);
-}
-
 }  // namespace espan::cuda

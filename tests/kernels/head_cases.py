@@ -9,10 +9,11 @@ from espan_kernels import pack_head, reference
 from espan_kernels.packing.feature_maps import to_nchw
 from tests.tolerance import assert_accurate
 
-# (image, packed, mean, channels, kernel) -> features
-Run = Callable[[Tensor, Tensor, Tensor | None, int, int], Tensor]
+# (image, packed, mean, channels, kernel, unshuffle, activation) -> features
+Run = Callable[[Tensor, Tensor, Tensor | None, int, int, int, str], Tensor]
 
 MEAN = torch.tensor((0.4488, 0.4371, 0.4040))
+ACTIVATIONS = ("none", "silu", "relu")
 LAYOUTS = ("planar", "interleaved", "strided")
 
 
@@ -41,21 +42,29 @@ def check(
     image: Tensor,
     *,
     with_mean: bool = True,
+    unshuffle: int = 1,
+    activation: str = "none",
     device: str = "cpu",
 ) -> None:
     """Check that the features obey the tolerance rule and the padding channels are zero."""
     generator = torch.Generator().manual_seed(kernel)
-    weight = torch.randn(channels, 3, kernel, kernel, generator=generator) / kernel
+    inputs = 3 * unshuffle * unshuffle
+    weight = torch.randn(channels, inputs, kernel, kernel, generator=generator) / kernel / unshuffle
     bias = torch.randn(channels, generator=generator)
     weight, bias = weight.to(dtype), bias.to(dtype)
     mean = MEAN if with_mean else None
-    packed = pack_head(weight, bias, dtype, device)
+    packed = pack_head(weight, bias, dtype, device, activation=activation)
     on_device = None if mean is None else mean.to(device)
-    features = run(image.to(device), packed, on_device, channels, kernel).cpu()
-    assert features.shape[:3] == (image.shape[0], *image.shape[2:])
+    features = run(
+        image.to(device), packed, on_device, channels, kernel, unshuffle, activation
+    ).cpu()
+    size = (-(-n // unshuffle) for n in image.shape[2:])
+    assert features.shape[:3] == (image.shape[0], *size)
     assert features.is_contiguous()
     assert (features[..., channels:] == 0).all()
     assert_accurate(
         to_nchw(features, channels),
-        lambda dtype: reference.head(image, weight.to(dtype), bias.to(dtype), mean),
+        lambda dtype: reference.head(
+            image, weight.to(dtype), bias.to(dtype), mean, unshuffle, activation
+        ),
     )

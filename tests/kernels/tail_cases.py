@@ -8,9 +8,9 @@ from torch import Tensor
 
 from espan_kernels import pack_tail, reference
 from espan_kernels.packing.feature_maps import from_nchw
-from tests.tolerance import FACTOR, allowed, assert_within, expected
+from tests.tolerance import FACTOR, Reference, allowed, assert_within, expected
 
-# (head, first, last, activation, packed, channels, scale, dtype, flag) -> image
+# (head, first, last, activation, packed, channels, scale, dtype, flag, last_kernel) -> image
 Run = Callable[..., Tensor]
 
 
@@ -25,6 +25,7 @@ def check(
     *,
     device: str = "cpu",
     gain: float = 1.0,
+    last_kernel: int = 3,
 ) -> None:
     """Check that the image obeys the tolerance rule and that the flag is right."""
     batch, height, width = shape
@@ -35,7 +36,10 @@ def check(
 
     rows = 3 * scale * scale
     weights = [
-        random(channels, channels, 3, 3, scale=(9 * channels) ** -0.5),
+        random(
+            *(channels, channels, last_kernel, last_kernel),
+            scale=(last_kernel * last_kernel * channels) ** -0.5,
+        ),
         random(channels, sides * channels, 1, 1, scale=(sides * channels) ** -0.5),
         random(channels),
         random(rows, channels, 3, 3, scale=0.1 * gain * (9 * channels) ** -0.5),
@@ -47,12 +51,23 @@ def check(
     last, head, first, *activation = (t.to(device) for t in features)
     flag = torch.zeros(1, dtype=torch.int32, device=device)
     arguments: list[Any] = [head, first, last, activation[0] if activation else None, packed]
-    image = run(*arguments, channels, scale, image_dtype, flag).cpu()
+    image = run(*arguments, channels, scale, image_dtype, flag, last_kernel).cpu()
 
     def plain(dtype: torch.dtype) -> Tensor:
         last, *sides = (t.to(dtype) for t in maps)
         return reference.tail(last, sides, *(w.to(dtype) for w in weights), scale)
 
+    check_image(image, flag, plain, dtype, image_dtype)
+
+
+def check_image(
+    image: Tensor,
+    flag: Tensor,
+    plain: Reference,
+    dtype: torch.dtype,
+    image_dtype: torch.dtype,
+) -> None:
+    """Check an image and its flag against the reference."""
     ((exact, error),) = expected(plain, dtype)
     assert image.shape == exact.shape
     out_of_range = not ((exact >= -1) & (exact <= 2)).all()

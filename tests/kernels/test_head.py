@@ -24,13 +24,32 @@ def test_values(channels: int, kernel: int, dtype: torch.dtype) -> None:
         check(head, channels, kernel, dtype, image, with_mean=i > 0)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("unshuffle", [2, 4])
+@pytest.mark.parametrize("channels", [5, 32, 48, 64])
+def test_unshuffle(channels: int, unshuffle: int, dtype: torch.dtype) -> None:
+    """Also sizes that are not multiples, which reflection extends."""
+    for i, shape in enumerate(((1, 4, 4), (1, 5, 6), (2, 15, 23))):
+        image = image_of(shape, TYPES[(i + unshuffle // 2) % 4], LAYOUTS[i])
+        check(head, channels, 3, dtype, image, with_mean=i > 0, unshuffle=unshuffle)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("activation", ["silu", "relu"])
+@pytest.mark.parametrize("unshuffle", [1, 2])
+def test_activation(unshuffle: int, activation: str, dtype: torch.dtype) -> None:
+    image = image_of((2, 9, 6), torch.float32, "planar")
+    check(head, 28, 3, dtype, image, unshuffle=unshuffle, activation=activation)
+
+
 @pytest.mark.parametrize("image_dtype", TYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_opcheck(layout: str, image_dtype: torch.dtype) -> None:
     image = image_of((2, 5, 4), image_dtype, layout)
     _, packed = example(torch.float16)
     for mean in (None, MEAN):
-        torch.library.opcheck(torch.ops.espan.head.default, (image, packed, mean, 20, 3))
+        arguments = (image, packed, mean, 20, 3, 1, "none")
+        torch.library.opcheck(torch.ops.espan.head.default, arguments)
 
 
 def test_compile() -> None:
@@ -76,3 +95,25 @@ def test_bad_weights() -> None:
         pack_head(torch.zeros(20, 4, 3, 3), torch.zeros(20), torch.float16)
     with pytest.raises(RuntimeError, match=r"bias has shape \[19\]; it must have the shape \[20\]"):
         pack_head(torch.zeros(20, 3, 3, 3), torch.zeros(19), torch.float16)
+    with pytest.raises(RuntimeError, match="kernel is 5; with unshuffle 2 it must be 3"):
+        pack_head(torch.zeros(20, 12, 5, 5), torch.zeros(20), torch.float16)
+    with pytest.raises(RuntimeError, match="activation is mish; it must be none, silu or relu"):
+        pack_head(torch.zeros(20, 3, 3, 3), torch.zeros(20), torch.float16, activation="mish")
+
+
+@pytest.mark.parametrize(
+    ("unshuffle", "activation", "message"),
+    [
+        (3, "none", "unshuffle is 3; it must be 1, 2 or 4"),
+        (
+            4,
+            "none",
+            r"image has shape \[1, 3, 5, 3\]; with unshuffle 4, its height and width must be",
+        ),
+        (2, "none", r"packed has shape \[3104\]; .* have the shape \[9248\]"),
+        (1, "mish", "activation is mish; it must be none, silu or relu"),
+    ],
+)
+def test_bad_options(unshuffle: int, activation: str, message: str) -> None:
+    with pytest.raises(RuntimeError, match=f"espan::head: {message}"):
+        head(IMAGE[..., :3], PACKED, None, 20, 3, unshuffle, activation)

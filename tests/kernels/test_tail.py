@@ -38,6 +38,14 @@ def test_values(channels: int, scale: int, dtype: torch.dtype) -> None:
         check(tail, channels, scale, 2 + i % 2, dtype, kind, shape, gain=gain)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("channels", "scale"), [(5, 2), (28, 4), (48, 3), (64, 4)])
+def test_last_1x1(channels: int, scale: int, dtype: torch.dtype) -> None:
+    for i, shape in enumerate(((1, 1, 1), (2, 9, 6))):
+        kind = TYPES[(i + scale) % 4]
+        check(tail, channels, scale, 2 + i % 2, dtype, kind, shape, last_kernel=1)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_non_finite_values_are_flagged(bad: float) -> None:
     arguments = example()
@@ -57,8 +65,8 @@ def test_non_finite_values_are_flagged(bad: float) -> None:
 def test_opcheck(sides: int, image_dtype: torch.dtype) -> None:
     arguments = example(torch.float16, sides)
     arguments[7] = image_dtype
-    torch.library.opcheck(torch.ops.espan.tail.default, tuple(arguments))
-    torch.library.opcheck(torch.ops.espan.tail.default, (*arguments[:-1], None))
+    torch.library.opcheck(torch.ops.espan.tail.default, (*arguments, 3))
+    torch.library.opcheck(torch.ops.espan.tail.default, (*arguments[:-1], None, 3))
 
 
 def test_compile() -> None:
