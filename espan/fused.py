@@ -209,7 +209,7 @@ def _gate(backend: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 def _kernels(backend: str) -> Kernels:
     if backend == "triton":
-        from espan_kernels.triton import head, spab, tail
+        from espan_kernels.triton import head, spab, tail, upsample
 
-        return Kernels(head.head, spab.spab, tail.tail)
+        return Kernels(head.head, spab.spab, tail.tail, upsample.upsample)
     return COMPILED
