@@ -128,6 +128,17 @@ if GPU:
         "espan bytes graphed": Variant(U8, F16, lambda n: _fused(n, F16, graph=True)),
         "espan.Upscaler graphed": Variant(U8, F16, lambda n: espan.Upscaler(n, graph=True)),
     }
+# The members of the family that are timed beside ESPAN.
+FAMILY = ["spanv2", "spanf3_b5f48", "spanf3_b8f64"]
+FAMILY_VARIANTS = [
+    "eager fp32",
+    *(
+        ["compiled fp16 channels-last", "espan Triton fp16 graphed", "espan fp16 graphed"]
+        if GPU
+        else ["compiled fp32"]
+    ),
+    "espan bytes graphed" if GPU else "espan bytes",
+]
 # Compiling for one size takes a minute.
 SLOW_TO_COMPILE = ("compiled fp32", "compiled fp16 channels-last")
 COMPILED_FOR = [(256, 256), DIV2K, (1080, 1920)]
@@ -248,6 +259,17 @@ def test_espan(benchmark: BenchmarkFixture, size: tuple[int, int], name: str, tf
 def test_tables(benchmark: BenchmarkFixture, architecture: str, name: str, tf32_off) -> None:
     benchmark.group = f"Tab. 2 and 4 {DEVICE} 256x256 {architecture}"
     measure(benchmark, architecture_from_name(architecture), (256, 256), VARIANTS[name])
+
+
+@pytest.mark.benchmark(timer=clock)
+@pytest.mark.parametrize("name", FAMILY_VARIANTS)
+@pytest.mark.parametrize("size", [(256, 256), (1080, 1920)], ids=lambda s: f"{s[1]}x{s[0]}")
+@pytest.mark.parametrize("architecture", FAMILY)
+def test_family(
+    benchmark: BenchmarkFixture, architecture: str, size: tuple[int, int], name: str, tf32_off
+) -> None:
+    benchmark.group = f"{architecture} {DEVICE} {size[1]}x{size[0]}"
+    measure(benchmark, architecture_from_name(architecture), size, VARIANTS[name])
 
 
 @pytest.mark.skipif(not GPU, reason="the challenge's protocol times a GPU")

@@ -42,10 +42,12 @@ BENCHMARKS = (
     ("bench_layers", f"{SIZES} and not compiled and not fp32"),
     ("bench_model", f"test_espan and {SIZES} and compiled and fp16"),
     ("bench_frequency_loss", "gpu and compiled"),
-    ("bench_model", "test_challenge"),
+    ("bench_model", "test_family and not compiled"),
+    ("bench_model", "test_challenge or test_list"),
     ("bench_ops", "cuda"),
     ("bench_training", ""),
     ("bench_model", f"not {SIZES} and not test_challenge and not compiled"),
+    ("bench_model", "test_family and compiled"),
     ("bench_layers", "compiled"),
 )
 # Those of them that take a minute per case to compile, unless they are in Inductor's cache.

@@ -9,7 +9,16 @@ import espan
 import espan.fused
 from espan.engines import Blocks
 from espan.fused import FusedNetwork
-from espan.models import ESPAN, SPAN, Architecture
+from espan.models import (
+    ESPAN,
+    SPAN,
+    SPANF,
+    SPANF3_B5F48,
+    SPANF3_B8F64,
+    SPANPLUS,
+    SPANV2,
+    Architecture,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -19,6 +28,12 @@ MEMBERS = {
     "espan": ESPAN,
     "span": SPAN.replace(normalization=None),
     "c48x2": Architecture(48, (3, 2), scale=2, concat_last="activation"),
+    "spanv2": SPANV2,
+    "spanf": SPANF.replace(scale=3),
+    "spanf3_b8f64": SPANF3_B8F64.replace(convs=(3, 3, 3)),
+    "spanf3_b5f48": SPANF3_B5F48,
+    "spanf3x1": SPANF3_B5F48.replace(channels=32, convs=(3, 3), scale=1, unshuffle=4),
+    "spanplus": SPANPLUS,
 }
 
 
@@ -37,7 +52,8 @@ def test_equals_the_plain_network(member, backend, dtype, graph, make_network):
     )
     # 8 and 11 bits per value, over about twenty layers.
     wanted = {torch.float32: 90, torch.float16: 45, torch.bfloat16: 27}[dtype]
-    for size in [(1, 1), (37, 50), (37, 50), (64, 80)]:
+    u = MEMBERS[member].unshuffle
+    for size in [(u, u), (37, 50), (37, 50), (64, 80)]:
         x = torch.rand(1, 3, *size)
         exact = make_network(MEMBERS[member]).double()(x.double())
         assert decibels(fused(x.cuda()).cpu(), exact) > wanted
