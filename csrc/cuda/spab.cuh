@@ -319,7 +319,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocksPerSm) spab_kernel(cons
     synchronize();
   }
   work().template activate<1, Narrow, Wide>(narrow, wide, three ? 1 : 0,
-                                          !three && p.activation != nullptr);
+                                            !three && p.activation != nullptr);
   synchronize();
   work().template finish<Wide>(wide, narrow, three ? 2 : 1, thread);
 }
