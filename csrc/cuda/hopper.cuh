@@ -112,10 +112,10 @@ __device__ __forceinline__ void load_transposed(uint32_t (&v)[4], uint32_t addre
                : "memory");
 }
 __device__ __forceinline__ void store_transposed(uint32_t address, const uint32_t (&v)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                   address),
-               "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
-               : "memory");
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+      "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
+      : "memory");
 }
 
 // The wgmma descriptor of B: blocks of 8 columns x 8 values of K, 128 bytes each, `leading` bytes
@@ -184,13 +184,13 @@ ESPAN_WGMMA_FOR(BFloat16, "bf16")
 // d += a b, 64 x 16 by 16 x 64, both in shared memory.
 template <class T>
 __device__ __forceinline__ void wgmma(float (&d)[32], uint64_t a, uint64_t b);
-#define ESPAN_WGMMA_SHARED(T, type)                                                               \
-  template <>                                                                                     \
-  __device__ __forceinline__ void wgmma<T>(float (&d)[32], uint64_t a, uint64_t b) {              \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" ESPAN_R32       \
-                 "}, %32, %33, 1, 1, 1, 0, 0;"                                                    \
-                 : ESPAN_D32(0)                                                                   \
-                 : "l"(a), "l"(b));                                                               \
+#define ESPAN_WGMMA_SHARED(T, type)                                                         \
+  template <>                                                                               \
+  __device__ __forceinline__ void wgmma<T>(float (&d)[32], uint64_t a, uint64_t b) {        \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" ESPAN_R32 \
+                 "}, %32, %33, 1, 1, 1, 0, 0;"                                              \
+                 : ESPAN_D32(0)                                                             \
+                 : "l"(a), "l"(b));                                                         \
   }
 ESPAN_WGMMA_SHARED(Float16, "f16")
 ESPAN_WGMMA_SHARED(BFloat16, "bf16")

@@ -56,15 +56,15 @@ struct WideRing {
   }
   // Waits until the slot can be filled with this row.
   __device__ __forceinline__ void wait_empty(int row) const {
-    barrier_wait(empty(row), row / kSlots & 1 ^ 1);
+    barrier_wait(empty(row), (row / kSlots & 1) ^ 1);
   }
 };
 
 template <class T_, Activation A_, GateKind G_>
 struct SpabWide {
   using T = T_;
-  static constexpr Activation A = A_;
-  static constexpr GateKind G = G_;
+  static constexpr Activation kActivation = A_;
+  static constexpr GateKind kGate = G_;
   static constexpr int P = 64, kValid = 60, kThreads = 384;
   // Steps of 16 channels and a tap.  Of every three, the weights of the last are in shared memory.
   static constexpr int kSteps = 36, kStepBytes = 64 * 16 * 2, kShared = kSteps / 3;
@@ -76,9 +76,9 @@ struct SpabWide {
   static constexpr int kCopied = 66 * 128;  // bytes of a row of x
   static constexpr int kConv = kShared * kStepBytes;
   static constexpr int kInput = 3 * kConv, kInner = kInput + Input::kBytes;
-  static constexpr int kGate = kInner + 2 * Inner::kBytes;
-  static constexpr int kResult = kGate + (kLearned<G> ? kGateBytes : 0);
-  static constexpr int kBarriers = kResult + (kLearned<G> ? WideRow<64>::kRow : 0);
+  static constexpr int kGateWeights = kInner + 2 * Inner::kBytes;
+  static constexpr int kResult = kGateWeights + (kLearned<kGate> ? kGateBytes : 0);
+  static constexpr int kBarriers = kResult + (kLearned<kGate> ? WideRow<64>::kRow : 0);
   static constexpr int kReady = kBarriers + Input::kBarrierBytes + 2 * Inner::kBarrierBytes;
   static constexpr int kSharedBytes = kReady + 3 * 8;
 };
@@ -230,9 +230,9 @@ struct SpabWideWork : StreamStrip<S> {
 #pragma unroll
         for (int m = 0; m < 4; ++m) {
           const int tile = j + m / 2;
-          const uint32_t mask = (real >> 2 * tile & 1 ? 0xffff : 0) |
-                                (real >> (2 * tile + 1) & 1 ? 0xffff0000 : 0);
-          v[m] = activated<T, S::A>(conv.pair(tile, m % 2)) & mask;
+          const uint32_t mask =
+              (real >> 2 * tile & 1 ? 0xffff : 0) | (real >> (2 * tile + 1) & 1 ? 0xffff0000 : 0);
+          v[m] = activated<T, S::kActivation>(conv.pair(tile, m % 2)) & mask;
         }
         store_transposed(to + j / 2 * kSixteenPixels, v);
       }
@@ -257,7 +257,7 @@ struct SpabWideWork : StreamStrip<S> {
     int next = 0;  // the next row of x to load
     const auto load = [&](int count) {
       if (thread == 0)
-        for (const int end = min(next + count, inputs); next < end; ++next) {
+        for (const int end = next + count; next < end && next < inputs; ++next) {
           input.wait_empty(next);
           barrier_arrive_expect(input.full(next), S::kCopied);
           copy_row(input.slot(next), map, left - p.convs, top - p.convs + next, image_number,
@@ -274,11 +274,11 @@ struct SpabWideWork : StreamStrip<S> {
     load(p.convs);
 
     float gate_bias[2];
-    if constexpr (kLearned<S::G>) Conv::load_bias(gate_bias, p.bias + p.convs * S::P, thread);
+    if constexpr (kLearned<S::kGate>) Conv::load_bias(gate_bias, p.bias + p.convs * S::P, thread);
     conv.stream(in, rows, release, [&](int u) {
       const uint32_t result = memory + S::kResult;
       const uint32_t at_result = WideRow<64>::address(result, column, chunk);
-      if constexpr (kLearned<S::G>) {
+      if constexpr (kLearned<S::kGate>) {
 #pragma unroll
         for (int j = 0; j < 8; j += 2) {
           const uint32_t h[4] = {conv.pair(j, 0), conv.pair(j, 1), conv.pair(j + 1, 0),
@@ -287,7 +287,7 @@ struct SpabWideWork : StreamStrip<S> {
         }
         proxy_fence();
         synchronize_group(2);
-        conv.multiply_once(result, memory + S::kGate, gate_bias);
+        conv.multiply_once(result, memory + S::kGateWeights, gate_bias);
       }
       input.wait_full(u + p.convs);
       const uint32_t at = WideRow<68>::address(input.slot(u + p.convs), column + p.convs, chunk);
@@ -295,14 +295,15 @@ struct SpabWideWork : StreamStrip<S> {
       for (int j = 0; j < 8; j += 2) {
         uint32_t x[4], h[4];
         load_transposed(x, at + j / 2 * kSixteenPixels);
-        if constexpr (kLearned<S::G>) load_transposed(h, at_result + j / 2 * kSixteenPixels);
+        if constexpr (kLearned<S::kGate>) load_transposed(h, at_result + j / 2 * kSixteenPixels);
+        synchronize_warp();
 #pragma unroll
         for (int m = 0; m < 4; ++m) {
           const uint32_t v = conv.pair(j + m / 2, m % 2);
-          if constexpr (kLearned<S::G>)
-            x[m] = gated<T, S::A, S::G>(h[m], x[m], v);
+          if constexpr (kLearned<S::kGate>)
+            x[m] = gated<T, S::kActivation, S::kGate>(h[m], x[m], v);
           else
-            x[m] = gated<T, S::A, S::G>(v, x[m], 0);
+            x[m] = gated<T, S::kActivation, S::kGate>(v, x[m], 0);
         }
         store_transposed(at + j / 2 * kSixteenPixels, x);
       }
@@ -316,6 +317,16 @@ struct SpabWideWork : StreamStrip<S> {
     });
   }
 };
+
+template <class T, class F>
+void for_each_spab_wide(F f) {
+  f(SpabWide<T, Activation::silu, GateKind::sigmoid>{});
+  f(SpabWide<T, Activation::silu, GateKind::none>{});
+  f(SpabWide<T, Activation::relu, GateKind::linear>{});
+  f(SpabWide<T, Activation::relu, GateKind::tanh>{});
+  f(SpabWide<T, Activation::relu, GateKind::act>{});
+  f(SpabWide<T, Activation::mish, GateKind::sigmoid>{});
+}
 
 template <class S>
 __global__ void __launch_bounds__(S::kThreads, 1)
@@ -343,10 +354,11 @@ __global__ void __launch_bounds__(S::kThreads, 1)
   const uint4* weights = p.weights + i * S::kConvVectors;
   const uint32_t shared = memory + i * S::kConv;
   if (thread % 128 == 0) {
-    const bool gate = kLearned<S::G> && group == 2;
+    const bool gate = kLearned<S::kGate> && group == 2;
     barrier_arrive_expect(ready + 8 * i, S::kConv + (gate ? S::kGateBytes : 0));
     bulk_copy(shared, weights + S::kConvVectors - S::kConv / 16, S::kConv, ready + 8 * i);
-    if (gate) bulk_copy(memory + S::kGate, weights + S::kConvVectors, S::kGateBytes, ready + 8 * i);
+    if (gate)
+      bulk_copy(memory + S::kGateWeights, weights + S::kConvVectors, S::kGateBytes, ready + 8 * i);
   }
   synchronize_warp();
   WideConv<S> conv(weights, p.bias + i * S::P, shared, thread);

@@ -52,13 +52,15 @@ static_assert(sizeof(TensorMap) == 128);
 inline void copy_row(uint32_t to, const TensorMap& map, int x, int y, int image, uint32_t barrier) {
   emulator::shared(to, 128);
   std::vector<emulator::Copy> copies;
-  const auto inside = [](int i, uint64_t size) { return i >= 0 && static_cast<uint64_t>(i) < size; };
+  const auto inside = [](int i, uint64_t size) {
+    return i >= 0 && static_cast<uint64_t>(i) < size;
+  };
   for (int i = 0; i < static_cast<int>(map.box[1]); ++i)
     for (int chunk = 0; chunk < 8; ++chunk) {
       const bool take =
           inside(x + i, map.sizes[1]) && inside(y, map.sizes[2]) && inside(image, map.sizes[3]);
-      const unsigned char* from = take ? map.data + (x + i) * map.strides[0] +
-                                             y * map.strides[1] + image * map.strides[2] + 16 * chunk
+      const unsigned char* from = take ? map.data + (x + i) * map.strides[0] + y * map.strides[1] +
+                                             image * map.strides[2] + 16 * chunk
                                        : nullptr;
       const uint32_t at = to + i * 128 + chunk * 16;
       copies.push_back({at ^ (at >> 3 & 0x70), from, take, 16});

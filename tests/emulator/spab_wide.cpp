@@ -18,9 +18,10 @@ Result run_spab(Arguments& arguments) {
   p.x = x.pointer<const uint16_t>();
   p.y = y.pointer<uint16_t>();
   p.activation = activation.pointer<uint16_t>();
-  p.bias =
-      reinterpret_cast<const float*>(packed.pointer<const uint4>() + convs * 9 * S::P * S::P / 8);
-  p.weights = reinterpret_cast<const uint4*>(p.bias + convs * S::P);
+  const int learned = cuda::kLearned<S::kGate>;
+  p.bias = reinterpret_cast<const float*>(packed.pointer<const uint4>() +
+                                          (convs * 9 + learned) * S::P * S::P / 8);
+  p.weights = reinterpret_cast<const uint4*>(p.bias + (convs + learned) * S::P);
   p.convs = convs;
   p.height = height;
   p.width = width;
@@ -39,17 +40,20 @@ Result run_spab(Arguments& arguments) {
              [&] { cuda::spab_wide_kernel<S>(p, map); });
 }
 
-template <class S>
+// The kernel of one kind of block, in both types.
+template <class T>
 Instance instance(bool bfloat16) {
-  return {{{"bfloat16", bfloat16}, {"channels", S::P}, {"shared_bytes", S::kSharedBytes}}, &run_spab<S>};
+  using cuda::Activation, cuda::GateKind;
+  using S = cuda::SpabWide<T, Activation::ESPAN_ACTIVATION, GateKind::ESPAN_GATE>;
+  return {{{"bfloat16", bfloat16}, {"channels", S::P}, {"shared_bytes", S::kSharedBytes}},
+          &run_spab<S>};
 }
 
 }  // namespace
 
 const std::vector<Instance>& instances() {
-  static const std::vector<Instance> all = {
-      instance<cuda::SpabWide<cuda::Float16, cuda::Activation::silu, cuda::GateKind::sigmoid>>(false),
-  };
+  static const std::vector<Instance> all = {instance<cuda::Float16>(false),
+                                            instance<cuda::BFloat16>(true)};
   return all;
 }
 
