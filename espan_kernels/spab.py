@@ -92,21 +92,27 @@ def pack_spab(
     scales = _scales(convs, activation, gate)
     order = cuda_fragments.output_order(padded(channels))
     p = padded(channels)
-    rows = _rows(_stacked(weights) * scales.view(-1, 1, 1, 1, 1))
+    scaled = cuda_fragments.pad(_stacked(weights) * scales.view(-1, 1, 1, 1, 1), convs, p, p)
+    rows = scaled[:, order]
     bias = cuda_fragments.pad(_stacked(biases) * scales.view(-1, 1), convs, p)[:, order]
     fragments = [cuda_fragments.conv3x3(w) for w in rows]
-    packed_biases, streamed = [bias], []
-    if cuda_fragments.is_streamed(p):
+    packed_biases = [bias]
+    if p == 64:
+        streamed = [cuda_fragments.wide_conv3x3(w) for w in scaled]
+    else:
         apart = cuda_fragments.taps_apart(p)
         streamed = [cuda_fragments.streamed_conv3x3(w, apart=apart) for w in rows]
     if gate_conv is not None:
         weight, bias = gate_conv
         _checks.check_weight("pack_spab", "gate_conv[0]", weight, (channels, channels, 1, 1))
         _checks.check_weight("pack_spab", "gate_conv[1]", bias, (channels,))
-        square = _square(weight.detach().double().cpu()[:, :, 0, 0])
+        plain = weight.detach().double().cpu()[:, :, 0, 0]
+        square = _square(plain)
         fragments.append(cuda_fragments.conv1x1_of_sums(square))
         packed_biases.append(cuda_fragments.pad(bias.detach().double().cpu(), p)[order])
-        if streamed:
+        if p == 64:
+            streamed.append(cuda_fragments.wide_conv1x1(cuda_fragments.pad(plain, p, p)))
+        else:
             streamed.append(cuda_fragments.streamed_conv1x1(square))
     return cuda_fragments.join(fragments, packed_biases, dtype, streamed).to(device)
 
@@ -180,7 +186,7 @@ def sizes(channels: int, convs: int, gate: str = "sigmoid") -> cuda_fragments.Si
     return cuda_fragments.Sizes(
         convs * p * p * 9 + learned * p * p,
         (convs + learned) * p,
-        streamed + learned * p * p if cuda_fragments.is_streamed(p) else 0,
+        streamed + learned * p * p,
     )
 
 

@@ -103,8 +103,7 @@ inline int64_t streamed_up(int64_t p, int64_t outputs) { return 15 * p * outputs
 // `learned` is whether the gate has a 1x1 convolution.
 inline PackedSizes spab_sizes(int64_t channels, int64_t convs, bool learned) {
   const int64_t p = padded(channels), square = learned ? p * p : 0;
-  return {convs * 9 * p * p + square, (convs + learned) * p,
-          is_streamed(p) ? convs * streamed(p) + square : 0};
+  return {convs * 9 * p * p + square, (convs + learned) * p, convs * streamed(p) + square};
 }
 
 inline PackedSizes head_sizes(int64_t channels, int64_t kernel) {

@@ -7,6 +7,8 @@
 #include "hopper_emulator.h"
 #else
 
+#include <cuda.h>
+
 // Only sm_90a has wgmma.  For other architectures the kernels compile to empty functions.
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #define ESPAN_WGMMA
@@ -14,7 +16,14 @@
 
 namespace espan::cuda {
 
+// Feature maps as seen by copy_row: boxes of a row of pixels, swizzled (tensor_map.h).
+using TensorMap = CUtensorMap;
+
 __device__ __forceinline__ void synchronize_warp() { __syncwarp(); }
+// A barrier of the 128 threads of a warpgroup; each needs its own `id`, 1 to 15.
+__device__ __forceinline__ void synchronize_group(int id) {
+  asm volatile("bar.sync %0, 128;" ::"r"(id) : "memory");
+}
 
 // Returns v, and tells the compiler that it is the same in all lanes of a warp.
 __device__ __forceinline__ int uniform(int v) { return __shfl_sync(0xffffffff, v, 0); }
@@ -78,14 +87,52 @@ __device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, uint32_
       : "memory");
 }
 
+// The same of a row of pixels, whose first is at (x, y), with zeros outside the image.
+__device__ __forceinline__ void copy_row(uint32_t to, const TensorMap& map, int x, int y, int image,
+                                         uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
+      "[%1, {0, %2, %3, %4}], [%5];" ::"r"(to),
+      "l"(&map), "r"(x), "r"(y), "r"(image), "r"(barrier)
+      : "memory");
+}
+// Orders stores that the thread made, or that a barrier made visible to it, before accesses by
+// wgmma or bulk copies that a later barrier orders.
+__device__ __forceinline__ void proxy_fence() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Loads or stores four 8x8 matrices of 16-bit values, transposed: the rows in shared memory are the
+// columns of what the lanes hold.  Lane l has columns 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of
+// each, and passes the address of row l % 8 of matrix l / 8 in memory.
+__device__ __forceinline__ void load_transposed(uint32_t (&v)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+               : "r"(address)
+               : "memory");
+}
+__device__ __forceinline__ void store_transposed(uint32_t address, const uint32_t (&v)[4]) {
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+      "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
+      : "memory");
+}
+
 // The wgmma descriptor of B: blocks of 8 columns x 8 values of K, 128 bytes each, `leading` bytes
-// apart along K and `stride` bytes along the columns.
+// apart along K and `stride` bytes along the columns.  The same for the rows of A.
 __device__ __forceinline__ uint64_t descriptor(uint32_t address, uint32_t leading,
                                                uint32_t stride) {
   const uint32_t low = (address & 0x3ffff) >> 4 | leading >> 4 << 16, high = stride >> 4;
   uint64_t both;
   asm("mov.b64 %0, {%1, %2};" : "=l"(both) : "r"(low), "r"(high));
   return both;
+}
+
+// The descriptor of a B whose columns are the 128 bytes of consecutive pixels, of which bits 4 to 6
+// of an address are exchanged by its bits 7 to 9 (swizzled).  It may start at any pixel and any
+// multiple of 16 channels.
+__device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t address) {
+  return descriptor(address, 16, 1024) | uint64_t{1} << 62;
 }
 
 // d (+)= a b, 64 x 16 by 16 x N on a warpgroup, in float32.  Warp r / 16 has row r of d and a;
@@ -133,6 +180,20 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], const uint32_t (&a)[4],
   ESPAN_WGMMA_OF(T, type, 144, ESPAN_R72, ESPAN_D72(0), "{%72, %73, %74, %75}, %76", "%77")
 ESPAN_WGMMA_FOR(Float16, "f16")
 ESPAN_WGMMA_FOR(BFloat16, "bf16")
+
+// d += a b, 64 x 16 by 16 x 64, both in shared memory.
+template <class T>
+__device__ __forceinline__ void wgmma(float (&d)[32], uint64_t a, uint64_t b);
+#define ESPAN_WGMMA_SHARED(T, type)                                                         \
+  template <>                                                                               \
+  __device__ __forceinline__ void wgmma<T>(float (&d)[32], uint64_t a, uint64_t b) {        \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" ESPAN_R32 \
+                 "}, %32, %33, 1, 1, 1, 0, 0;"                                              \
+                 : ESPAN_D32(0)                                                             \
+                 : "l"(a), "l"(b));                                                         \
+  }
+ESPAN_WGMMA_SHARED(Float16, "f16")
+ESPAN_WGMMA_SHARED(BFloat16, "bf16")
 
 // Required before the first product that reads registers written since the last wait.
 __device__ __forceinline__ void wgmma_fence() {

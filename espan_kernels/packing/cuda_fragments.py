@@ -109,6 +109,27 @@ def streamed_conv1x1(weight: Tensor) -> Tensor:
     return weight.view(n, channels // 16, 2, 8).permute(1, 2, 0, 3).flatten()
 
 
+def wide_conv3x3(weight: Tensor) -> Tensor:
+    """(64, 64, 3, 3) -> operand A of csrc/cuda/spab_wide.cuh, in steps (dy, dx, 16 channels).
+
+    Two of three steps are held in registers, and come first, in the order of the registers: lane
+    4g + q of a warp holds rows g and g + 8, columns 2q, 2q + 1, 2q + 8 and 2q + 9.  The third is
+    read from shared memory, in chunks of 8 channels.
+    """
+    steps = weight.view(64, 4, 16, 3, 3).permute(3, 4, 1, 0, 2).reshape(12, 3, 64, 16)
+    held = steps[:, :2].reshape(24, 4, 2, 8, 2, 4, 2)  # step, warp, high, g, high column, q, e
+    return torch.cat([held.permute(0, 1, 3, 5, 4, 2, 6).flatten(), _chunks(steps[:, 2]).flatten()])
+
+
+def wide_conv1x1(weight: Tensor) -> Tensor:
+    """(64, 64) -> steps of 16 channels, in chunks of 8 channels."""
+    return _chunks(weight.view(64, 4, 16).transpose(0, 1)).flatten()
+
+
+def _chunks(steps: Tensor) -> Tensor:
+    return steps.reshape(-1, 64, 2, 8).transpose(1, 2)
+
+
 def is_streamed(p: int) -> bool:
     """Whether csrc/cuda/stream.cuh has kernels for P channels."""
     return p <= 48

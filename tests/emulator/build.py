@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 KERNELS = ROOT / "csrc" / "cuda"
 CACHE = ROOT / "build" / "emulator"
-WARNINGS = ("-Wall", "-Werror")
+WARNINGS = ("-Wall", "-Werror", "-Wno-psabi")
 
 # A planted bug, to test the tests: the file of a kernel, the correct text and its replacement.
 Bug = tuple[str, str, str]

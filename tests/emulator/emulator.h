@@ -20,6 +20,7 @@
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define threadIdx (espan::emulator::thread_index())
 #define blockIdx (espan::emulator::block_index())
 

@@ -45,13 +45,6 @@ constexpr uint32_t kSlack = 16;
 
 enum class State { ready, waiting, at_barrier, at_phase, done };
 
-struct Copy {
-  uint32_t to;
-  const void* from;
-  bool take;
-  uint32_t bytes;
-};
-
 // What lands later: the copies of a thread, which then arrives at the barrier, or a bulk copy.
 struct Landing {
   std::vector<Copy> copies;
@@ -64,9 +57,9 @@ struct Barrier {
   Knowledge arrived, ended;  // of the arrivals so far, and at the end of the last phase
 };
 
-// The threads of a warpgroup that have arrived at the wait for their products.
+// The threads of a warpgroup that have arrived at the wait for their products, and at a barrier.
 struct Group {
-  int arrived = 0;
+  int arrived = 0, at_barrier = 0, barrier = 0;
 };
 
 struct Fiber {
@@ -158,7 +151,7 @@ void start(unsigned block, size_t shared_bytes) {
   machine->ordering.start(static_cast<unsigned>(machine->fibers.size()), shared_bytes);
   machine->barriers.clear();
   machine->landings.clear();
-  for (Group& g : machine->groups) g.arrived = 0;
+  for (Group& g : machine->groups) g = Group{};
   for (Warp& w : machine->warps) w.arrived = w.next = 0;
   for (Fiber& f : machine->fibers) {
     f.state = State::ready;
@@ -334,6 +327,24 @@ void barrier() {
   next_lane();
 }
 
+void group_barrier(int id) {
+  const unsigned index = machine->current / 128, first = index * 128;
+  Group& group = machine->groups[index];
+  if (id < 1 || id > 15) fail("a warpgroup's barrier has a number from 1 to 15");
+  for (const Group& other : machine->groups)
+    if (&other != &group && other.at_barrier > 0 && other.barrier == id)
+      fail("two warpgroups at the same barrier");
+  if (group.at_barrier > 0 && group.barrier != id)
+    fail("the threads of a warpgroup wait at different barriers");
+  group.barrier = id;
+  fiber().state = State::waiting;
+  fiber().at = "a warpgroup's barrier";
+  if (++group.at_barrier < 128) return next_lane();
+  group.at_barrier = 0;
+  machine->ordering.join(first, 128);
+  for (unsigned t = first; t < first + 128; ++t) machine->fibers[t].state = State::ready;
+}
+
 unsigned char* shared(uint32_t address, uint32_t bytes) {
   static unsigned char nowhere[kSlack];
   if (address % bytes != 0) fail("misaligned shared memory access");
@@ -423,16 +434,38 @@ void copies_arrive(uint32_t barrier) {
   if (machine->early) land_at_once();
 }
 
-void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+void bulk_copies(const std::vector<Copy>& copies, uint32_t barrier) {
   initialized(barrier);
-  if (bytes % 16 != 0 || to + bytes > machine->shared.size()) fail("a bulk copy out of range");
-  shared(to, 16);
-  for (uint32_t i = 0; i < bytes; i += 16)
-    check_global(static_cast<const char*>(from) + i, 16, false);
-  check_barriers(to, bytes);
-  check(machine->ordering.start_copy(machine->current, to, bytes, false));
-  machine->landings.push_back({{{to, from, true, bytes}}, barrier, bytes});
+  uint32_t bytes = 0;
+  for (const Copy& c : copies) {
+    shared(c.to, 16);
+    if (c.take) check_global(c.from, 16, false);
+    check_barriers(c.to, c.bytes);
+    check(machine->ordering.start_copy(machine->current, c.to, c.bytes, false));
+    bytes += c.bytes;
+  }
+  machine->landings.push_back({copies, barrier, bytes});
   if (machine->early) land_at_once();
+}
+
+void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+  if (bytes % 16 != 0) fail("a bulk copy of a number of bytes that is no multiple of 16");
+  std::vector<Copy> copies;
+  for (uint32_t i = 0; i < bytes; i += 16)
+    copies.push_back({to + i, static_cast<const char*>(from) + i, true, 16});
+  bulk_copies(copies, barrier);
+}
+
+uint32_t operand(uint64_t descriptor, int line, int k) {
+  const uint32_t address = (descriptor & 0x3fff) << 4, stride = (descriptor >> 32 & 0x3fff) << 4;
+  if (descriptor >> 62 == 0) {
+    const uint32_t leading = (descriptor >> 16 & 0x3fff) << 4;
+    return address + k / 8 * leading + line / 8 * stride + line % 8 * 16;
+  }
+  if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0)
+    fail("a descriptor that the emulator does not know");
+  const uint32_t at = address + k / 8 * 16 + line / 8 * stride + line % 8 * 128;
+  return at ^ (at >> 3 & 0x70);
 }
 
 // Keeps the values of a product's accumulators, and replaces them by NaN while it runs.
@@ -486,7 +519,8 @@ void finish_products(size_t running) {
   for (size_t i = 0; i < count; ++i) {
     for (unsigned t = 0; t < 128; ++t) {
       products[t] = &machine->fibers[first + t].products[i];
-      if (products[t]->b != products[0]->b || products[t]->now != products[0]->now)
+      if (products[t]->b != products[0]->b || products[t]->now != products[0]->now ||
+          products[t]->a_descriptor != products[0]->a_descriptor)
         fail("the threads of a warpgroup start different products");
     }
     for (unsigned t = 0; t < 128; t += 32)

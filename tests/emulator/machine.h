@@ -30,6 +30,7 @@ Index block_index();
 // must pass the same `name`.
 void collective(const char* name, uint32_t address, void* data, bool keep, Action action);
 void barrier();
+void group_barrier(int id);  // of the 128 threads of a warpgroup
 
 // A pointer to shared memory.  An error if the access is out of range or not aligned to its size.
 unsigned char* shared(uint32_t address, uint32_t bytes);
@@ -55,26 +56,35 @@ void barrier_wait(uint32_t barrier, uint32_t parity);
 void copies_arrive(uint32_t barrier);
 void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier);
 
+// A part of a copy; zeros if `take` is false.
+struct Copy {
+  uint32_t to;
+  const void* from;
+  bool take;
+  uint32_t bytes;
+};
+// Starts copies of 16 bytes each, which land together.
+void bulk_copies(const std::vector<Copy>& copies, uint32_t barrier);
+
+// The address of the eight values from k on of a column of B, or a row of A, in shared memory.
+uint32_t operand(uint64_t descriptor, int line, int k);
+
 // One thread's part of a product of its warpgroup.
 struct Product {
   float* d;
   int values;
-  const uint32_t* a;
-  uint64_t b;
+  const uint32_t* a;  // null if A is in shared memory
+  uint64_t a_descriptor, b;
   bool accumulate;
   void (*now)(const Product* const*);  // computes the product of 128 threads
   uint32_t started = 0;
 
-  // The address of the eight values of column n of B that start at k.
-  uint32_t operand(int n, int k) const {
-    const uint32_t address = (b & 0x3fff) << 4, leading = (b >> 16 & 0x3fff) << 4;
-    const uint32_t stride = (b >> 32 & 0x3fff) << 4;
-    return address + k / 8 * leading + n / 8 * stride + n % 8 * 16;
-  }
   template <class F>
   void each_operand(F f) const {
-    for (int n = 0; n < 2 * values; ++n)
-      for (int k = 0; k < 16; k += 8) f(operand(n, k));
+    for (int k = 0; k < 16; k += 8) {
+      for (int n = 0; n < 2 * values; ++n) f(operand(b, n, k));
+      for (int m = 0; m < 64 && a == nullptr; ++m) f(operand(a_descriptor, m, k));
+    }
   }
 };
 void free_registers();
