@@ -32,6 +32,20 @@ GPU_WAYS = (
     ("espan's Triton kernels, fp16, CUDA graph", "espan Triton fp16 graphed"),
     ("espan, fp16, CUDA graph", "espan fp16 graphed"),
     ("the same, 8-bit images", "espan bytes graphed"),
+    ("`espan.Upscaler(graph=True)`, 8-bit images", "espan.Upscaler graphed"),
+)
+# The networks and ways of the table of the family.
+GPU_FAMILY = (
+    ("SPANV2 ×4", "spanv2"),
+    ("SPANF3 b5f48 ×2", "spanf3_b5f48"),
+    ("SPANF3 b8f64 ×2", "spanf3_b8f64"),
+)
+GPU_FAMILY_WAYS = (
+    ("PyTorch, fp32", "eager fp32"),
+    ("torch.compile (max-autotune), fp16", "compiled fp16 channels-last"),
+    ("espan's Triton kernels, fp16", "espan Triton fp16 graphed"),
+    ("espan, fp16", "espan fp16 graphed"),
+    ("espan, 8-bit images", "espan bytes graphed"),
 )
 ALONE = "the graph alone, without copies of image and result"
 GPU_PARTS = (("CUDA", "espan"), ("Triton", "triton"), ("PyTorch, channels last", "eager fp16"))
@@ -120,12 +134,16 @@ def gpu_table(first: list[str], rows: list[list[str]]) -> list[str]:
 def gpu(results: dict[str, Any]) -> str:
     """Median milliseconds on a GPU."""
     rows = gpu_rows(results)
+    by_group = {group: row for (group, _), row in rows.items()}
     lines = []
     for label, way in GPU_WAYS:
         found = [rows.get((f"ESPAN cuda {size}", way)) for size in GPU_SIZES]
         lines.append([label, *(f"{row['median_ms']:#.3g}" if row else "" for row in found)])
         if way == "espan fp16 graphed":
             lines.append([ALONE, *(f"{row['replay_ms']:#.3g}" if row else "" for row in found)])
+    lists = [by_group.get(f"16 images {size}") for size in GPU_SIZES]
+    per_image = (f"{row['ms_per_image']:#.3g}" if row else "" for row in lists)
+    lines.append(["the same, an image of a list of 16", *per_image])
     # Not of the whole run, in which the GPU also idles.
     clocks = [row["sm_mhz"] for row in rows.values() if "sm_mhz" in row]
     return "\n".join(
@@ -137,6 +155,22 @@ def gpu(results: dict[str, Any]) -> str:
             f"{results['espan']}.",
         ]
     )
+
+
+def gpu_family(results: dict[str, Any]) -> str:
+    """Median milliseconds of other members of the family."""
+    rows = gpu_rows(results)
+    lines = []
+    for label, network in GPU_FAMILY:
+        for size in ("256x256", "1920x1080"):
+            found = [rows.get((f"{network} cuda {size}", way)) for _, way in GPU_FAMILY_WAYS]
+            alone = (rows.get((f"{network} cuda {size}", "espan fp16 graphed")) or {}).get(
+                "replay_ms"
+            )
+            cells = [f"{row['median_ms']:#.3g}" if row else "" for row in found]
+            lines.append([f"{label}, {size}", *cells, f"{alone:#.3g}" if alone else ""])
+    first = ["median ms", *(label for label, _ in GPU_FAMILY_WAYS), "espan's graph alone"]
+    return "\n".join(gpu_table(first, lines))
 
 
 def gpu_checks(results: dict[str, Any]) -> str:
@@ -288,6 +322,7 @@ TABLES = {
     "cpu_peers_avx2": ("cpu_peers_avx2", peers),
     "cpu_targets_avx2": ("cpu_peers_avx2", targets),
     "gpu": ("gpu", gpu),
+    "gpu_family": ("gpu", gpu_family),
     "gpu_checks": ("gpu", gpu_checks),
     "gpu_parts": ("gpu", gpu_parts),
     "gpu_loss": ("gpu", gpu_loss),
