@@ -111,6 +111,7 @@ def tail_runner(
         scale: int,
         image_dtype: torch.dtype,
         flag: Tensor,
+        last_kernel: int = 3,
     ) -> Tensor:
         n, height, width, _ = last.shape
         hwc = image_dtype == torch.uint8
@@ -118,7 +119,8 @@ def tail_runner(
         image = poisoned((*size, 3) if hwc else (n, 3, *size[1:]), image_dtype)
         maps = [head, first] if activation is None else [head, first, activation]
         up_tiles = 6 if scale > 2 else 2
-        kernel = instance(module, dtype, channels=p, up_tiles=up_tiles, sides=sides)["run"]
+        wanted = {"channels": p, "up_tiles": up_tiles, "sides": sides, "last_kernel": last_kernel}
+        kernel = instance(module, dtype, **wanted)["run"]
         wavefronts = kernel(
             buffer(module, last),
             [buffer(module, t) for t in maps],
