@@ -71,7 +71,7 @@ def pack_head(
     padded_bias = cuda_fragments.pad(factor * bias.detach().double().cpu(), p)
     padded_bias = padded_bias[cuda_fragments.output_order(p)]
     weight = factor * weight.detach().double().cpu()
-    streamed = [_pack_streamed(weight)] if _is_streamed(kernel) else []
+    streamed = [_pack_streamed(weight)] if _is_streamed(kernel, unshuffle) else []
     return cuda_fragments.join([_pack(weight)], [padded_bias], dtype, streamed).to(device)
 
 
@@ -113,9 +113,9 @@ def _pack(weight: Tensor) -> Tensor:
     return cuda_fragments.fragments(steps).flatten()
 
 
-def _is_streamed(kernel: int) -> bool:
+def _is_streamed(kernel: int, unshuffle: int) -> bool:
     """Whether csrc/cuda/head_hopper.cuh has kernels for this size."""
-    return kernel > 1
+    return kernel > 1 and unshuffle < 4
 
 
 def _pack_streamed(weight: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def unpack(
 def sizes(channels: int, kernel: int, unshuffle: int = 1) -> cuda_fragments.Sizes:
     """The sizes of the parts of a packed tensor."""
     p, (groups, runs) = padded(channels), _steps(kernel, unshuffle)
-    streamed = kernel * runs * 16 * p if _is_streamed(kernel) else 0
+    streamed = kernel * runs * 16 * p if _is_streamed(kernel, unshuffle) else 0
     return cuda_fragments.Sizes(3 * groups * runs * 16 * p, p, streamed)
 
 

@@ -66,7 +66,7 @@ struct Tile {
 
   static __device__ __forceinline__ int swizzle(int column) {
     if constexpr (P == 64) return (column & 1) << 2 | (column >> 1 & 3);
-    if constexpr (P == 32) return column >> 1 & 3;
+    if constexpr (P % 64 == 32) return column >> 1 & 3;
     return column >> 2 & 1;
   }
   // The offset of a chunk from the start of its row.

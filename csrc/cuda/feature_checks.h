@@ -62,9 +62,13 @@ inline void check_features_like(const char* op, const char* name, const Tensor& 
   check_aligned(op, name, t);
 }
 
-inline void check_head_kernel(const char* op, int64_t kernel) {
+inline void check_head_kernel(const char* op, int64_t kernel, int64_t unshuffle) {
   if (kernel % 2 == 0 || kernel < 1 || kernel > kMaxHeadKernel)
     fail(op, "kernel is ", kernel, "; it must be odd, 1 to ", kMaxHeadKernel);
+  if (unshuffle != 1 && unshuffle != 2 && unshuffle != 4)
+    fail(op, "unshuffle is ", unshuffle, "; it must be 1, 2 or 4");
+  if (unshuffle > 1 && kernel != 3)
+    fail(op, "kernel is ", kernel, "; with unshuffle ", unshuffle, " it must be 3");
 }
 
 inline void check_mean(const char* op, const Tensor& mean, const Tensor& image) {
@@ -98,7 +102,9 @@ struct PackedSizes {
 // upsampling convolution.  There are streamed kernels for at most 48 channels.
 inline bool is_streamed(int64_t p) { return p <= 48; }
 inline int64_t streamed(int64_t p) { return (p > 32 ? 9 : 15) * p * p; }
-inline int64_t streamed_up(int64_t p, int64_t outputs) { return 15 * p * outputs; }
+inline int64_t streamed_up(int64_t p, int64_t outputs, bool apart) {
+  return (apart ? 9 : 15) * p * outputs;
+}
 
 // `learned` is whether the gate has a 1x1 convolution.
 inline PackedSizes spab_sizes(int64_t channels, int64_t convs, bool learned) {
@@ -106,15 +112,26 @@ inline PackedSizes spab_sizes(int64_t channels, int64_t convs, bool learned) {
   return {convs * 9 * p * p + square, (convs + learned) * p, convs * streamed(p) + square};
 }
 
-inline PackedSizes head_sizes(int64_t channels, int64_t kernel) {
-  const int64_t p = padded(channels), run = (3 * kernel + 15) / 16 * 16 * p;
-  return {(kernel + 2) / 3 * 3 * run, p, kernel > 1 ? kernel * run : 0};
+inline PackedSizes head_sizes(int64_t channels, int64_t kernel, int64_t unshuffle) {
+  const int64_t p = padded(channels),
+                pixel = unshuffle == 1 ? 3 : padded(3 * unshuffle * unshuffle);
+  const int64_t run = (pixel * kernel + 15) / 16 * 16 * p;
+  return {(kernel + 2) / 3 * 3 * run, p, kernel > 1 && unshuffle < 4 ? kernel * run : 0};
 }
 
-inline PackedSizes tail_sizes(int64_t channels, int64_t scale, int64_t sides) {
+// With a 3x3 of `last`, there are streamed kernels for at most 48 channels, with a 1x1 for all.
+inline PackedSizes tail_sizes(int64_t channels, int64_t scale, int64_t sides, int64_t last_kernel) {
   const int64_t p = padded(channels), up = scale > 2 ? 48 : 16;
-  const int64_t stream = is_streamed(p) ? streamed(p) + sides * p * p + streamed_up(p, up) : 0;
-  return {p * (9 * p + sides * p + 9 * up), p + up, stream};
+  const int64_t last = last_kernel * last_kernel * p * p, up_stream = streamed_up(p, up, p > 48);
+  int64_t stream = 0;
+  if (last_kernel == 1) stream = last + sides * p * p + up_stream;
+  if (last_kernel == 3 && p <= 48) stream = streamed(p) + sides * p * p + up_stream;
+  return {last + p * (sides * p + 9 * up), p + up, stream};
+}
+
+inline PackedSizes upsample_sizes(int64_t channels, int64_t scale) {
+  const int64_t inputs = padded(3 * scale * scale) + padded(channels), up = scale > 2 ? 48 : 16;
+  return {9 * inputs * up, up, streamed_up(inputs, up, inputs > 96)};
 }
 
 // `packed` must have the dtype of `dtype_of`.

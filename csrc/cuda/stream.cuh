@@ -166,9 +166,9 @@ struct StreamConv {
   uint32_t a[kHeld][4];
   float bias[N / 4];
   uint64_t weights;
-  // The lane's part of A in a row, for each column of taps.  The swizzle permutes 16 channels, or
-  // 32 if P is 32.
-  static constexpr int kOffsets = P == 32 ? 2 : 1;
+  // The lane's part of A in a row, for each column of taps.  The swizzle permutes 64 channels if P
+  // is 64, 32 if P is 32 or 96, otherwise 16.
+  static constexpr int kOffsets = P == 64 ? 4 : P % 64 == 32 ? 2 : 1;
   uint32_t offset[3][kOffsets];
 
   __device__ __forceinline__ StreamConv(uint32_t weights_address, const float* biases, int thread) {

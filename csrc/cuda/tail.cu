@@ -4,8 +4,8 @@
 #include <optional>
 
 #include "feature_checks.h"
-#include "images.h"
 #include "instances.h"
+#include "new_image.h"
 #include "tail_hopper.cuh"
 
 namespace espan::cuda {
@@ -18,7 +18,7 @@ void run(const Launch& launch, int64_t batch, TailArguments p) {
   const Tiling tiles(kOp, batch, p.height, p.width, S::kHeight, S::kWidth);
   p.tiles_x = tiles.x;
   p.tiles_y = tiles.y;
-  p.bias = reinterpret_cast<const float*>(p.weights + S::weights(p.side_count));
+  p.bias = reinterpret_cast<const float*>(p.weights + S::weights(p.side_count, p.last_kernel));
   allow_shared_memory<tail_kernel<S>>(kOp, S::kSharedBytes, S::kThreads == 128 ? 2 : 1);
   tail_kernel<S><<<tiles.blocks, S::kThreads, S::kSharedBytes, launch.stream()>>>(p);
 }
@@ -33,12 +33,13 @@ bool stream(const Launch& launch, const Tensor& last, TailArguments p) {
     using S = decltype(instance);
     constexpr auto kKernel = tail_stream_kernel<S>;
     if (S::P != last.size(3) || S::kUpTiles != up_tiles || S::kSides != p.side_count) return;
-    if (!can_stream<kKernel>(kOp)) return;
+    if (S::kLastKernel != p.last_kernel || !can_stream<kKernel>(kOp)) return;
     const Streaming plan(kOp, last.size(0), p.height, p.width, S::kValid);
     p.tiles_x = plan.strips;
     p.tiles_y = plan.segments;
     p.rows = plan.rows;
-    constexpr int kWeights = (9 + S::kSides) * S::P * S::P / 8 + 9 * S::P * S::kUpTiles;
+    constexpr int kTaps = S::kLastKernel * S::kLastKernel + S::kSides;
+    constexpr int kWeights = kTaps * S::P * S::P / 8 + 9 * S::P * S::kUpTiles;
     p.bias = reinterpret_cast<const float*>(p.weights + kWeights);
     p.weights = reinterpret_cast<const uint4*>(p.bias + S::P + 8 * S::kUpTiles);
     launch_after<kKernel>(kOp, launch, plan.blocks, S::kThreads, S::kSharedBytes, p);
@@ -59,9 +60,12 @@ void choose(const Launch& launch, const Tensor& last, const TailArguments& p) {
 
 Tensor tail(const Tensor& head, const Tensor& first, const Tensor& last,
             const std::optional<Tensor>& activation, const Tensor& packed, int64_t channels,
-            int64_t scale, ScalarType dtype, const std::optional<Tensor>& flag) {
+            int64_t scale, ScalarType dtype, const std::optional<Tensor>& flag,
+            int64_t last_kernel) {
   check_channels(kOp, channels);
   check_scale(kOp, scale);
+  if (last_kernel != 1 && last_kernel != 3)
+    fail(kOp, "last_kernel is ", last_kernel, "; it must be 3 or 1");
   check_features(kOp, "last", last, channels);
   check_features_like(kOp, "head", head, "last", last);
   check_features_like(kOp, "first", first, "last", last);
@@ -69,36 +73,23 @@ Tensor tail(const Tensor& head, const Tensor& first, const Tensor& last,
   check_device(kOp, "packed", packed, "last", last);
   TailArguments p{};
   p.side_count = activation ? 3 : 2;
-  check_packed(kOp, packed, last, tail_sizes(channels, scale, p.side_count));
-  check_image_dtype(kOp, "dtype", dtype);
-  p.type = image_type(dtype);
-  if (flag) {
-    check_flag(kOp, *flag, last);
-    p.flag = static_cast<int*>(flag->mutable_data_ptr());
-  }
+  p.last_kernel = static_cast<int>(last_kernel);
+  check_packed(kOp, packed, last, tail_sizes(channels, scale, p.side_count, last_kernel));
+  set_image_type(kOp, p, dtype, flag, last);
 
   const Launch launch(kOp, last);
-  const int64_t n = last.size(0), height = scale * last.size(1), width = scale * last.size(2);
-  const bool hwc = dtype == ScalarType::Byte;
-  Tensor image = hwc ? torch::stable::new_empty(last, {n, height, width, 3}, dtype)
-                     : torch::stable::new_empty(last, {n, 3, height, width}, dtype);
+  const Tensor image = new_image(p, last, scale, dtype);
   p.last = static_cast<const uint16_t*>(last.const_data_ptr());
   p.sides[0] = static_cast<const uint16_t*>(head.const_data_ptr());
   p.sides[1] = static_cast<const uint16_t*>(first.const_data_ptr());
   if (activation) p.sides[2] = static_cast<const uint16_t*>(activation->const_data_ptr());
   p.weights = static_cast<const uint4*>(packed.const_data_ptr());
-  p.image = image.mutable_data_ptr();
-  p.scale = static_cast<int>(scale);
-  p.height = static_cast<int>(last.size(1));
-  p.width = static_cast<int>(last.size(2));
   if (last.scalar_type() == ScalarType::Half)
     choose<Float16>(launch, last, p);
   else
     choose<BFloat16>(launch, last, p);
   launch.finish();
-  if (!hwc) return image;
-  image = torch::stable::transpose(image, 1, 3);  // (N, 3, W, H)
-  return torch::stable::transpose(image, 2, 3);
+  return as_nchw(image);
 }
 
 }  // namespace

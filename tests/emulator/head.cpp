@@ -16,21 +16,29 @@ Result run_head(Arguments& arguments) {
   for (int i = 0; i < 4; ++i) p.stride[i] = arguments.number();
   p.type = static_cast<cuda::Image>(arguments.number());
   const int kernel = arguments.number(), batch = arguments.number();
-  const int height = arguments.number(), width = arguments.number();
+  p.unshuffle = arguments.number();
+  p.activation = static_cast<cuda::Activation>(arguments.number());
+  p.image_height = arguments.number();
+  p.image_width = arguments.number();
+  const int height = (p.image_height + p.unshuffle - 1) / p.unshuffle;
+  const int width = (p.image_width + p.unshuffle - 1) / p.unshuffle;
   const unsigned order = arguments.number();
   p.mean = mean.pointer<const float>();
   p.features = features.pointer<uint16_t>();
   p.weights = packed.pointer<const uint4>();
-  p.bias = reinterpret_cast<const float*>(p.weights + (kernel + 2) / 3 * ((3 * kernel + 15) / 16) *
-                                                          (3 * 16 * S::P / 8));
+  const int pixel = p.unshuffle == 1 ? 3 : S::pixel_bytes(p.unshuffle) / 2;
+  p.bias = reinterpret_cast<const float*>(
+      p.weights + (kernel + 2) / 3 * ((pixel * kernel + 15) / 16) * (3 * 16 * S::P / 8));
   p.kernel = kernel;
   p.height = height;
   p.width = width;
   p.tiles_x = (width + S::kWidth - 1) / S::kWidth;
   p.tiles_y = (height + S::kHeight - 1) / S::kHeight;
-  return run(batch * p.tiles_x * p.tiles_y, S::kThreads, S::kSharedBytes, order,
+  const bool whole = p.unshuffle == 1;
+  const int bytes = whole ? S::kSharedBytes : S::shared_bytes(p.unshuffle);
+  return run(batch * p.tiles_x * p.tiles_y, S::kThreads, bytes, order,
              {image.readable(), mean.readable(), packed.readable(), features.writable()},
-             [&] { cuda::head_kernel<S>(p); });
+             [&] { whole ? cuda::head_kernel<S>(p) : cuda::head_pixels_kernel<S>(p); });
 }
 
 template <class T>
@@ -40,8 +48,8 @@ void add_instances(std::vector<Instance>& list, bool bfloat16) {
     list.push_back({{{"bfloat16", bfloat16},
                      {"channels", S::P},
                      {"height", S::kHeight},
-                     {"shared_bytes", S::kSharedBytes},
-                     {"blocks_per_sm", S::kBlocksPerSm}},
+                     {"shared_bytes", S::shared_bytes(4)},
+                     {"blocks_per_sm", 1}},
                     &run_head<S>});
   });
 }

@@ -15,9 +15,13 @@ Result run_head(Arguments& arguments) {
   p.image = reinterpret_cast<const void*>(arguments.number());
   for (int i = 0; i < 4; ++i) p.stride[i] = arguments.number();
   p.type = static_cast<cuda::Image>(arguments.number());
+  p.unshuffle = S::kUnshuffle;
+  p.activation = static_cast<cuda::Activation>(arguments.number());
   const int batch = arguments.number();
-  p.height = arguments.number();
-  p.width = arguments.number();
+  p.image_height = arguments.number();
+  p.image_width = arguments.number();
+  p.height = (p.image_height + p.unshuffle - 1) / p.unshuffle;
+  p.width = (p.image_width + p.unshuffle - 1) / p.unshuffle;
   p.rows = arguments.number();
   p.blocks = arguments.number();
   const unsigned order = arguments.number();
@@ -42,12 +46,14 @@ void add_instances(std::vector<Instance>& list, bool bfloat16) {
     list.push_back({{{"bfloat16", bfloat16},
                      {"channels", S::P},
                      {"kernel", S::kKernel},
+                     {"unshuffle", S::kUnshuffle},
                      {"groups", S::kGroups},
                      {"shared_bytes", S::kSharedBytes}},
                     &run_head<S>});
   };
 #ifdef ESPAN_ONE_TYPE
-  add(cuda::HeadStream<T, 16, 3, 2>{});
+  add(cuda::HeadStream<T, 16, 3, 1, 2>{});
+  add(cuda::HeadStream<T, 16, 3, 2, 2>{});
 #else
   cuda::for_each_head_stream<T>(add);
 #endif

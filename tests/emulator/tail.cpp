@@ -15,17 +15,19 @@ Result run_tail(Arguments& arguments) {
   const Buffer packed = arguments.buffer(), image = arguments.buffer(), flag = arguments.buffer();
   const int type = arguments.number(), scale = arguments.number(), batch = arguments.number();
   const int height = arguments.number(), width = arguments.number();
+  const int last_kernel = arguments.number();
   const unsigned order = arguments.number();
   cuda::TailArguments p{};
   std::vector<Array> arrays{last.readable(), packed.readable(), image.writable(), flag.writable()};
   p.last = last.pointer<const uint16_t>();
   p.side_count = static_cast<int>(sides.size());
+  p.last_kernel = last_kernel;
   for (int i = 0; i < p.side_count; ++i) {
     p.sides[i] = sides[i].pointer<const uint16_t>();
     arrays.push_back(sides[i].readable());
   }
   p.weights = packed.pointer<const uint4>();
-  p.bias = reinterpret_cast<const float*>(p.weights + S::weights(p.side_count));
+  p.bias = reinterpret_cast<const float*>(p.weights + S::weights(p.side_count, last_kernel));
   p.image = image.pointer<void>();
   p.flag = flag.pointer<int>();
   p.type = static_cast<cuda::Image>(type);

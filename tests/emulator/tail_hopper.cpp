@@ -24,8 +24,11 @@ Result run_tail(Arguments& arguments) {
     p.sides[i] = sides[i].pointer<const uint16_t>();
     arrays.push_back(sides[i].readable());
   }
-  p.bias = reinterpret_cast<const float*>(
-      packed.pointer<const uint4>() + (9 + S::kSides) * S::P * S::P / 8 + 9 * S::P * S::kUpTiles);
+  constexpr int kTaps = S::kLastKernel * S::kLastKernel;
+  p.last_kernel = S::kLastKernel;
+  p.bias = reinterpret_cast<const float*>(packed.pointer<const uint4>() +
+                                          (kTaps + S::kSides) * S::P * S::P / 8 +
+                                          9 * S::P * S::kUpTiles);
   p.weights = reinterpret_cast<const uint4*>(p.bias + S::P + 8 * S::kUpTiles);
   p.image = image.pointer<void>();
   p.flag = flag.pointer<int>();
@@ -42,15 +45,21 @@ Result run_tail(Arguments& arguments) {
 
 template <class T>
 void add_instances(std::vector<Instance>& list, bool bfloat16) {
-  cuda::for_each_tail_stream<T>([&](auto s) {
+  const auto add = [&](auto s) {
     using S = decltype(s);
     list.push_back({{{"bfloat16", bfloat16},
                      {"channels", S::P},
                      {"up_tiles", S::kUpTiles},
                      {"sides", S::kSides},
+                     {"last_kernel", S::kLastKernel},
                      {"shared_bytes", S::kSharedBytes}},
                     &run_tail<S>});
-  });
+  };
+#ifdef ESPAN_ONE_TYPE
+  add(cuda::TailStream<T, 16, 2, 2, 1>{});
+#else
+  cuda::for_each_tail_stream<T>(add);
+#endif
 }
 
 }  // namespace

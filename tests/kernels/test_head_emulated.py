@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from tests.emulator.build import Module, buffer, check_shared_memory, load, poisoned
-from tests.kernels.head_cases import LAYOUTS, Run, check, image_of
+from tests.kernels.head_cases import ACTIVATIONS, LAYOUTS, Run, check, image_of
 
 FLOATS = (torch.float16, torch.bfloat16)
 TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
@@ -27,10 +27,16 @@ def runner(module: Module, p: int, dtype: torch.dtype, order: int = 0) -> Run:
     )
 
     def run(
-        image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kernel: int
+        image: Tensor,
+        packed: Tensor,
+        mean: Tensor | None,
+        channels: int,
+        kernel: int,
+        unshuffle: int,
+        activation: str,
     ) -> Tensor:
         n, _, height, width = image.shape
-        features = poisoned((n, height, width, p), packed.dtype)
+        features = poisoned((n, -(-height // unshuffle), -(-width // unshuffle), p), packed.dtype)
         storage = image.untyped_storage()
         wavefronts = instance["run"](
             module.Buffer(storage.data_ptr(), storage.nbytes()),
@@ -40,9 +46,9 @@ def runner(module: Module, p: int, dtype: torch.dtype, order: int = 0) -> Run:
             buffer(module, mean),
             buffer(module, packed),
             buffer(module, features),
-            *(kernel, n, height, width, order),
+            *(kernel, n, unshuffle, ACTIVATIONS.index(activation), height, width, order),
         )
-        fewest, needed = wavefronts["ld.shared"]
+        fewest, needed = wavefronts["ld.shared" if unshuffle == 1 else "ldmatrix"]
         assert fewest == needed  # no bank conflicts in the convolution
         return features
 
@@ -67,6 +73,27 @@ def test_values(emulated: Module, p: int, channels: int, kernel: int) -> None:
     for i, size in enumerate([(1, 1), (1, 7), (ROWS + 1, COLUMNS + 1)]):
         image = image_of((1, *size), TYPES[(which + i) % 4], LAYOUTS[(which + i) % 3])
         check(run, channels, kernel, dtype, image, with_mean=bool((which + i) % 4))
+
+
+@pytest.mark.parametrize("unshuffle", [2, 4])
+@pytest.mark.parametrize(("p", "channels"), INSTANCES)
+def test_unshuffle(emulated: Module, p: int, channels: int, unshuffle: int) -> None:
+    which = unshuffle // 2 + p // 16
+    dtype = FLOATS[which % 2]
+    run = runner(emulated, p, dtype, order=which % 3)
+    edges = (unshuffle * ROWS + 1, unshuffle * COLUMNS + unshuffle - 1)
+    for i, size in enumerate([(unshuffle, unshuffle), (unshuffle + 1, 2 * unshuffle + 1), edges]):
+        image = image_of((1 + i % 2, *size), TYPES[(which + i) % 4], LAYOUTS[(which + i) % 3])
+        check(run, channels, 3, dtype, image, with_mean=i > 0, unshuffle=unshuffle)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("activation", ["silu", "relu"])
+@pytest.mark.parametrize("unshuffle", [1, 2])
+def test_activation(emulated: Module, unshuffle: int, activation: str, dtype: torch.dtype) -> None:
+    run = runner(emulated, 32, dtype)
+    image = image_of((1, 6, 9), torch.float32, "planar")
+    check(run, 28, 3, dtype, image, unshuffle=unshuffle, activation=activation)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

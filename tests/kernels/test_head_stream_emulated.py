@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.emulator.build import Bug, Module, buffer, load, poisoned
-from tests.kernels.head_cases import LAYOUTS, Run, check, image_of
+from tests.kernels.head_cases import ACTIVATIONS, LAYOUTS, Run, check, image_of
 
 FLOATS = (torch.float16, torch.bfloat16)
 TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
@@ -90,30 +90,43 @@ BUGS: dict[str, Bug] = {
 
 
 def runner(
-    module: Module, p: int, kernel: int, dtype: torch.dtype, rows: int, blocks: int, order: int
+    module: Module,
+    p: int,
+    kernel: int,
+    dtype: torch.dtype,
+    rows: int,
+    blocks: int,
+    order: int,
+    unshuffle: int = 1,
 ) -> Run:
     """Runs an instance in segments of ``rows``, on features that are NaN at first."""
-    wanted = (dtype == torch.bfloat16, p, kernel)
-    (instance,) = (
-        i for i in module.instances if (i["bfloat16"], i["channels"], i["kernel"]) == wanted
-    )
+    wanted = {"bfloat16": dtype == torch.bfloat16, "channels": p, "kernel": kernel}
+    wanted["unshuffle"] = unshuffle
+    (instance,) = (i for i in module.instances if wanted.items() <= i.items())
     # A block may use 227 of an SM's 228 KB.
     assert instance["shared_bytes"] <= 227 * 1024
 
     def run(
-        image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kernel: int
+        image: Tensor,
+        packed: Tensor,
+        mean: Tensor | None,
+        channels: int,
+        kernel: int,
+        unshuffle: int,
+        activation: str,
     ) -> Tensor:
         n, _, height, width = image.shape
-        features = poisoned((n, height, width, p), packed.dtype)
+        down, across = -(-height // unshuffle), -(-width // unshuffle)
+        features = poisoned((n, down, across, p), packed.dtype)
         storage = image.untyped_storage()
-        segments = n * -(-width // 64) * -(-height // rows)  # each block has at least one
+        segments = n * -(-across // 64) * -(-down // rows)  # each block has at least one
         wavefronts = instance["run"](
             module.Buffer(storage.data_ptr(), storage.nbytes()),
             image.data_ptr(),
             image.stride(),
             TYPES.index(image.dtype),
             *(buffer(module, t) for t in (mean, packed, features)),
-            *(n, height, width, rows, min(blocks, segments), order),
+            *(ACTIVATIONS.index(activation), n, height, width, rows, min(blocks, segments), order),
         )
         for fewest, needed in wavefronts.values():
             assert fewest == needed  # no bank conflicts
@@ -139,6 +152,26 @@ def test_values(emulated: Module, p: int, channels: int, kernel: int) -> None:
         run = runner(emulated, p, kernel, dtype, rows, blocks, order=(which + i) % 4)
         image = image_of(shape, TYPES[(which + i) % 4], LAYOUTS[(which + i) % 3])
         check(run, channels, kernel, dtype, image, with_mean=bool((which + i) % 4))
+
+
+@pytest.mark.parametrize(("p", "channels"), CHANNELS)
+def test_unshuffle(emulated: Module, p: int, channels: int) -> None:
+    dtype = FLOATS[p // 16 % 2]
+    # Even and odd sizes.
+    for i, (rows, blocks, shape) in enumerate(
+        [(1, 1, (1, 2, 2)), (4, 2, (2, 11, 13)), (7, 1, (1, 25, 129)), (3, 1, (1, 24, 6))]
+    ):
+        run = runner(emulated, p, 3, dtype, rows, blocks, (p // 16 + i) % 4, unshuffle=2)
+        image = image_of(shape, TYPES[(p // 16 + i) % 4], LAYOUTS[(p // 16 + i) % 3])
+        check(run, channels, 3, dtype, image, with_mean=i > 0, unshuffle=2)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("activation", ["silu", "relu"])
+def test_activation(emulated: Module, activation: str, dtype: torch.dtype) -> None:
+    run = runner(emulated, 32, 3, dtype, rows=5, blocks=1, order=0)
+    image = image_of((1, 6, 9), torch.float32, "planar")
+    check(run, 28, 3, dtype, image, activation=activation)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

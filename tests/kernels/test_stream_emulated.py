@@ -68,25 +68,25 @@ BUGS: dict[str, Bug] = {
     ),
     "weights not waited for": (
         "spab_hopper.cuh",
-        "  barrier_wait(ready + 8 * i, 0);\n",
-        "",
+        "\n  barrier_wait(ready + 8 * i, 0);\n",
+        "\n",
     ),
 }
 GATE_BUGS: dict[str, Bug] = {
     "the steps of K in another order": (
         "spab_hopper.cuh",
-        "weights + k * (2 * S::P), k > 0",
-        "weights + (kSteps - 1 - k) * (2 * S::P), k > 0",
+        "weights + k * (2 * S::P),",
+        "weights + (kSteps - 1 - k) * (2 * S::P),",
     ),
     "the first step added to the last row": (
         "spab_hopper.cuh",
-        "weights + k * (2 * S::P), k > 0",
-        "weights + k * (2 * S::P), true",
+        " k > 0);",
+        " true);",
     ),
     "no bias of the gate": (
         "spab_hopper.cuh",
         "d[4 * j + 2 * high] + b.x, d[4 * j + 2 * high + 1] + b.y",
-        "d[4 * j + 2 * high], d[4 * j + 2 * high + 1]",
+        "d[4 * j + 2 * high] + 0 * b.x, d[4 * j + 2 * high + 1] + 0 * b.y",
     ),
     "the gate not waited for": (
         "spab_hopper.cuh",
@@ -164,6 +164,7 @@ def tail_runner(
         scale: int,
         image_dtype: torch.dtype,
         flag: Tensor,
+        last_kernel: int = 3,
     ) -> Tensor:
         n, height, width, _ = last.shape
         hwc = image_dtype == torch.uint8
@@ -171,7 +172,8 @@ def tail_runner(
         image = poisoned((*size, 3) if hwc else (n, 3, *size[1:]), image_dtype)
         maps = [head, first] if activation is None else [head, first, activation]
         up_tiles = 6 if scale > 2 else 2
-        kernel = instance(module, dtype, channels=p, up_tiles=up_tiles, sides=sides)["run"]
+        wanted = {"channels": p, "up_tiles": up_tiles, "sides": sides, "last_kernel": last_kernel}
+        kernel = instance(module, dtype, **wanted)["run"]
         wavefronts = kernel(
             buffer(module, last),
             [buffer(module, t) for t in maps],

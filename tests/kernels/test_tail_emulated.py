@@ -42,6 +42,7 @@ def runner(module: Module, instance: dict[str, Any], order: int = 0) -> Run:
         scale: int,
         dtype: torch.dtype,
         flag: Tensor,
+        last_kernel: int = 3,
     ) -> Tensor:
         n, height, width, _ = last.shape
         hwc = dtype == torch.uint8
@@ -52,7 +53,7 @@ def runner(module: Module, instance: dict[str, Any], order: int = 0) -> Run:
             buffer(module, last),
             [buffer(module, side) for side in sides],
             *(buffer(module, t) for t in (packed, image, flag)),
-            *(TYPES.index(dtype), scale, n, height, width, order),
+            *(TYPES.index(dtype), scale, n, height, width, last_kernel, order),
         )
         assert set(wavefronts) == {"ldmatrix", "st.shared"}
         for fewest, needed in wavefronts.values():
@@ -81,6 +82,17 @@ def test_values(emulated: Module, p: int, rows: int, channels: int, scale: int) 
         check(run, channels, scale, sides, dtype, TYPES[scale % 4], (1, 1, 1))
         check(run, channels, scale, sides, dtype, TYPES[scale - 1], (1, 1, 7))
         check(run, channels, scale, sides, dtype, TYPES[(scale + 1) % 4], (1, rows + 1, 31))
+
+
+@pytest.mark.parametrize(("p", "rows", "channels"), INSTANCES)
+def test_last_1x1(emulated: Module, p: int, rows: int, channels: int) -> None:
+    for i, scale in enumerate((2, 4)):
+        dtype = FLOATS[(i + p // 16) % 2]
+        for order, instance in enumerate(instances(emulated, dtype, p, scale)):
+            run = runner(emulated, instance, order)
+            for sides, shape in ((2 + i, (2, 1, 7)), (3 - i, (1, rows + 1, 31))):
+                kind = TYPES[(sides + p // 16) % 4]
+                check(run, channels, scale, sides, dtype, kind, shape, last_kernel=1)
 
 
 @pytest.mark.parametrize("image_dtype", TYPES)
