@@ -22,7 +22,7 @@ _WEIGHTS = {
     7: (0.212, 0.087),  # SMPTE 240M
     9: (0.2627, 0.0593),  # BT.2020
 }
-_HDR = {16: "PQ (SMPTE ST 2084)", 18: "HLG (ARIB STD-B67)"}
+_HDR = {16: "PQ", 18: "HLG"}
 # On a CPU a frame is converted in strips, which stay in the cache.  From RGB to 4:2:0, 2560x1440,
 # one thread: 24 ms, against 112 ms for the whole frame at once, and 25 ms for swscale, which is
 # not exact.  Measured on a Xeon with AVX-512.

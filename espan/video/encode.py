@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 from av import VideoFrame
 from av.container import OutputContainer
+from av.packet import Packet
 from av.video.stream import VideoStream
 from torch import Tensor
 
@@ -26,6 +27,10 @@ from espan.video.source import Source, naming
 _CRF = {"libx264": 18, "libx265": 20, "libsvtav1": 28, "libvpx-vp9": 24}
 # The names of the options that mean "constant quality".
 _QUALITY_OPTIONS = ("crf", "cq")
+
+# A segment's first packet is decoded this much before it is shown, if the encoder does not say it:
+# encoders reorder at most 16 frames.
+_EARLY = 16
 
 # The encoders print to the terminal by themselves.
 os.environ.setdefault("SVT_LOG", "1")
@@ -179,6 +184,7 @@ class SegmentWriter:
         self.encoding = encoding
         self.times: list[int] = []
         self._path = path
+        self._last: int | None = None
         try:
             self._container = av.open(f"file:{path}", "w", format=encoding.container)
             self._stream = add_video(self._container, encoding)
@@ -232,14 +238,31 @@ class SegmentWriter:
         for packet in packets:
             assert packet.pts is not None
             self.times.append(packet.pts)
+            packet.dts = self._decoding_time(packet)
             with naming(self._path):
                 self._container.mux(packet)
+
+    def _decoding_time(self, packet: Packet) -> int:
+        """That of the encoder, unless it is senseless: x265's is if there are few frames.
+
+        `join` makes better ones, from all packets.
+        """
+        assert packet.pts is not None
+        last = self._last
+        if (
+            packet.dts is None
+            or packet.dts > packet.pts
+            or (last is not None and packet.dts <= last)
+        ):
+            packet.dts = packet.pts - _EARLY if last is None else min(packet.pts, last + 1)
+        self._last = packet.dts
+        return packet.dts
 
     def _error(self, error: Exception) -> EspanError:
         log = getattr(error, "log", None)
         reason = getattr(error, "strerror", None) or str(error)
-        if log and log[1]:  # what the encoder said before it failed
-            reason = f"{log[1][2].strip()}; {reason}"
+        if log:  # level, name, and what the encoder said before it failed
+            reason = f"{log[2].strip()}; {reason}"
         encoding = self.encoding
         problem = (
             f"{encoding.codec} cannot encode {encoding.width}x{encoding.height} in "
@@ -247,5 +270,5 @@ class SegmentWriter:
         )
         odd = encoding.width % 2 or encoding.height % 2
         if odd and (encoding.layout.half_width or encoding.layout.half_height):
-            return EspanError(f"{problem}; --codec libvpx-vp9 and ffv1 take odd sizes")
+            return EspanError(f"{problem}; --codec libsvtav1 and libvpx-vp9 take odd sizes")
         return EspanError(f"{problem}; try another --codec")

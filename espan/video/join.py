@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import io
 import math
 from bisect import bisect_left
@@ -234,8 +235,11 @@ def _packets(
     source: Source,
     encoding: Encoding,
     cut: Cut,
-) -> Iterator[Packet]:
-    """The packets of all segments with their exact times, which the containers may have rounded."""
+) -> Iterator[tuple[float, Packet]]:
+    """The packets of all segments, with their times in the result in seconds.
+
+    The times are those that were recorded: the containers of segments may have rounded them.
+    """
     unit = encoding.time_base
     shift = round(cut.begin / unit)
     times = [time for segment in segments for time in segment.times]
@@ -268,8 +272,8 @@ def _packets(
                     shown[after] - time if after < len(shown) else segments[-1].duration
                 )
                 packet.stream = video
+                yield float(unit) * packet.dts, packet
                 count += 1
-                yield packet
             if found != len(segment.times):
                 raise EspanError(
                     f"{segment.path} holds {found} frames, expected {len(segment.times)}; "
@@ -283,41 +287,64 @@ def _copied(
     others: dict[int, Stream],
     cut: Cut,
     report: Callable[[str], None],
-) -> Iterator[Packet]:
-    """The packets of the other streams, with their times relative to the cut."""
+) -> Iterator[tuple[float, Packet]]:
+    """The packets of the other streams, with their times in the result in seconds."""
     if not others:
         return
     original.streams[source.index].discard = Discard.all  # need not be read
-    last: dict[int, int] = {}
+    places = {index: _Place(original.streams[index], copy, cut) for index, copy in others.items()}
     corrected: set[int] = set()
     for packet in _demuxed(original, others, report):
-        index, unit = packet.stream.index, packet.time_base
-        if not packet.size or (packet.pts is None and packet.dts is None):
-            continue
-        time = (packet.pts if packet.pts is not None else packet.dts or 0) * unit
-        picture = packet.stream.disposition & Disposition.attached_pic
-        if not picture and (
-            (cut.first is not None and time < cut.first)
-            or (cut.end is not None and time >= cut.end)
-        ):
-            continue
-        shift = 0 if picture else round(cut.begin / unit)
-        if packet.pts is not None:
-            packet.pts -= shift
-        if packet.dts is not None:
-            packet.dts -= shift
-            least = last.get(index)
-            # Muxers refuse times that go back; those of subtitles may stay.
-            if least is not None and packet.dts < least + (packet.stream.type != "subtitle"):
-                packet.dts = least + (packet.stream.type != "subtitle")
-                if packet.pts is not None:
-                    packet.pts = max(packet.pts, packet.dts)
-                if index not in corrected:
-                    corrected.add(index)
-                    report(f"{_name(packet.stream)} has times that go back; they are corrected")
-            last[index] = packet.dts
-        packet.stream = others[index]
-        yield packet
+        if packet.size:
+            index = packet.stream_index
+            time = places[index].move(packet)
+            if places[index].corrected and index not in corrected:
+                corrected.add(index)
+                report(f"{_name(original.streams[index])} has times that go back: corrected")
+            if time is not None:
+                yield time, packet
+
+
+class _Place:
+    """Where the packets of one stream go."""
+
+    def __init__(self, stream: Stream, copy: Stream, cut: Cut) -> None:
+        unit = stream.time_base or Fraction(1)
+        self._copy = copy
+        self._unit = float(unit)
+        self._shift = round(cut.begin / unit)
+        self._first = None if cut.first is None else math.ceil(cut.first / unit)
+        self._end = None if cut.end is None else math.ceil(cut.end / unit)
+        self._picture = bool(stream.disposition & Disposition.attached_pic)
+        # Muxers refuse times that go back; only subtitles may begin at the same time.
+        self._step = 0 if stream.type == "subtitle" else 1
+        self._least: int | None = None
+        self.corrected = False
+
+    def move(self, packet: Packet) -> float | None:
+        """Give a packet its stream and time in the result; returns the time, None to leave out."""
+        if self._picture:  # of no time
+            packet.pts = packet.dts = 0
+        else:
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            if (
+                stamp is None
+                or (self._first is not None and stamp < self._first)
+                or (self._end is not None and stamp >= self._end)
+            ):
+                return None
+            if packet.pts is not None:
+                packet.pts -= self._shift
+            if packet.dts is not None:
+                packet.dts -= self._shift
+                if self._least is not None and packet.dts < self._least:
+                    self.corrected = True
+                    packet.dts = self._least
+                    packet.pts = max(packet.pts or self._least, self._least)
+                self._least = packet.dts + self._step
+        packet.stream = self._copy
+        stamp = packet.dts if packet.dts is not None else packet.pts
+        return self._unit * (stamp or 0)
 
 
 def _demuxed(
@@ -338,19 +365,11 @@ def _demuxed(
     report("the input cannot be read to its end; the other streams end there")
 
 
-def _write(result: OutputContainer, pictures: Iterator[Packet], others: Iterator[Packet]) -> None:
+def _write(
+    result: OutputContainer,
+    pictures: Iterator[tuple[float, Packet]],
+    others: Iterator[tuple[float, Packet]],
+) -> None:
     """Write packets roughly in the order of their times; the muxer sorts them in detail."""
-
-    def time(packet: Packet) -> float:
-        stamp = packet.dts if packet.dts is not None else packet.pts
-        return float((stamp or 0) * packet.time_base)
-
-    picture = next(pictures, None)
-    for packet in others:
-        while picture is not None and time(picture) <= time(packet):
-            result.mux_one(picture)
-            picture = next(pictures, None)
+    for _, packet in heapq.merge(pictures, others, key=lambda timed: timed[0]):
         result.mux_one(packet)
-    while picture is not None:
-        result.mux_one(picture)
-        picture = next(pictures, None)

@@ -152,8 +152,8 @@ def check_target(path: Path, target: Path, options: Options) -> str:
 def _warnings(source: Source) -> Iterator[str]:
     if source.colour.hdr is not None:
         yield (
-            f"the video is HDR, {source.colour.hdr}: it is upscaled like SDR, for which the "
-            "networks are made"
+            f"the video is HDR ({source.colour.hdr}): it is upscaled like SDR, on which the "
+            "networks are trained"
         )
     for name in sorted({hdr.DYNAMIC[key] for key in source.side_data if key in hdr.DYNAMIC}):
         yield f"the {name} metadata is not kept"
@@ -242,12 +242,6 @@ class _Run:
                     writer.close()
             finally:
                 av.logging.set_level(None)
-            size = describe(part)
-            if (size.width, size.height) != (encoding.width, encoding.height):
-                raise EspanError(
-                    f"{encoding.codec} encodes {encoding.width}x{encoding.height} as "
-                    f"{size.width}x{size.height}; --codec libvpx-vp9 and ffv1 take odd sizes"
-                )
             segment = Segment(part, writer.times, 1, [])
             join(
                 whole,
