@@ -17,6 +17,11 @@ from espan.video.times import clock
 
 # In these, each packet is a frame to be shown, so that a packet without a frame is a loss.
 _FRAME_PER_PACKET = {"h264", "hevc", "mpeg2video", "mpeg4", "libdav1d", "av1"}
+# In these, lost data leave no trace but a gap of more than so many frames; telecine makes 1.5.
+_CONTINUOUS = {"mpegts", "mpeg"}
+_GAP = Fraction(7, 4)
+# A file that ends earlier than its header says by more seconds than this is incomplete.
+_TOLERANCE = Fraction(1, 2)
 # A damaged file gives up after so many errors without a packet between them.
 MOST_ERRORS = 100
 
@@ -41,7 +46,9 @@ def read_frames(
     """
     wanted = first if after is None else after
     damage = _Damage(source, report)
+    gap = _GAP / (source.rate * source.time_base)
     with open_input(source.path) as container:
+        continuous = container.format.name in _CONTINUOUS
         frames = _from(container, source, wanted, damage)
         previous: int | None = None
         resized = False
@@ -55,6 +62,8 @@ def read_frames(
             skipped = (first is not None and frame.pts < first) or (
                 after is not None and frame.pts <= after
             )
+            if continuous and previous is not None and frame.pts - previous > gap:
+                damage.add()
             damage.until(frame.pts, quiet=skipped)
             previous = frame.pts
             if skipped:
@@ -72,6 +81,13 @@ def read_frames(
                 frame = frame.reformat(source.width, source.height, interpolation="BICUBIC")
             yield frame
         damage.until(None)
+        step = 1 / source.rate
+        last = source.start if previous is None else previous * source.time_base + step
+        if source.end is not None and last < source.end - _TOLERANCE:
+            report(
+                f"the video ends at {clock(last - source.start)}, but should last until "
+                f"{clock(source.end - source.start)}"
+            )
 
 
 def _from(
@@ -126,6 +142,8 @@ def _decoded(
                 raise EspanError(f"{damage.source.path}: {error.strerror}") from error
             packets = container.demux(stream)
             continue
+        if packet.is_corrupt:
+            damage.add()
         if packet.size:
             errors = 0
             if counts and packet.pts is not None and not packet.is_discard:

@@ -88,6 +88,10 @@ def plan_encoding(
     if found.type != "video":
         raise EspanError(f"--codec {name} encodes {found.type}; e.g. libx264 or libx265")
     name = found.name
+    width, height = scale * source.width, scale * source.height
+    if name == "libx265" and width < 64:
+        # x265 4.1 in PyAV's wheels writes beyond its memory at a width of 48.
+        raise EspanError(f"libx265 takes a width of 64 or more, not {width}; try another --codec")
     notes = []
     formats = [form.name for form in found.video_formats or ()] or [source.layout.name]
     chosen = closest(source.layout, formats)
@@ -125,8 +129,8 @@ def plan_encoding(
         layout=layout,
         colour=colour,
         container=container,
-        width=scale * source.width,
-        height=scale * source.height,
+        width=width,
+        height=height,
         time_base=source.time_base,
         rate=source.rate,
         aspect=source.aspect,

@@ -33,7 +33,8 @@ class Source:
         index: of the stream in the file.
         start: the earliest time of any stream in seconds, or 0 if that is negative: what players
             show as 0.
-        duration: of the video stream in seconds, if the file says it.
+        duration: of the video in seconds, if the file says it.
+        end: of the video stream in seconds, if the file says it of this stream.
         frames: their number, roughly.
         format: FFmpeg's name of the pixel format.
         layout: in which frames are read.
@@ -51,6 +52,7 @@ class Source:
     rate: Fraction
     start: Fraction
     duration: Fraction | None
+    end: Fraction | None
     frames: int | None
     format: str
     layout: Layout
@@ -129,7 +131,11 @@ def describe(path: Path) -> Source:
             if s.start_time is not None and s.time_base
         ]
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-        duration = _duration(stream)
+        own = _duration(stream)
+        whole = None if container.duration is None else Fraction(container.duration, av.time_base)
+        if own is None and [s.type for s in container.streams].count("audio") == 0:
+            own = whole
+        duration = whole if own is None else own
         return Source(
             path=path,
             index=stream.index,
@@ -140,6 +146,7 @@ def describe(path: Path) -> Source:
             rate=rate,
             start=max(Fraction(0), min(starts, default=Fraction(0))),
             duration=duration,
+            end=None if own is None else own + (stream.start_time or 0) * stream.time_base,
             frames=stream.frames or (None if duration is None else round(duration * rate)),
             format=frame.format.name,
             layout=layout,
@@ -170,9 +177,7 @@ def _duration(stream: VideoStream) -> Fraction | None:
         hours, minutes, seconds = stream.metadata["DURATION"].split(":")
         return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds.rstrip("\0"))
     except (KeyError, ValueError):
-        pass
-    whole = getattr(stream.container, "duration", None)
-    return None if whole is None else Fraction(whole, av.time_base)
+        return None
 
 
 def _chroma_location(stream: VideoStream) -> str:
