@@ -46,7 +46,7 @@ def read_frames(
     """
     wanted = first if after is None else after
     damage = _Damage(source, report)
-    gap = _GAP / (source.rate * source.time_base)
+    gap = int(_GAP / (source.rate * source.time_base))
     with open_input(source.path) as container:
         continuous = container.format.name in _CONTINUOUS
         frames = _from(container, source, wanted, damage)
@@ -81,8 +81,9 @@ def read_frames(
                 frame = frame.reformat(source.width, source.height, interpolation="BICUBIC")
             yield frame
         damage.until(None)
-        step = 1 / source.rate
-        last = source.start if previous is None else previous * source.time_base + step
+        last = source.start
+        if previous is not None:
+            last = previous * source.time_base + 1 / source.rate
         if source.end is not None and last < source.end - _TOLERANCE:
             report(
                 f"the video ends at {clock(last - source.start)}, but should last until "

@@ -19,7 +19,8 @@ from torch import Tensor
 from espan.errors import EspanError
 from espan.video import hdr
 from espan.video.colour import BT709, RGB, Colour
-from espan.video.layout import Layout, closest, has_alpha
+from espan.video.layout import Layout
+from espan.video.pixel_formats import closest, has_alpha
 from espan.video.planes import write_planes
 from espan.video.source import Source, naming
 

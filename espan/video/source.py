@@ -18,7 +18,8 @@ from av.video.stream import VideoStream
 
 from espan.errors import EspanError
 from espan.video.colour import RGB, UNSPECIFIED, Colour, assumed_matrix
-from espan.video.layout import Layout, layout_of
+from espan.video.layout import Layout
+from espan.video.pixel_formats import layout_of
 
 _FULL_RANGE, _LIMITED_RANGE = 2, 1
 _LISTED = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image

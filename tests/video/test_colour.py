@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("av", reason="PyAV is not installed: the extra `video`")
-
 from espan.errors import EspanError
 from espan.video.colour import Colour, assumed_matrix, from_rgb, to_rgb
 from espan.video.layout import LAYOUTS
