@@ -4,6 +4,10 @@ from tests.test_sources import imported_at_once, sources
 
 PACKAGES = {"av", "onnx", "onnxruntime", "spandrel", "vapoursynth"}
 USERS = {"espan.onnx_graph", "espan.spandrel", "espan.vapoursynth"}
+USERS |= {
+    f"espan.video.{name}"
+    for name in ("decode", "encode", "join", "pixel_formats", "planes", "run", "source")
+}
 
 
 def test_extras_are_imported_only_where_they_are_used() -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from espan._version import __version__
-from espan.cli import convert, doctor, evaluate, export, info, prepare, train, upscale
+from espan.cli import convert, doctor, evaluate, export, info, prepare, train, upscale, video
 from espan.errors import EspanError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("upscale")(upscale.command)
+app.command("video")(video.command)
 app.command("evaluate")(evaluate.command)
 app.command("info")(info.command)
 app.command("convert")(convert.command)

@@ -1,0 +1,1 @@
+"""Upscaling video files with PyAV: `espan video`."""

@@ -1,0 +1,110 @@
+"""Overlapping steps: their order, their errors, and that they do run at the same time."""
+
+import itertools
+import threading
+import time
+
+import pytest
+
+from espan.video.pipeline import StoppedError, overlap
+
+
+def test_order_and_batches():
+    batches, results = [], []
+
+    def process(items):
+        batches.append(len(items))
+        return [2 * item for item in items]
+
+    overlap(range(10), process, results.extend, batch=4, depth=2)
+    assert results == [2 * i for i in range(10)]
+    assert batches == [4, 4, 2]
+
+
+def test_nothing():
+    results = []
+    overlap([], lambda items: items, results.extend, batch=3, depth=1)
+    assert results == []
+
+
+def test_the_steps_overlap():
+    """Three steps of 10 frames at 20 ms take 200 ms and a little, not 600."""
+
+    def slowly(items):
+        for item in items:
+            time.sleep(0.02)
+            yield item
+
+    started = time.perf_counter()
+    overlap(slowly(range(10)), slowly, lambda r: list(slowly(r)), batch=1, depth=2)
+    assert time.perf_counter() - started < 0.45
+
+
+def test_queues_are_bounded():
+    """A slow last step holds up the first one."""
+    made = []
+
+    def produce():
+        for i in range(100):
+            made.append(i)
+            yield i
+
+    most = 0
+
+    def consume(results):
+        nonlocal most
+        for done, _ in enumerate(results):
+            time.sleep(0.001)
+            most = max(most, len(made) - done)
+
+    overlap(produce(), lambda items: items, consume, batch=2, depth=3)
+    assert len(made) == 100
+    assert most <= 3 + 3 + 2 * 2 + 2
+
+
+def fails(*_):
+    raise ValueError("this step")
+
+
+def failing_source():
+    yield 1
+    raise ValueError("this step")
+
+
+@pytest.mark.parametrize(
+    ("source", "process", "consume"),
+    [
+        (failing_source(), lambda items: items, list),
+        (range(1000), fails, list),
+        (range(1000), lambda items: items, fails),
+        (itertools.count(), lambda items: items, lambda results: fails(next(iter(results)))),
+    ],
+)
+def test_an_error_ends_all_steps(source, process, consume):
+    before = threading.active_count()
+    with pytest.raises(ValueError, match="this step"):
+        overlap(source, process, consume, batch=1, depth=2)
+    assert threading.active_count() == before
+
+
+def test_the_last_step_sees_that_a_run_ends_early():
+    """So that it can finish what it has begun."""
+    seen, finished = [], []
+
+    def consume(results):
+        try:
+            seen.extend(results)
+        except StoppedError:
+            finished.append(True)
+            raise
+
+    def process(items):
+        if items[0] == 5:
+            time.sleep(0.3)
+            raise KeyboardInterrupt
+        return items
+
+    with pytest.raises(KeyboardInterrupt):
+        overlap(itertools.count(), process, consume, batch=1, depth=2)
+    assert finished == [True]
+    assert seen == [0, 1, 2, 3, 4]
