@@ -29,8 +29,8 @@ SCHEMAS = (
     "head(Tensor image, Tensor packed, Tensor? mean, int channels, int kernel) -> Tensor",
     "tail(Tensor head, Tensor first, Tensor last, Tensor? activation, Tensor packed, "
     "int channels, int scale, ScalarType dtype, Tensor(a!)? flag) -> Tensor",
-    "network(Tensor image, Tensor packed, int channels, int head_kernel, int[] convs, "
-    "bool concat_activation, int scale) -> (Tensor, Tensor)",
+    "network(Tensor image, Tensor packed, int[] layers, int unshuffle, int scale) "
+    "-> (Tensor, Tensor)",
 )
 
 
