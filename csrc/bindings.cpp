@@ -31,8 +31,8 @@ STABLE_TORCH_LIBRARY(espan, m) {
       "upsample(Tensor near, Tensor last, Tensor packed, int channels, int scale, "
       "ScalarType dtype, Tensor(a!)? flag) -> Tensor");
   m.def(
-      "network(Tensor image, Tensor packed, int channels, int head_kernel, int[] convs, "
-      "bool concat_activation, int scale) -> (Tensor, Tensor)");
+      "network(Tensor image, Tensor packed, int[] layers, int unshuffle, int scale) "
+      "-> (Tensor, Tensor)");
 }
 
 // setup.py passes the architectures unquoted, as in -DESPAN_CUDA_ARCHS=8.0,9.0+PTX.

@@ -175,7 +175,7 @@ def _engine(
     folded: Folded, device: torch.device, dtype: torch.dtype | None, backend: str
 ) -> nn.Module:
     """The fastest engine for this backend."""
-    if backend == "cpu" and Streamed.can_run(folded.architecture, dtype):
+    if backend == "cpu" and Streamed.can_run(dtype):
         return Streamed(folded, dtype=dtype)
     dtype = dtype or torch.float32
     if backend in ("cuda", "triton") and Blocks.can_run(folded.architecture, dtype):

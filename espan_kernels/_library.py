@@ -32,8 +32,8 @@ SCHEMAS = (
     "int channels, int scale, ScalarType dtype, Tensor(a!)? flag, int last_kernel) -> Tensor",
     "upsample(Tensor near, Tensor last, Tensor packed, int channels, int scale, "
     "ScalarType dtype, Tensor(a!)? flag) -> Tensor",
-    "network(Tensor image, Tensor packed, int channels, int head_kernel, int[] convs, "
-    "bool concat_activation, int scale) -> (Tensor, Tensor)",
+    "network(Tensor image, Tensor packed, int[] layers, int unshuffle, int scale) "
+    "-> (Tensor, Tensor)",
 )
 
 

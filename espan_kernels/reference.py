@@ -1,12 +1,16 @@
 """The definition of each op in plain PyTorch, used in tests, benchmarks and as the fallback."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from espan_kernels.frequency_loss_reference import frequency_loss, frequency_loss_gradient
+
+if TYPE_CHECKING:
+    from espan_kernels.network import Layer
 
 __all__ = ["frequency_loss", "frequency_loss_gradient", "gate", "gate_backward"]
 
@@ -180,33 +184,60 @@ def upsample(
 
 def network(
     image: Tensor,
-    head_kernel: tuple[Tensor, Tensor],
-    blocks: Sequence[Sequence[tuple[Tensor, Tensor]]],
-    concat_last: tuple[Tensor, Tensor],
-    concat_side: Sequence[Tensor],
-    upsample: tuple[Tensor, Tensor],
+    layers: "Sequence[Layer]",
     *,
+    unshuffle: int = 1,
     scale: int,
     mean: Sequence[float] = (0.0, 0.0, 0.0),
 ) -> Tensor:
-    """A whole network, with the weights that :func:`espan_kernels.pack_network` takes.
+    """A whole network, with the layers that :func:`espan_kernels.pack_network` takes.
 
     Args:
         image: (N, 3, H, W), floating-point with values in 0-1, or uint8, which is divided by 255.
-        head_kernel, blocks, concat_last, concat_side, upsample: as for ``pack_network``.
-        scale: the upscaling factor s.
+        layers: the network.
+        unshuffle: u; the layers see u x u pixels of the image as one.
+        scale: the upscaling factor s, of those pixels.
         mean: RGB in 0-1, subtracted from the image before the zero padding.
 
     Returns:
-        (N, 3, s H, s W) in the dtype of the weights, not clamped.
+        (N, 3, s ceil(H/u), s ceil(W/u)) in the dtype of the weights, not clamped.
     """
-    f = head(image, *head_kernel, torch.tensor(mean, dtype=torch.float64).float())
-    last = activation = f
-    outputs = []
-    for block in blocks:
-        last, activation = spab(last, [k[0] for k in block], [k[1] for k in block])
-        outputs.append(last)
-    sides = [f, outputs[0], activation][: len(concat_side)]
-    side_weight = torch.cat(list(concat_side), dim=1)[:, :, None, None]
-    last_weight, bias = concat_last
-    return tail(last, sides, last_weight, side_weight, bias, *upsample, scale)
+    dtype = next(layer.weight.dtype for layer in layers if layer.weight is not None)
+    wide = torch.promote_types(dtype, torch.float32)
+    x = image.to(wide) / 255 if image.dtype == torch.uint8 else image.to(wide)
+    x = x - torch.tensor(mean, dtype=torch.float64).float().view(1, 3, 1, 1)
+    below, right = (-side % unshuffle for side in x.shape[-2:])
+    if below or right:
+        x = F.pad(x, (0, right, 0, below), mode="reflect")
+    image = F.pixel_unshuffle(x, unshuffle).to(dtype)
+    outputs: list[Tensor] = []
+    for layer in layers:
+        if layer.weight is None:
+            outputs.append(image)
+            continue
+        value = image if layer.input < 0 else outputs[layer.input]
+        other = None if layer.other < 0 else outputs[layer.other]
+        if layer.depthwise is not None:
+            value = torch.cat([outputs[layer.other], value], dim=1)
+            value = F.conv2d(value, layer.depthwise, padding=1, groups=value.shape[1])
+        o = F.conv2d(value, layer.weight, layer.bias, padding=layer.weight.shape[-1] // 2)
+        if layer.kind == "pointwise" and other is not None:
+            o = o + other
+        elif layer.activation != "none":
+            o = _activated(o, other, layer)
+        outputs.append(o)
+    return F.pixel_shuffle(outputs[-1], scale)
+
+
+def _activated(o: Tensor, other: Tensor | None, layer: "Layer") -> Tensor:
+    activation = layer.activation
+    if activation in ("silu", "relu", "mish"):
+        return getattr(F, activation)(o)
+    assert other is not None
+    if activation == "add":
+        return o + other
+    if activation == "gate_sigmoid":
+        return gate(o, other)
+    assert layer.gate is not None
+    g = F.conv2d(o, *layer.gate)
+    return (other + o) * (torch.tanh(g) if activation == "gate_tanh" else g)

@@ -1,4 +1,4 @@
-// SiLU and the gate on vectors.  Included after vec_math.h, once per instruction set.
+// Activations and gates on vectors.  Included after vec_math.h, once per instruction set.
 
 // a / b for 1 <= b < 2^126.  Dividing 16 lanes takes 16 cycles; an estimate of 1 / b and one Newton
 // step on the quotient take 4.  The step squares the estimate's error of 2^-14, so the result is
@@ -62,10 +62,30 @@ inline VecF half_tanh(VecF o) {
 // half_tanh's clamp drops NaN; the factor o + x restores it.
 inline VecF gated(VecF o, VecF x) { return (o + x) * half_tanh(o); }
 
+inline VecF relu(VecF x) { return x < VecF{} ? VecF{} : x; }  // NaN stays NaN
+
+// x tanh(log(1 + e^x)), within 3 ulp: with e = e^x and n = e (e + 2), it is x n / (n + 2).  Beyond
+// 20, n / (n + 2) is 1 and n would overflow.
+inline VecF mish(VecF x) {
+  const Exp p = exp_small(minimum(maximum(x, broadcast(-87.0f)), broadcast(20.0f)));
+  const VecF e = p.scale * p.series + p.scale;
+  const VecF n = e * (e + 2.0f);
+  return x * divide(n, n + 2.0f);
+}
+
 template <Activation kActivation>
 inline VecF activate(VecF o, const float* other) {
   if constexpr (kActivation == Activation::silu) return silu(o);
-  if constexpr (kActivation == Activation::gate) return gated(o, load(other));
+  if constexpr (kActivation == Activation::relu) return relu(o);
+  if constexpr (kActivation == Activation::mish) return mish(o);
+  if constexpr (kActivation == Activation::gate_sigmoid) return gated(o, load(other));
   if constexpr (kActivation == Activation::add) return o + load(other);
   return o;
+}
+
+// (x + o) g or (x + o) tanh(g)
+template <Activation kActivation>
+inline VecF gate_by(VecF o, VecF x, VecF g) {
+  if constexpr (kActivation == Activation::gate_tanh) return (x + o) * (2.0f * half_tanh(2.0f * g));
+  return (x + o) * g;
 }

@@ -115,10 +115,28 @@ inline VecF gate_of(VecF o, VecF x) {
   return (o + x) * quotient<kExact>(0.5f - 0.5f * e, e + 1.0f);
 }
 
+// x tanh(log(1 + e^x)): with e = e^x and n = e (e + 2), it is x n / (n + 2).  Beyond 20, n / (n +
+// 2) is 1 and n would overflow.
+template <bool kExact>
+inline VecF mish_of(VecF x) {
+  const VecF e = two_to<kExact>(minimum(x, broadcast(20.0f)) * 1.44269504f);
+  const VecF n = e * (e + 2.0f);
+  return x * quotient<kExact>(n, n + 2.0f);
+}
+
+// tanh(g) = (1 - e^-2g) / (1 + e^-2g)
+template <bool kExact>
+inline VecF tanh_of(VecF g) {
+  const VecF e = exp_of_minus<kExact>(g + g);
+  return quotient<kExact>(1.0f - e, e + 1.0f);
+}
+
 template <Activation kActivation, bool kExact>
 inline VecF activate_of(VecF o, VecF x) {
   if constexpr (kActivation == Activation::silu) return silu_of<kExact>(o);
-  if constexpr (kActivation == Activation::gate) return gate_of<kExact>(o, x);
+  if constexpr (kActivation == Activation::relu) return o < VecF{} ? VecF{} : o;
+  if constexpr (kActivation == Activation::mish) return mish_of<kExact>(o);
+  if constexpr (kActivation == Activation::gate_sigmoid) return gate_of<kExact>(o, x);
   return o;
 }
 
@@ -132,7 +150,8 @@ inline void finish_pair(const FeatureRow& r, const Part& part, int64_t group) {
   for (int64_t i = part.first; i < part.end;
        ++i, out += r.out.step, other += r.other.step, sums += kLanes) {
     Pair with{};
-    if constexpr (kActivation == Activation::gate) with = load_pair<kBoth>(other, r.other.low);
+    if constexpr (kActivation == Activation::gate_sigmoid)
+      with = load_pair<kBoth>(other, r.other.low);
     Pair v;
     v.a = activate_of<kActivation, kBoth>(load(sums), with.a);
     v.b =
@@ -147,4 +166,32 @@ inline void finish_features(const FeatureRow& r, const Part& part) {
   int64_t group = 0;
   for (; group + 1 < groups; group += 2) finish_pair<kActivation, kBoth, false>(r, part, group);
   if (group < groups) finish_pair<kActivation, kBoth, true>(r, part, group);
+}
+
+// The last step of a block of which `part` holds the sums o, and `gate` those of the gate's
+// convolution g: (x + o) g or (x + o) tanh(g).
+template <Activation kActivation, bool kBoth, bool kAlone>
+inline void finish_gate_pair(const FeatureRow& r, const Part& part, const Part& gate,
+                             int64_t group) {
+  char* out = r.out.data + part.x * r.out.step + 32 * group;
+  const char* other = r.other.data + part.x * r.other.step + 32 * group;
+  const auto gated = [](VecF o, VecF x, VecF g) {
+    return (x + o) * (kActivation == Activation::gate_tanh ? tanh_of<kBoth>(g) : g);
+  };
+  for (int64_t i = part.first; i < part.end; ++i, out += r.out.step, other += r.other.step) {
+    const Pair x = load_pair<kBoth>(other, r.other.low);
+    Pair v;
+    v.a = gated(load(part.at(group, i)), x.a, load(gate.at(group, i)));
+    v.b = kAlone ? v.a : gated(load(part.at(group + 1, i)), x.b, load(gate.at(group + 1, i)));
+    store_pair<kBoth, kAlone>(out, r.out.low, v);
+  }
+}
+
+template <Activation kActivation, bool kBoth>
+inline void finish_gate(const FeatureRow& r, const Part& part, const Part& gate) {
+  const int64_t groups = r.products.groups;
+  int64_t group = 0;
+  for (; group + 1 < groups; group += 2)
+    finish_gate_pair<kActivation, kBoth, false>(r, part, gate, group);
+  if (group < groups) finish_gate_pair<kActivation, kBoth, true>(r, part, gate, group);
 }

@@ -76,13 +76,60 @@ void feature_rows(const FeatureRow* rows, int64_t count, float* sums) {
   });
 }
 
+struct Nothing {
+  void operator()() const {}
+};
+
+// Rows whose gate has a convolution: the sums of a block become features, which are multiplied with
+// the gate's weights.  The two products alternate with vector instructions.
+template <Activation kActivation, bool kBoth>
+void gated_rows(const FeatureRow* rows, int64_t count, float* sums) {
+  const Products& first = rows->products;
+  const int64_t groups = first.groups, chunks = (groups + 1) / 2;
+  float* gate_sums = sums + block_size(groups);
+  char* features = reinterpret_cast<char*>(gate_sums + block_size(groups));
+  const int64_t step = chunks * 2 * kChunk, half = kBlockPixels * step;
+  // With an odd number of groups, the last chunk is half empty.
+  __builtin_memset(features, 0, 2 * half);
+  Products gate{};
+  Halves in[128];  // chunks of at most 4096 channels
+  for (int64_t i = 0; i < chunks; ++i) in[i] = {features + i * 2 * kChunk, step, half};
+  gate.in = in;
+  gate.chunks = chunks;
+  gate.three = kBoth;
+  gate.weights = rows->gate_weights;
+  gate.groups = groups;
+  gate.init = rows->gate_bias;
+  gate.init_plane = kOutputs;
+  Nothing between;
+  for (const FeatureRow* row = rows; row < rows + count; ++row)
+    for (int64_t x = 0; x < row->products.pixels; x += kBlockPixels) {
+      block_products<2>(row->products, x, sums, between);
+      FeatureRow inner = *row;
+      inner.out = {features - x * step, step, half};
+      const int64_t pixels = std::min(row->products.pixels - x, kBlockPixels);
+      const Part part{x, 0, pixels, sums};
+      finish_features<Activation::none, kBoth>(inner, part);
+      block_products<2>(gate, 0, gate_sums, between);
+      finish_gate<kActivation, kBoth>(*row, part, Part{x, 0, pixels, gate_sums});
+    }
+}
+
 template <bool kBoth>
 inline void feature_rows(const FeatureRow* rows, int64_t count, float* sums) {
   switch (rows->activation) {
     case Activation::silu:
       return feature_rows<Activation::silu, kBoth>(rows, count, sums);
-    case Activation::gate:
-      return feature_rows<Activation::gate, kBoth>(rows, count, sums);
+    case Activation::relu:
+      return feature_rows<Activation::relu, kBoth>(rows, count, sums);
+    case Activation::mish:
+      return feature_rows<Activation::mish, kBoth>(rows, count, sums);
+    case Activation::gate_sigmoid:
+      return feature_rows<Activation::gate_sigmoid, kBoth>(rows, count, sums);
+    case Activation::gate_linear:
+      return gated_rows<Activation::gate_linear, kBoth>(rows, count, sums);
+    case Activation::gate_tanh:
+      return gated_rows<Activation::gate_tanh, kBoth>(rows, count, sums);
     default:
       return feature_rows<Activation::none, kBoth>(rows, count, sums);
   }

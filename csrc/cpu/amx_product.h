@@ -61,14 +61,15 @@ struct TileProduct {
     start<0>(row.init + group * row.init_plane + x * row.init_step);
     const float* weights = row.weights + group * kTerms * kTileFloats;
     for (int64_t chunk = 0; chunk < row.chunks; ++chunk) {
-      const char* in = row.in[chunk] + x * row.step;
+      const Halves& part = row.in[chunk];
+      const char* in = part.data + x * part.step;
       load_weights<0>(weights);
       if constexpr (kThree) {
-        load_inputs<0>(in + row.low);
+        load_inputs<0>(in + part.low, part.step);
         multiply<0>();
         between();
       }
-      load_inputs<0>(in);
+      load_inputs<0>(in, part.step);
       multiply<0>();
       between();
       if constexpr (kThree) {
@@ -93,10 +94,10 @@ struct TileProduct {
   }
 
   template <int kTile>
-  void load_inputs(const char* in) const {
+  static void load_inputs(const char* in, int64_t step) {
     if constexpr (kTile < kPixelTiles) {
-      load_tile<4 + kTile>(in + kTile * kTilePixels * row.step, row.step);
-      load_inputs<kTile + 1>(in);
+      load_tile<4 + kTile>(in + kTile * kTilePixels * step, step);
+      load_inputs<kTile + 1>(in, step);
     }
   }
 

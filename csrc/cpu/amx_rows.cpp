@@ -71,7 +71,7 @@ void split(const float*, int64_t, char*, char*) {}
 
 namespace espan::cpu::amx {
 
-// The sums of two blocks, and one block in image order.
-int64_t scratch_size(int64_t groups) { return 3 * block_size(groups); }
+// The sums of two blocks and one block in image order, or the sums of two blocks and the features.
+int64_t scratch_size(int64_t groups) { return 2 * block_size(groups) + features_size(groups); }
 
 }  // namespace espan::cpu::amx

@@ -25,12 +25,11 @@ struct Halves {
   int64_t step, low;  // bytes
 };
 
-// For each pixel x of a row, the sum over all chunks of the 32 values at in[chunk] + x * step times
-// the chunk's weights.
+// For each pixel x of a row, the sum over all chunks of the 32 values at its pixel x times the
+// chunk's weights.
 struct Products {
-  const char* const* in;
+  const Halves* in;
   int64_t chunks;
-  int64_t step, low;
   bool three;                     // high * high + high * low + low * high; else high * high
   const float* weights;           // tiles: [chunk][group][high, and low if `three`]
   int64_t pixels, groups;         // groups of 16 outputs
@@ -45,6 +44,8 @@ struct FeatureRow {
   Halves other;           // the gate's second operand
   Halves out;
   bool both;  // whether features have both halves
+  // Of the gate's convolution.
+  const float *gate_weights, *gate_bias;
 };
 
 // A row of a convolution whose sums are stored in fp32, [group][pixel][16].
@@ -65,6 +66,9 @@ struct ImageRow {
 // Floats of a block's sums, and of the scratch memory for rows of `groups` groups.
 inline int64_t block_size(int64_t groups) { return kBlockPixels * groups * kOutputs; }
 int64_t scratch_size(int64_t groups);
+
+// A block of features in bf16: the results of a layer whose gate has a convolution.
+inline int64_t features_size(int64_t groups) { return block_size((groups + 1) / 2 * 2); }
 
 // Computes `count` rows of one layer, finishing each row's last pixels during the products of the
 // next.  Vector instructions treat denormals (below 2^-126) as 0, as the matrix unit does: SiLU

@@ -55,13 +55,14 @@ class AmxStrip {
     const int64_t first = plan_.first_row(layer, task.group);
     const int64_t end = plan_.first_row(layer, task.group + 1);
     if (first == end) return;
+    if (layer.kind == Layer::image) return copy_image(layer, first, end, scratch);
     if (layer.kind == Layer::head) read_image(layer, first, end, scratch + sums_size(layer));
-    std::vector<const char*> in;
+    std::vector<Halves> in;
     const std::vector<Products> products = read_rows(layer, first, end, in, scratch);
-    if (layer.kind == Layer::upsample)
+    if (layer.writes_image())
       run_rows(products, scratch,
                [&](const Products& p, int64_t i) { return image_row(layer, p, first + i, range); });
-    else if (layer.kind == Layer::pointwise)
+    else if (keeps_sums(layer))
       run_rows(products, scratch, [&](const Products& p, int64_t i) {
         const Rows& rows = rows_of(layer);
         return SumRow{p, rows.sums(first + i, 0), rows.sums_plane()};
@@ -76,6 +77,8 @@ class AmxStrip {
     int64_t floats = 0;
     for (const Layer& layer : plan.layers()) {
       int64_t size = sums_size(layer);
+      if (layer.kind == Layer::image)
+        size = plan.columns(strip, layer).count * (layer.outputs + padded(layer));
       if (layer.kind == Layer::head)
         size += head_rows(layer, plan.columns(strip, layer), plan.first_row(layer, 1)).floats();
       floats = std::max(floats, size);
@@ -92,7 +95,7 @@ class AmxStrip {
 
  private:
   // A layer's latest `ring` rows, starting one pixel left of the first column.  A row holds the
-  // high halves of its pixels, then the low ones; for a pointwise layer, its sums.
+  // high halves of its pixels, then the low ones; or, if only other sums start from it, its sums.
   struct Rows {
     char* data;
     int64_t size, step, ring;  // bytes
@@ -110,6 +113,16 @@ class AmxStrip {
     int64_t sums_plane() const { return (columns.count + 2) * kOutputs; }
   };
 
+  static int64_t padded(const Layer& layer) { return groups_of(layer) * kOutputs; }
+
+  // Whether the layer's readers start their sums from its sums.
+  bool keeps_sums(const Layer& layer) const {
+    if (layer.readers.empty()) return false;
+    const Layer& reader = plan_.layers()[layer.readers.front()];
+    const int index = static_cast<int>(&layer - plan_.layers().data());
+    return reader.adds() && reader.other == index;
+  }
+
   static int64_t sums_size(const Layer& layer) { return amx::scratch_size(groups_of(layer)); }
 
   static HeadRows head_rows(const Layer& layer, const Plan::Columns& columns, int64_t rows) {
@@ -126,15 +139,31 @@ class AmxStrip {
       }
   }
 
+  // The image as a feature map.
+  void copy_image(const Layer& layer, int64_t first, int64_t end, float* scratch) const {
+    const Rows& rows = rows_of(layer);
+    const int64_t values = layer.outputs, pixels = rows.columns.count, all = padded(layer);
+    float* wide = scratch + pixels * values;
+    std::fill_n(wide, pixels * all, 0.0f);
+    for (int64_t y = first; y < end; ++y) {
+      read_image_rows(images_, y, 1, rows.columns.first, pixels, scratch);
+      for (int64_t x = 0; x < pixels; ++x)
+        std::copy_n(scratch + x * values, values, wide + x * all);
+      const Halves to = rows.at(y, 0);
+      // It may write into the pixel right of the row, which is zero, zeros.
+      split(wide, pixels * all, to.data, to.data + to.low);
+    }
+  }
+
   void read_image(const Layer& layer, int64_t first, int64_t end, float* scratch) const {
-    const Rows& rows = rings_.front();
+    const Rows& rows = rows_of(layer);
     const HeadRows head = head_rows(layer, rows.columns, end - first);
     const int64_t radius = layer.kernel / 2;
     float* row = scratch + head.count * head.half() / 2;
     char* high = reinterpret_cast<char*>(scratch);
     for (int64_t i = 0; i < head.count; ++i, high += 2 * head.half()) {
-      read_image_rows(images_.input, images_.mean, plan_.height(), plan_.width(),
-                      first - radius + i, 1, rows.columns.first - radius, head.pixels, row);
+      read_image_rows(images_, first - radius + i, 1, rows.columns.first - radius, head.pixels,
+                      row);
       std::memset(high, 0, 2 * head.half());
       split(row, 3 * head.pixels, high, high + head.half());
     }
@@ -144,7 +173,7 @@ class AmxStrip {
 
   // The products of the rows [first, end); `in` owns their chunk pointers.
   std::vector<Products> read_rows(const Layer& layer, int64_t first, int64_t end,
-                                  std::vector<const char*>& in, const float* scratch) const {
+                                  std::vector<Halves>& in, const float* scratch) const {
     std::vector<Products> products;
     products.reserve(end - first);
     for (int64_t y = first; y < end; ++y) {
@@ -158,7 +187,7 @@ class AmxStrip {
       if (layer.kind == Layer::head)
         read_from_image(layer, y - first, in, scratch + sums_size(layer), p);
       else
-        read_from_layer(layer, rows_of(layer), y, in, p);
+        read_from_layers(layer, rows_of(layer), y, in, p);
       products.push_back(p);
     }
     const int64_t chunks = static_cast<int64_t>(in.size() / products.size());
@@ -181,8 +210,9 @@ class AmxStrip {
 
   FeatureRow feature_row(const Layer& layer, const Products& p, int64_t y) const {
     const Rows& rows = rows_of(layer);
-    FeatureRow r{p, layer.activation, {}, rows.at(y, 0), both_};
-    if (layer.activation == Activation::gate) {
+    FeatureRow r{
+        p, layer.activation, {}, rows.at(y, 0), both_, layer.gate_weights, layer.gate_bias};
+    if (layer.activation >= Activation::gate_sigmoid) {
       const Rows& other = rings_[layer.other];
       r.other = other.at(y, rows.columns.first - other.columns.first);
     }
@@ -197,36 +227,40 @@ class AmxStrip {
   }
 
   // The head reads both halves of the image in either form: bf16 alone would keep 8 bits.
-  void read_from_image(const Layer& layer, int64_t row, std::vector<const char*>& in,
+  void read_from_image(const Layer& layer, int64_t row, std::vector<Halves>& in,
                        const float* scratch, Products& p) const {
-    const char* halves = reinterpret_cast<const char*>(scratch);
-    const HeadRows head = head_rows(layer, rings_.front().columns, 0);
+    char* halves = reinterpret_cast<char*>(const_cast<float*>(scratch));
+    const HeadRows head = head_rows(layer, rows_of(layer).columns, 0);
     for (int64_t i = 0; i < layer.kernel; ++i)
       for (int64_t k = 0; k < 3 * layer.kernel; k += kChunk)
-        in.push_back(halves + (row + i) * 2 * head.half() + 2 * k);
-    p.step = 3 * 2;
-    p.low = head.half();
+        in.push_back({halves + (row + i) * 2 * head.half() + 2 * k, 3 * 2, head.half()});
     p.three = true;
   }
 
-  void read_from_layer(const Layer& layer, const Rows& rows, int64_t y,
-                       std::vector<const char*>& in, Products& p) const {
-    const Rows& from = rings_[layer.input];
+  void read_from_layers(const Layer& layer, const Rows& rows, int64_t y, std::vector<Halves>& in,
+                        Products& p) const {
     const int64_t reach = layer.reach();
-    const int64_t left = rows.columns.first - from.columns.first - reach;
     for (int64_t i = y - reach; i <= y + reach; ++i) {
-      const bool inside = i >= 0 && i < plan_.height();
-      const char* at = inside ? from.at(i, left).data : zeros_;
-      for (int64_t k = 0; k < (1 + 2 * reach) * from.step; k += 2 * kChunk) in.push_back(at + k);
+      if (layer.kind == Layer::depthwise) read_row(rings_[layer.other], rows, i, reach, in);
+      read_row(rings_[layer.input], rows, i, reach, in);
     }
-    p.step = from.step;
-    p.low = from.low();
-    if (layer.kind != Layer::upsample && layer.other >= 0 && layer.activation != Activation::gate) {
+    if (plan_.layers()[layer.input].kind == Layer::image) p.three = true;
+    if (layer.adds()) {
       const Rows& other = rings_[layer.other];
       p.init = other.sums(y, rows.columns.first - other.columns.first);
       p.init_plane = other.sums_plane();
       p.init_step = kOutputs;
     }
+  }
+
+  // The chunks of one row of a kernel that reaches `reach` pixels to each side.
+  void read_row(const Rows& from, const Rows& rows, int64_t y, int64_t reach,
+                std::vector<Halves>& in) const {
+    const int64_t left = rows.columns.first - from.columns.first - reach;
+    const bool inside = y >= 0 && y < plan_.height();
+    char* at = inside ? from.at(y, left).data : zeros_;
+    for (int64_t k = 0; k < (1 + 2 * reach) * from.step; k += 2 * kChunk)
+      in.push_back({at + k, from.step, from.low()});
   }
 
   const Plan& plan_;

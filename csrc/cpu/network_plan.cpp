@@ -17,50 +17,64 @@ constexpr int64_t kTaskBytes = 1280 << 10;
 // Rows of weights are padded to whole vectors of the widest instruction set.
 int64_t padded(int64_t channels) { return (channels + 15) / 16 * 16; }
 
-// Rows of weight tiles.
-int64_t chunks_of(int64_t values) { return (values + 31) / 32; }
+// Floats of the tiles of a layer with `values` inputs in all, in bf16, one or two halves of each.
+int64_t tiles_of(int64_t values, int64_t outputs, bool halves) {
+  return values / 2 * padded(outputs) * (halves ? 2 : 1);
+}
+
+// Inputs are padded to chunks of 32.
+int64_t chunked(int64_t values) { return (values + 31) / 32 * 32; }
 
 }  // namespace
 
-// The weights are `rows` rows in the Winograd form, `chunks` chunks of 32 inputs in a tiled form.
-int Layers::add(Layer layer, int64_t rows, int64_t chunks) {
+int64_t Layers::weights_of(const Layer& l) const {
+  const int64_t stride = padded(l.outputs), taps = l.kernel * l.kernel;
+  if (l.kind == Layer::image) return 0;
+  if (form_ == Form::winograd) {
+    if (l.kind == Layer::head) return taps * l.inputs * stride;
+    if (l.kind == Layer::pointwise) return l.inputs * stride;
+    if (l.kind == Layer::depthwise) return 9 * padded(l.inputs) + l.inputs * stride;
+    return 36 * l.inputs * stride;
+  }
+  const bool of_image = l.kind == Layer::head || layers_[l.input].kind == Layer::image;
+  const bool halves = form_ == Form::bfloat16x3 || of_image;
+  if (l.kind == Layer::head)
+    return tiles_of(l.kernel * chunked(l.kernel * l.inputs), l.outputs, halves);
+  if (l.kind == Layer::pointwise) return tiles_of(chunked(l.inputs), l.outputs, halves);
+  int64_t values = 0;  // of a row of the kernel
+  for (int source : {l.other, l.input})
+    if (source >= 0 && (source == l.input || l.kind == Layer::depthwise))
+      values += chunked(3 * padded(layers_[source].outputs));
+  return tiles_of(3 * values, l.outputs, halves);
+}
+
+int64_t Layers::gate_weights_of(const Layer& l) const {
+  if (!has_gate_conv(l.activation)) return 0;
+  if (form_ == Form::winograd) return l.outputs * padded(l.outputs);
+  return tiles_of(chunked(padded(l.outputs)), l.outputs, form_ == Form::bfloat16x3);
+}
+
+const float* Layers::take(int64_t floats) {
+  const float* taken = weights_ == nullptr ? nullptr : weights_ + size_;
+  size_ += floats;
+  return taken;
+}
+
+void Layers::add(Layer layer) {
   layer.weight_stride = padded(layer.outputs);
-  int64_t size = rows * layer.weight_stride;
-  if (form_ != Form::winograd) {
-    const bool halves = form_ == Form::bfloat16x3 || layer.kind == Layer::head;
-    size = chunks * (32 / 2) * layer.weight_stride * (halves ? 2 : 1);
+  layer.weights = take(weights_of(layer));
+  if (layer.kind != Layer::image) layer.bias = take(layer.weight_stride);
+  if (has_gate_conv(layer.activation)) {
+    layer.gate_weights = take(gate_weights_of(layer));
+    layer.gate_bias = take(layer.weight_stride);
   }
-  if (weights_ != nullptr) {
-    layer.weights = weights_ + size_;
-    layer.bias = layer.weights + size;
-  }
-  size_ += size + layer.weight_stride;
   layers_.push_back(layer);
-  return static_cast<int>(layers_.size()) - 1;
-}
-
-int Layers::head(int64_t c, int64_t kernel) {
-  Layer layer{Layer::head, -1, -1, Activation::none, 3, c};
-  layer.kernel = kernel;
-  return add(layer, 3 * kernel * kernel, kernel * chunks_of(3 * kernel));
-}
-
-int Layers::conv(int64_t c, int input, Activation activation, int other) {
-  return add({Layer::conv, input, other, activation, c, c}, 36 * c, 3 * chunks_of(3 * padded(c)));
-}
-
-int Layers::pointwise(int64_t c, int input, int other) {
-  return add({Layer::pointwise, input, other, Activation::none, c, c}, c, chunks_of(c));
-}
-
-int Layers::upsample(int64_t c, int64_t scale, int input) {
-  return add({Layer::upsample, input, -1, Activation::none, c, 3 * scale * scale}, 36 * c,
-             3 * chunks_of(3 * padded(c)));
 }
 
 Plan::Plan(const Layers& layers, int64_t height, int64_t width, int64_t lanes)
     : height_(height), width_(width), lanes_(lanes), unit_(unit_of(layers.form())) {
   for (const Layer& layer : layers.all()) add(layer);
+  delay_heads();
   for (int i = static_cast<int>(layers_.size()) - 1; i >= 0; --i)
     for (int reader : layers_[i].readers)
       layers_[i].margin =
@@ -68,7 +82,10 @@ Plan::Plan(const Layers& layers, int64_t height, int64_t width, int64_t lanes)
   set_rings();
   while (ring_floats(strips_ / 2) * 4 > ring_bytes(layers.form()) && strips_ < units(width))
     ++strips_;
-  const int64_t two_units = 2 * 4 * unit_ * row_size(strips_ / 2, layers_.front());
+  int64_t widest = 0;  // row of a feature map
+  for (const Layer& layer : layers_)
+    if (!layer.writes_image()) widest = std::max(widest, row_size(strips_ / 2, layer));
+  const int64_t two_units = 2 * 4 * unit_ * widest;
   const int64_t most = units(height) / 8 * unit_;
   group_rows_ = std::max(std::min(kTaskBytes / two_units * unit_, most), group_rows_);
   groups_ = (unit_ * units(height) + layers_.back().lag + group_rows_ - 1) / group_rows_;
@@ -79,11 +96,22 @@ void Plan::add(Layer layer) {
   const int index = static_cast<int>(layers_.size());
   for (int source : {layer.input, layer.other}) {
     if (source < 0) continue;
-    const int64_t behind = source == layer.input ? unit_ * layer.reach() : 0;
-    layer.lag = std::max(layer.lag, layers_[source].lag + behind);
+    layer.lag = std::max(layer.lag, layers_[source].lag + unit_ * layer.reach_from(source));
     layers_[source].readers.push_back(index);
   }
   layers_.push_back(layer);
+}
+
+// What reads the image is computed as late as its first reader allows, so that its ring is short.
+void Plan::delay_heads() {
+  for (int i = static_cast<int>(layers_.size()) - 1; i >= 0; --i) {
+    Layer& layer = layers_[i];
+    if (!layer.reads_image()) continue;
+    int64_t lag = layers_.back().lag;
+    for (int reader : layer.readers)
+      lag = std::min(lag, layers_[reader].lag - unit_ * layers_[reader].reach_from(i));
+    layer.lag = lag;
+  }
 }
 
 Plan::Columns Plan::columns(int64_t strip, const Layer& layer) const {
@@ -102,10 +130,11 @@ int64_t Plan::first_row(const Layer& layer, int64_t group) const {
 // threads took 15% less time for 128x128.  Winograd's rings are already longer than that.
 void Plan::set_rings() {
   const int64_t more = unit_ == 1 ? group_rows_ : 0;
-  for (Layer& layer : layers_)
-    for (int reader : layer.readers) {
+  for (int i = 0; i < static_cast<int>(layers_.size()); ++i)
+    for (int reader : layers_[i].readers) {
       const Layer& r = layers_[reader];
-      layer.ring = std::max(layer.ring, group_rows_ + r.lag - layer.lag + r.reach() + more);
+      const int64_t rows = group_rows_ + r.lag - layers_[i].lag + r.reach_from(i) + more;
+      layers_[i].ring = std::max(layers_[i].ring, rows);
     }
 }
 

@@ -14,27 +14,36 @@
 namespace espan::cpu {
 
 struct Layer {
-  // `head` reads the input image, `upsample` writes the output image.
-  enum Kind { head, conv, pointwise, upsample } kind;
-  int input;  // the layer it reads, or -1 for a head
+  // `image` and `head`, a convolution, read the input image; `upsample`, a 3x3 convolution, and
+  // `depthwise`, a depthwise 3x3 of `other` and `input` and a 1x1, write the output image.
+  enum Kind { image, head, conv, pointwise, upsample, depthwise } kind;
+  int input;  // the layer it reads, or -1
   int other;  // the layer it adds or gates with, or -1
   Activation activation;
   int64_t inputs, outputs;
+  int64_t kernel;  // the width of a head
   const float *weights, *bias;
   int64_t weight_stride;
-  int64_t kernel = 0;  // the width of a head
+  const float *gate_weights, *gate_bias;  // of the gate's convolution
 
-  // Derived: how many rows it lags behind the head, how many pixels it computes beyond each side of
-  // the strip, how many rows it keeps, and which layers read them.
+  // Derived by Plan: how many rows it lags behind the head, how many pixels it computes beyond each
+  // side of the strip, how many rows it keeps, and which layers read them.
   int64_t lag = 0, margin = 0, ring = 0;
   std::vector<int> readers;
 
-  // Pixels read beyond each side of the output: one for a 3x3 convolution.
-  int64_t reach() const { return kind == conv || kind == upsample; }
+  // Pixels read beyond each side of the output: one for a 3x3, of which only the input is read so.
+  int64_t reach() const { return kind == conv || kind == upsample || kind == depthwise; }
+  int64_t reach_from(int source) const {
+    return kind == depthwise || source == input ? reach() : 0;
+  }
+  // Whether its sums start from those of `other`.
+  bool adds() const { return other >= 0 && (kind == pointwise || activation == Activation::add); }
+  bool reads_image() const { return kind == image || kind == head; }
+  bool writes_image() const { return kind == upsample || kind == depthwise; }
 };
 
 // How weights are packed: transformed for Winograd's convolution, in fp32; or in bf16 tiles for the
-// matrix unit, either rounded or as two halves.  A head always has both halves.
+// matrix unit, either rounded or as two halves.  What reads the image always has both halves.
 enum class Form { winograd, bfloat16, bfloat16x3 };
 
 // The side of the square of pixels that a layer computes at once.  Rows and strips start at
@@ -44,24 +53,25 @@ enum class Form { winograd, bfloat16, bfloat16x3 };
 inline int64_t unit_of(Form form) { return form == Form::winograd ? 4 : 1; }
 
 // Layers in order.  Their weights are contiguous: for each layer its rows or tiles, then its bias,
-// every row padded to vectors.  The functions that add a layer return its index.
+// and the same for the gate's convolution, every row padded to vectors.
 class Layers {
  public:
   // `weights` may be null if only size() is needed.
   explicit Layers(const float* weights, Form form = Form::winograd)
       : weights_(weights), form_(form) {}
 
-  int head(int64_t channels, int64_t kernel);
-  int conv(int64_t channels, int input, Activation activation, int other = -1);
-  int pointwise(int64_t channels, int input, int other);
-  int upsample(int64_t channels, int64_t scale, int input);
+  // Adds a layer; its weights follow those of the layers before it.
+  void add(Layer layer);
 
   int64_t size() const { return size_; }  // floats of weights
   Form form() const { return form_; }
   const std::vector<Layer>& all() const { return layers_; }
 
  private:
-  int add(Layer layer, int64_t rows, int64_t chunks);
+  // The floats of a layer's weights, without its bias.
+  int64_t weights_of(const Layer& layer) const;
+  int64_t gate_weights_of(const Layer& layer) const;
+  const float* take(int64_t floats);
 
   const float* weights_;
   Form form_;
@@ -97,6 +107,7 @@ class Plan {
 
  private:
   void add(Layer layer);
+  void delay_heads();
   void set_rings();
   int64_t units(int64_t pixels) const { return (pixels + unit_ - 1) / unit_; }
 

@@ -8,7 +8,14 @@
 
 namespace espan::cpu {
 
-enum class Activation { none, silu, gate, add };
+// What follows the sums o of a layer: a function of o; o plus the other operand; or a gate, for the
+// other operand x: (x + o) (sigmoid(o) - 1/2), (x + o) g or (x + o) tanh(g), where g is a 1x1
+// convolution of o.
+enum class Activation { none, silu, relu, mish, add, gate_sigmoid, gate_linear, gate_tanh };
+
+inline bool has_gate_conv(Activation a) {
+  return a == Activation::gate_linear || a == Activation::gate_tanh;
+}
 
 // The type of an image's values.
 enum class Element { uint8, float32 };
@@ -29,7 +36,8 @@ struct ConvRow {
   const float* bias;
   int64_t weight_stride;
   Activation activation;
-  float* scratch;  // network_scratch() floats
+  const float *gate_weights, *gate_bias;  // [outputs][weight_stride], of the gate's convolution
+  float* scratch;                         // network_scratch() floats
 };
 
 // A row of a convolution of the image, or of a 1x1 convolution.
@@ -45,6 +53,7 @@ struct ProductRow {
   int64_t pixels, outputs;
   const float* weights;  // [depth][weight_stride]
   int64_t weight_stride;
+  Activation activation = Activation::none;  // of a head
 };
 
 // The range of the output before it is clamped.
@@ -66,11 +75,12 @@ struct Pixels {
   }
 };
 
-// One image of a batch: the head's input, the upsample layer's output, and the RGB mean that the
-// head subtracts.
+// One image of a batch: the input of height x width pixels, of which unshuffle x unshuffle are a
+// pixel of the network's layers; the output; and the RGB mean that is subtracted.
 struct Images {
   Pixels input, output;
   const float* mean;
+  int64_t height, width, unshuffle;
 };
 
 // A row of tiles of the last convolution, written to the image.  Its outputs are in the order
@@ -83,14 +93,34 @@ struct UpsampleRow {
   Range* range;
 };
 
+// Rows of the last layer for the concat of two feature maps: a depthwise 3x3, then a 1x1 that is
+// written to the image as by UpsampleRow.  The channels of the first map fill whole vectors.
+struct DepthwiseRow {
+  // For each of the two maps: the rows y - 1 to y + 4, starting one pixel left of the first column.
+  struct Map {
+    const float* in[6];
+    int64_t plane, channels;
+  } maps[2];
+  const float* weights;  // [9][channels_stride]
+  int64_t channels_stride;
+  ProductRow product;     // the 1x1, whose input is in `scratch`
+  Pixels image;           // at the first pixel
+  int64_t rows, columns;  // low-resolution pixels inside the image
+  int64_t scale;
+  Range* range;
+  float* scratch;  // depthwise_scratch() floats
+};
+
 // The kernels of one instruction set.
 struct NetworkKernels {
   int64_t lanes;
   int64_t (*scratch)(int64_t inputs, int64_t outputs);  // floats, for ConvRow and UpsampleRow
+  int64_t (*depthwise_scratch)(int64_t inputs, int64_t outputs);
   void (*conv)(const ConvRow&);
   void (*head)(const ProductRow&);       // in: pixels of three floats
   void (*pointwise)(const ProductRow&);  // in: a feature map
   void (*upsample)(const UpsampleRow&);
+  void (*depthwise)(const DepthwiseRow&);
 };
 
 }  // namespace espan::cpu

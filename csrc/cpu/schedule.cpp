@@ -40,13 +40,13 @@ bool Schedule::ready(int layer) const {
   if (group == plan_.groups()) return false;
   const int64_t end = plan_.first_row(l, group + 1);
   if (l.input >= 0 && !has_rows(l.input, end + l.reach())) return false;
-  if (l.other >= 0 && !has_rows(l.other, end)) return false;
+  if (l.other >= 0 && !has_rows(l.other, end + l.reach_from(l.other))) return false;
   // All readers must be past the rows that it overwrites.
   for (int index : l.readers) {
     const Layer& reader = plan_.layers()[index];
     const int64_t done = progress_[index].done;
-    if (done < plan_.groups() && plan_.first_row(reader, done) - reader.reach() < end - l.ring)
-      return false;
+    const int64_t reach = reader.reach_from(layer);
+    if (done < plan_.groups() && plan_.first_row(reader, done) - reach < end - l.ring) return false;
   }
   return true;
 }

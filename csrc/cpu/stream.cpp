@@ -49,9 +49,14 @@ class Strip {
     int64_t floats = 0;
     for (const Layer& layer : plan.layers()) {
       const int64_t width = plan.columns(strip, layer).count + layer.kernel;
-      if (layer.kind == Layer::head) floats = std::max(floats, (3 + layer.kernel) * width * 3);
+      int64_t needed = 0;
+      if (layer.kind == Layer::image) needed = width * layer.outputs;
+      if (layer.kind == Layer::head) needed = (3 + layer.kernel) * width * 3;
       if (layer.kind == Layer::conv || layer.kind == Layer::upsample)
-        floats = std::max(floats, kernels.scratch(layer.inputs, layer.outputs));
+        needed = kernels.scratch(layer.inputs, layer.outputs);
+      if (layer.kind == Layer::depthwise)
+        needed = kernels.depthwise_scratch(layer.inputs, layer.outputs);
+      floats = std::max(floats, needed);
     }
     return floats;
   }
@@ -92,6 +97,9 @@ class Strip {
   void run_row(const Layer& layer, const Rows& rows, int64_t y, float* scratch,
                Range* range) const {
     switch (layer.kind) {
+      case Layer::image:
+        run_image(rows, y, scratch);
+        break;
       case Layer::head:
         run_head(layer, rows, y, scratch);
         break;
@@ -103,20 +111,27 @@ class Strip {
         break;
       case Layer::upsample:
         return run_upsample(layer, rows, y, scratch, range);
+      case Layer::depthwise:
+        return run_depthwise(layer, rows, y, scratch, range);
     }
     clear_beyond(rows, y);
+  }
+
+  // The rows that a 3x3 reads for the rows y to y + 3, starting one pixel left of the first column.
+  void rows_around(const Rows& rows, const Rows& in, int64_t y, const float** to) const {
+    for (int64_t i = 0; i < 6; ++i) {
+      const int64_t from = y - 1 + i;
+      const bool inside = from >= 0 && from < plan_.height();
+      const int64_t left = rows.columns.first - in.columns.first - 1;
+      to[i] = inside ? in.at(from, left, kernels_.lanes) : zeros_;
+    }
   }
 
   ConvRow conv_row(const Layer& layer, const Rows& rows, int64_t y, float* scratch) const {
     const int64_t lanes = kernels_.lanes;
     const Rows& in = rings_[layer.input];
     ConvRow c{};
-    for (int64_t i = 0; i < 6; ++i) {
-      const int64_t from = y - 1 + i;
-      const bool inside = from >= 0 && from < plan_.height();
-      const int64_t left = rows.columns.first - in.columns.first - 1;
-      c.in[i] = inside ? in.at(from, left, lanes) : zeros_;
-    }
+    rows_around(rows, in, y, c.in);
     c.in_plane = in.plane;
     const Rows& other = layer.other < 0 ? in : rings_[layer.other];
     for (int64_t i = 0; i < 4; ++i) {
@@ -132,6 +147,8 @@ class Strip {
     c.bias = layer.bias;
     c.weight_stride = layer.weight_stride;
     c.activation = layer.activation;
+    c.gate_weights = layer.gate_weights;
+    c.gate_bias = layer.gate_bias;
     c.scratch = scratch;
     return c;
   }
@@ -148,6 +165,21 @@ class Strip {
     return r;
   }
 
+  void run_image(const Rows& rows, int64_t y, float* scratch) const {
+    const int64_t lanes = kernels_.lanes, values = values_of_pixel(images_);
+    for (int64_t i = 0; i < 4; ++i) {
+      read_image_rows(images_, y + i, 1, rows.columns.first, rows.columns.count, scratch);
+      for (int64_t c = 0; c < values; c += lanes) {
+        float* to = rows.at(y + i, 0, lanes) + c / lanes * rows.plane;
+        const int64_t some = std::min(lanes, values - c);
+        for (int64_t x = 0; x < rows.columns.count; ++x, to += lanes) {
+          std::copy_n(scratch + x * values + c, some, to);
+          std::fill(to + some, to + lanes, 0.0f);
+        }
+      }
+    }
+  }
+
   void run_head(const Layer& layer, const Rows& rows, int64_t y, float* scratch) const {
     const int64_t kernel = layer.kernel, radius = kernel / 2;
     const int64_t left = rows.columns.first - radius, pixels = rows.columns.count + 2 * radius;
@@ -155,8 +187,8 @@ class Strip {
     r.in_pitch = 3 * pixels;
     r.parts = kernel;
     r.depth = 3 * kernel * kernel;
-    read_image_rows(images_.input, images_.mean, plan_.height(), plan_.width(), y - radius,
-                    3 + kernel, left, pixels, scratch);
+    r.activation = layer.activation;
+    read_image_rows(images_, y - radius, 3 + kernel, left, pixels, scratch);
     for (int64_t i = 0; i < 4; ++i) {
       r.in = scratch + i * r.in_pitch;
       r.out = rows.at(y + i, 0, kernels_.lanes);
@@ -187,14 +219,40 @@ class Strip {
   void run_upsample(const Layer& layer, const Rows& rows, int64_t y, float* scratch,
                     Range* range) const {
     UpsampleRow u{conv_row(layer, rows, y, scratch)};
-    u.image = images_.output;
-    u.rows = std::min<int64_t>(plan_.height() - y, 4);
-    const int64_t x = rows.columns.first;
-    u.columns = std::min(plan_.width() - x, rows.columns.count);
-    for (u.scale = 1; 3 * u.scale * u.scale < layer.outputs;) ++u.scale;
-    u.image.data = images_.output.at(u.scale * y, u.scale * x);
-    u.range = range;
+    write_to_image(layer, rows, y, range, u);
     kernels_.upsample(u);
+  }
+
+  void run_depthwise(const Layer& layer, const Rows& rows, int64_t y, float* scratch,
+                     Range* range) const {
+    DepthwiseRow d{};
+    for (int i = 0; i < 2; ++i) {
+      const int source = i == 0 ? layer.other : layer.input;
+      rows_around(rows, rings_[source], y, d.maps[i].in);
+      d.maps[i].plane = rings_[source].plane;
+      d.maps[i].channels = plan_.layers()[source].outputs;
+    }
+    d.product = product_row(layer, rows);
+    d.product.depth = layer.inputs;
+    d.weights = layer.weights;
+    d.channels_stride = (layer.inputs + 15) / 16 * 16;
+    d.product.weights += 9 * d.channels_stride;
+    d.scratch = scratch;
+    write_to_image(layer, rows, y, range, d);
+    kernels_.depthwise(d);
+  }
+
+  // Where a row of the last layer goes.
+  template <class Row>
+  void write_to_image(const Layer& layer, const Rows& rows, int64_t y, Range* range,
+                      Row& row) const {
+    const int64_t x = rows.columns.first;
+    row.rows = std::min<int64_t>(plan_.height() - y, 4);
+    row.columns = std::min(plan_.width() - x, rows.columns.count);
+    for (row.scale = 1; 3 * row.scale * row.scale < layer.outputs;) ++row.scale;
+    row.image = images_.output;
+    row.image.data = images_.output.at(row.scale * y, row.scale * x);
+    row.range = range;
   }
 
   const Plan& plan_;

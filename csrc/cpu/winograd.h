@@ -136,10 +136,17 @@ inline void transform_group_out(const ConvRow& c, int64_t group, int64_t first, 
       return transform_tiles_out<Activation::none>(c, group, first, n, in, position);
     case Activation::silu:
       return transform_tiles_out<Activation::silu>(c, group, first, n, in, position);
-    case Activation::gate:
-      return transform_tiles_out<Activation::gate>(c, group, first, n, in, position);
+    case Activation::relu:
+      return transform_tiles_out<Activation::relu>(c, group, first, n, in, position);
+    case Activation::mish:
+      return transform_tiles_out<Activation::mish>(c, group, first, n, in, position);
     case Activation::add:
       return transform_tiles_out<Activation::add>(c, group, first, n, in, position);
+    case Activation::gate_sigmoid:
+      return transform_tiles_out<Activation::gate_sigmoid>(c, group, first, n, in, position);
+    case Activation::gate_linear:
+    case Activation::gate_tanh:  // by gate_rows
+      return transform_tiles_out<Activation::none>(c, group, first, n, in, position);
   }
 }
 

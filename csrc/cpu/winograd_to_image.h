@@ -3,18 +3,18 @@
 
 // Writes `pixels` results of one row, [group][pixel][lane], to `scale` rows of the image.
 template <class T>
-inline void store_image_row(const UpsampleRow& u, const float* results, int64_t plane,
-                            int64_t pixels, T* scratch, T* to) {
-  const int64_t vecs = groups(u.conv.outputs), step = vecs * kLanes;
-  VecRange range = start_range(*u.range);
+inline void store_image_row(const Pixels& image, int64_t scale, int64_t vecs, const float* results,
+                            int64_t plane, int64_t pixels, T* scratch, T* to, Range& all) {
+  const int64_t step = vecs * kLanes;
+  VecRange range = start_range(all);
   for (int64_t x = 0; x < pixels; ++x)
     for (int64_t g = 0; g < vecs; ++g) {
       const VecF v = load(results + g * plane + x * kLanes);
       widen(range, v);
       store(scratch + x * step + g * kLanes, v);
     }
-  end_range(range, *u.range);
-  shuffle(scratch, step, pixels, u.scale, u.image, to);
+  end_range(range, all);
+  shuffle(scratch, step, pixels, scale, image, to);
 }
 
 template <class T>
@@ -32,7 +32,8 @@ inline void upsample_tiles(const UpsampleRow& u) {
     const int64_t end = 4 * (first + n) < u.columns ? 4 * (first + n) : u.columns;
     T* to = static_cast<T*>(u.image.data) + 4 * first * u.scale * u.image.column;
     for (int64_t i = 0; i < u.rows; ++i, to += u.scale * u.image.row)
-      store_image_row(u, c.out[i], c.out_plane, end - 4 * first, shuffled, to);
+      store_image_row(u.image, u.scale, vecs, c.out[i], c.out_plane, end - 4 * first, shuffled, to,
+                      *u.range);
     first += n;
   }
 }

@@ -10,8 +10,6 @@ high is the weight rounded to bf16, and low is the remainder rounded to bf16.  B
 viewed as bf16.  The mean colour of the network comes first: 16 fp32 values, viewed as bf16.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -19,38 +17,49 @@ from torch.nn.functional import pad
 CHUNK, GROUP = 32, 16
 
 
-def head(weight: Tensor) -> Tensor:
+def head(weight: Tensor, *, halves: bool) -> Tensor:
     """(outputs, 3, k, k) -> (k, 3 k, outputs); the pixels of an image are not padded."""
-    return weight.detach().double().cpu().permute(2, 3, 1, 0).flatten(1, 2)
+    return _tiles(weight.permute(2, 3, 1, 0).flatten(1, 2), halves=halves)
 
 
-def conv(weight: Tensor) -> Tensor:
+def conv(weight: Tensor, *, halves: bool) -> Tensor:
     """(outputs, inputs, 3, 3) -> (3, 3 P, outputs); P is the inputs padded to whole groups."""
-    rows = weight.detach().double().cpu().permute(2, 3, 1, 0)
+    return _tiles(_rows(weight), halves=halves)
+
+
+def pointwise(weight: Tensor, *, halves: bool) -> Tensor:
+    """(outputs, inputs, 1, 1) -> (1, inputs, outputs)."""
+    return _tiles(weight[:, :, 0, 0].T[None], halves=halves)
+
+
+def depthwise(depth: Tensor, point: Tensor, *, first: int, halves: bool) -> Tensor:
+    """A depthwise 3x3 and a 1x1 as one 3x3, of `first` channels of one map and those of another.
+
+    In products of matrices it takes less time than 9 multiply-adds for each channel by vectors.
+    """
+    merged = point * depth.transpose(0, 1)
+    parts = (merged[:, :first], merged[:, first:])
+    return _tiles(torch.cat([_chunks(_rows(part)) for part in parts], dim=1), halves=halves)
+
+
+def vector(values: Tensor) -> Tensor:
+    """A bias."""
+    return pad(values.detach().cpu().float(), (0, -len(values) % GROUP)).view(torch.bfloat16)
+
+
+def _rows(weight: Tensor) -> Tensor:
+    rows = weight.permute(2, 3, 1, 0)
     return pad(rows, (0, 0, 0, -rows.shape[2] % GROUP)).flatten(1, 2)
 
 
-def pointwise(weight: Tensor) -> Tensor:
-    """(outputs, inputs) -> (1, inputs, outputs)."""
-    return weight.detach().double().cpu().T[None]
+def _chunks(rows: Tensor) -> Tensor:
+    return pad(rows, (0, 0, 0, -rows.shape[1] % CHUNK))
 
 
-def join(
-    mean: Sequence[float], layers: Sequence[tuple[Tensor, Tensor | None]], *, halves: bool
-) -> Tensor:
-    """Join the layers to a flat bf16 tensor.  The first layer, the head, always has two halves."""
-    parts = [_vector(torch.tensor(mean, dtype=torch.float32))]
-    for i, (weight, bias) in enumerate(layers):
-        outputs = weight.shape[2]
-        weight = pad(weight, (0, -outputs % GROUP, 0, -weight.shape[1] % CHUNK))
-        weight = weight.reshape(-1, CHUNK // 2, 2, weight.shape[2] // GROUP, GROUP)
-        weight = weight.permute(0, 3, 1, 4, 2)  # chunk, group, pair, output, 2
-        high = weight.bfloat16()
-        terms = [high, (weight - high).bfloat16()] if halves or i == 0 else [high]
-        parts.append(torch.stack(terms, dim=2).flatten())
-        parts.append(_vector(torch.zeros(outputs) if bias is None else bias.detach().cpu().float()))
-    return torch.cat(parts)
-
-
-def _vector(values: Tensor) -> Tensor:
-    return pad(values, (0, -len(values) % GROUP)).view(torch.bfloat16)
+def _tiles(rows: Tensor, *, halves: bool) -> Tensor:
+    rows = _chunks(pad(rows, (0, -rows.shape[2] % GROUP)))
+    rows = rows.reshape(-1, CHUNK // 2, 2, rows.shape[2] // GROUP, GROUP)
+    rows = rows.permute(0, 3, 1, 4, 2)  # chunk, group, pair, output, 2
+    high = rows.bfloat16()
+    terms = [high, (rows - high).bfloat16()] if halves else [high]
+    return torch.stack(terms, dim=2).flatten()

@@ -2,11 +2,9 @@
 
 A layer is a matrix (products, outputs), followed by its bias; rows are padded with zeros to whole
 vectors.  A 3x3 convolution is transformed for Winograd's F(4x4, 3x3): G g G^T, (36, inputs,
-outputs), computed in float64 and rounded once.  The first 16 values are the mean colour of the
-network.
+outputs), computed in float64 and rounded once.  The matrix of a depthwise convolution is (9,
+channels).  The first 16 values are the mean colour of the network.
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,20 +21,30 @@ _G = [
 ]
 
 
-def conv(weight: Tensor) -> Tensor:
-    """(outputs, inputs, 3, 3) -> (36 inputs, outputs) in float64."""
+def conv(weight: Tensor, *, halves: bool) -> Tensor:
+    """(outputs, inputs, 3, 3) -> (36 inputs, outputs), flat."""
     g = torch.tensor(_G, dtype=torch.float64)
-    return torch.einsum("pi,qj,ocij->pqco", g, g, weight.detach().double().cpu()).flatten(0, 2)
+    return _flat(torch.einsum("pi,qj,ocij->pqco", g, g, weight).flatten(0, 2))
 
 
-def pointwise(weight: Tensor) -> Tensor:
-    """(outputs, inputs) -> (inputs, outputs) in float64."""
-    return weight.detach().double().cpu().T
+def pointwise(weight: Tensor, *, halves: bool) -> Tensor:
+    """(outputs, inputs, 1, 1) -> (inputs, outputs), flat."""
+    return _flat(weight[:, :, 0, 0].T)
 
 
-def head(weight: Tensor) -> Tensor:
-    """(outputs, inputs, k, k) -> (k k inputs, outputs) in float64."""
-    return weight.detach().double().cpu().permute(2, 3, 1, 0).flatten(0, 2)
+def head(weight: Tensor, *, halves: bool) -> Tensor:
+    """(outputs, inputs, k, k) -> (k k inputs, outputs), flat."""
+    return _flat(weight.permute(2, 3, 1, 0).flatten(0, 2))
+
+
+def depthwise(depth: Tensor, point: Tensor, *, first: int, halves: bool) -> Tensor:
+    """(inputs, 1, 3, 3) and (outputs, inputs, 1, 1) -> (9, inputs) and (inputs, outputs), flat."""
+    return torch.cat([_flat(depth.flatten(1).T), pointwise(point, halves=halves)])
+
+
+def vector(values: Tensor) -> Tensor:
+    """A bias."""
+    return _flat(values.detach().cpu()[None])
 
 
 def upsample_order(scale: int) -> Tensor:
@@ -49,16 +57,6 @@ def upsample_order(scale: int) -> Tensor:
     return torch.cat([order, order[:1].expand(-len(order) % LANES)])
 
 
-def _pad(rows: Tensor) -> Tensor:
+def _flat(rows: Tensor) -> Tensor:
     """Pad rows with zeros to whole vectors."""
-    return torch.nn.functional.pad(rows, (0, -rows.shape[-1] % LANES))
-
-
-def join(mean: Sequence[float], layers: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
-    """Join to a flat float32 tensor: mean colour, then each layer's rows and its bias or zeros."""
-    parts = [torch.tensor([*mean, *[0.0] * (LANES - len(mean))], dtype=torch.float64)]
-    for rows, bias in layers:
-        zeros = torch.zeros(rows.shape[-1], dtype=torch.float64)
-        of_layer = zeros if bias is None else bias.detach().double().cpu()
-        parts += [_pad(rows.detach()), _pad(of_layer[None])]
-    return torch.cat([part.flatten() for part in parts]).float()
+    return torch.nn.functional.pad(rows, (0, -rows.shape[-1] % LANES)).flatten().float()

@@ -1,6 +1,6 @@
 """Networks and images for the tests of the op `network`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from espan.engines.streamed import layers_of
+from espan.folding import fold
 from espan.imaging import modcrop, read_image
-from espan_kernels import network, pack_network, reference
-
-Kernel = tuple[Tensor, Tensor]
+from espan.models import Architecture, Network, Normalization
+from espan_kernels import Layer, describe_network, network, pack_network, reference
 
 
 @dataclass(frozen=True)
@@ -26,62 +27,64 @@ class Case:
     concat_activation: bool = False
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     gain: float = 1.0  # factor of the head's weights, like an img_range
-    kernels: dict[str, object] = field(default_factory=dict, compare=False, repr=False)
+    more: tuple[tuple[str, object], ...] = ()  # other fields of `Architecture`
+    layers: list[Layer] = field(default_factory=list, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(self.channels)
+        network = Network(self.architecture).double().requires_grad_(False)
+        for parameter in network.parameters():
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else 25
+            values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(values / fan_in**0.5)
+        self.layers.extend(cast(layer, torch.float32) for layer in layers_of(fold(network)))
 
-        def kernel(outputs: int, inputs: int, width: int, gain: float = 1.0) -> Kernel:
-            shape = (outputs, inputs, width, width)
-            weight = torch.randn(shape, generator=generator, dtype=torch.float64)
-            bias = torch.randn(outputs, generator=generator, dtype=torch.float64) / 5
-            # fp32 values, so that reference and kernel use the same weights.
-            weight = gain * weight / (inputs * width * width) ** 0.5
-            return weight.float().double(), bias.float().double()
-
-        c = self.channels
-        sides = 3 if self.concat_activation else 2
-        self.kernels.update(
-            head_kernel=kernel(c, 3, self.head_kernel, self.gain),
-            blocks=[[kernel(c, c, 3) for _ in range(n)] for n in self.convs],
-            concat_last=kernel(c, c, 3),
-            concat_side=[kernel(c, c, 1)[0][:, :, 0, 0] for _ in range(sides)],
-            upsample=kernel(3 * self.scale**2, c, 3),
+    @property
+    def architecture(self) -> Architecture:
+        return Architecture(
+            self.channels,
+            self.convs,
+            scale=self.scale,
+            head_kernel=self.head_kernel,
+            concat_last="activation" if self.concat_activation else "output",
+            normalization=Normalization(self.mean, self.gain),
+            **dict(self.more),  # type: ignore[arg-type]
         )
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The options that the op and its packing share."""
+        architecture = self.architecture
+        return {"unshuffle": architecture.unshuffle, "scale": architecture.tail_scale}
 
     def pack(self, dtype: torch.dtype | None = None) -> Tensor:
         """The packed weights for the CPU path in use."""
-        return pack_network(
-            *self.kernels.values(),  # type: ignore[arg-type]
-            scale=self.scale,
-            mean=self.mean,
-            dtype=dtype,
-        )
+        return pack_network(self.layers, mean=self.mean, dtype=dtype, **self.sizes)
+
+    def describe(self) -> list[int]:
+        """The layers without their weights."""
+        return describe_network(self.layers, unshuffle=self.sizes["unshuffle"])
 
     def run(self, image: Tensor, packed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run the op."""
-        return network(
-            image,
-            self.pack() if packed is None else packed,
-            channels=self.channels,
-            head_kernel=self.head_kernel,
-            convs=self.convs,
-            concat_activation=self.concat_activation,
-            scale=self.scale,
-        )
+        packed = self.pack() if packed is None else packed
+        return network(image, packed, layers=self.describe(), **self.sizes)
 
     def reference(self, image: Tensor, dtype: torch.dtype) -> Tensor:
         """Run the reference in float32 or float64."""
+        layers = [cast(layer, dtype) for layer in self.layers]
+        return reference.network(image, layers, mean=self.mean, **self.sizes)
 
-        def cast(value: object) -> object:
-            if isinstance(value, Tensor):
-                return value.to(dtype)
-            if isinstance(value, Sequence):
-                return type(value)(cast(v) for v in value)  # type: ignore[call-arg]
-            return value
 
-        kernels = [cast(value) for value in self.kernels.values()]
-        return reference.network(image, *kernels, scale=self.scale, mean=self.mean)  # type: ignore[arg-type]
+def cast(layer: Layer, dtype: torch.dtype) -> Layer:
+    """The layer with weights of another dtype; fp32 values are the same in both."""
+
+    def to(value: object) -> object:
+        if isinstance(value, Tensor):
+            return value.to(dtype)
+        return tuple(map(to, value)) if isinstance(value, tuple) else value
+
+    return Layer(*map(to, layer))  # type: ignore[arg-type]
 
 
 SPAN_MEAN = (0.4488, 0.4371, 0.4040)
@@ -100,6 +103,32 @@ FAMILY = [
     Case(52, (2,), scale=3),
     Case(64, (3,), scale=8),
     Case(70, (2,), head_kernel=7, scale=2),
+]
+SPANV2 = (
+    ("activation", "relu"),
+    ("gate", "linear"),
+    ("bias", False),
+    ("stem", "activated_block"),
+    ("tail", "depthwise"),
+)
+SPANF = (("stem", "block"), ("tail", "pointwise"))
+SPANF3 = (("activation", "relu"), ("gate", "tanh"), ("tail", "pointwise"))
+# The newer members, and mixtures that no published network has.
+NEWER = [
+    Case(32, (3,) * 5, more=SPANV2),
+    Case(20, (3, 2), scale=3, more=SPANV2, mean=SPAN_MEAN, gain=3.0),
+    Case(7, (3,), scale=2, more=SPANV2),
+    Case(52, (3, 3), scale=1, more=SPANV2),
+    Case(32, (3,) * 5, more=SPANF),
+    Case(26, (3, 3, 2), scale=2, more=SPANF),
+    Case(48, (3,) * 5, scale=2, concat_activation=True, more=(*SPANF3, ("unshuffle", 2))),
+    Case(64, (3, 3), scale=2, concat_activation=True, more=(*SPANF3, ("unshuffle", 2))),
+    Case(18, (3, 2), scale=1, concat_activation=True, more=(*SPANF3, ("unshuffle", 4))),
+    Case(70, (2,), scale=1, more=(*SPANF3, ("unshuffle", 3))),
+    Case(40, (3,), concat_activation=True, more=SPANF3),
+    Case(48, (3, 3), concat_activation=True, more=(("activation", "mish"),)),
+    Case(30, (3, 2), scale=3, concat_activation=True, more=(("activation", "mish"),)),
+    Case(33, (2, 3), scale=2, more=(("activation", "mish"), ("gate", "linear"))),
 ]
 
 

@@ -16,7 +16,7 @@ So K = 512 + 27 C + 1, plus 1 for products of these errors.  For one product (bf
 2 * 2^16 + 2^8 + 9 C + 2.  Values below about 2^-110, which lose digits, are excluded.
 
 The layer is the last convolution of the network.  The image reaches it through a head that copies
-its colours, in both halves, and a concat that copies the head.
+its colours, in both halves, and a 1x1 that copies the head.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ from espan import checkpoints
 from espan.evaluation.metrics import psnr
 from espan.fused import FusedNetwork
 from espan_kernels import _library
-from tests.kernels.network_cases import ESPAN, FAMILY, SPAN, Case, image, photographs
+from tests.kernels.network_cases import ESPAN, FAMILY, NEWER, SPAN, Case, image, photographs
 from tests.kernels.test_winograd_cpu import layer
 from tests.kernels.winograd_bound import inputs
 from tests.tolerance import assert_accurate
@@ -117,7 +117,7 @@ def test_bias(dtype: torch.dtype | None) -> None:
     assert torch.equal(y, bias.view(1, -1, 1, 1).expand_as(y))
 
 
-@pytest.mark.parametrize("case", FAMILY, ids=str)
+@pytest.mark.parametrize("case", FAMILY + NEWER, ids=str)
 def test_bfloat16_family(case: Case) -> None:
     """Sums are in fp32, so the error is within the rule for bf16, which rounds every result."""
     packed = case.pack(torch.bfloat16)

@@ -1,21 +1,22 @@
 """`network` as a PyTorch op: compile, export, packing, errors."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from espan_kernels import _library, network, pack_network
-from tests.kernels.network_cases import SPAN, Case, image
+from tests.kernels.network_cases import Case, cast, image
 
 needs_library = pytest.mark.skipif(_library.compiled is None, reason=_library.why_not_compiled)
 SMALL = Case(8, (2, 3), head_kernel=5, scale=2)
 op = torch.ops.espan.network
 
 
-def description(case: Case) -> tuple[int, int, list[int], bool, int]:
-    return case.channels, case.head_kernel, list(case.convs), case.concat_activation, case.scale
+def description(case: Case) -> tuple[list[int], int, int]:
+    return case.describe(), case.sizes["unshuffle"], case.sizes["scale"]
 
 
 @needs_library
@@ -66,9 +67,9 @@ def test_no_gradient() -> None:
 
 
 def test_packing_takes_float32_and_float64() -> None:
-    half = Case(6, (2,))
-    half.kernels["head_kernel"] = tuple(t.float() for t in half.kernels["head_kernel"])  # type: ignore[attr-defined]
-    assert torch.equal(half.pack(), Case(6, (2,)).pack())
+    case = Case(6, (2,))  # whose weights are in float32
+    wide = [cast(layer, torch.float64) for layer in case.layers]
+    assert torch.equal(pack_network(wide, scale=4), case.pack())
 
 
 X = torch.zeros(1, 3, 4, 4)
@@ -90,24 +91,61 @@ def test_bad_images(x: Tensor, message: str) -> None:
 
 
 @needs_library
+def test_small_images_cannot_be_unshuffled() -> None:
+    case = Case(8, (2,), scale=1, more=(("unshuffle", 4),))
+    with pytest.raises(RuntimeError, match="height and width must be at least 4 to be unshuffled"):
+        case.run(image(1, 3, 9, 3))
+    assert case.run(image(1, 3, 9, 4))[0].shape == (1, 3, 12, 4)
+
+
+HEAD, PLUS, LAST = [1, -1, -1, 0, 8, 3], [2, 0, -1, 1, 8, 3], [4, 1, -1, 0, 12, 3]
+
+
+@needs_library
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("layers", "message"),
     [
-        ({0: 40}, r"packed has \d+ values; for this network it must have \d+"),
-        ({0: 0}, "channels and scale must be at least 1, head_kernel odd; got 0, 2, 5"),
-        ({1: 4}, "channels and scale must be at least 1, head_kernel odd; got 8, 2, 4"),
-        ({2: []}, "convs must have an entry for each block"),
-        ({2: [3, 4]}, "convs must be 2 or 3 for each block; got 4"),
-        ({3: True}, "packed has"),
-        ({4: -1}, "channels and scale must be at least 1"),
+        ([HEAD, PLUS, [4, 1, -1, 0, 12]], "layers must have 6 numbers for each layer; got 17"),
+        ([], "layers must have 6 numbers for each layer; got 0"),
+        ([HEAD, [6, 0, -1, 1, 8, 3], LAST], "layer 1 is of no known kind or activation"),
+        ([HEAD, [2, 0, -1, 8, 8, 3], LAST], "layer 1 is of no known kind or activation"),
+        ([HEAD, [2, 0, -1, 1, 5000, 3], LAST], "layer 1 has the number 5000"),
+        ([HEAD, [2, 0, -2, 1, 8, 3], LAST], "layer 1 has the number -2"),
+        ([HEAD, [2, 0, -1, 1, 0, 3], LAST], "layer 1 must have 1 to 4096 outputs"),
+        ([HEAD, [2, 1, -1, 1, 8, 3], LAST], "layer 1 must read a layer before it"),
+        ([HEAD, [2, -1, -1, 1, 8, 3], LAST], "layer 1 must read a layer before it"),
+        ([[1, -1, -1, 0, 8, 4], PLUS, LAST], "layer 0 must have an odd kernel"),
+        ([HEAD, [2, 0, 1, 4, 8, 3], LAST], "layer 1 must add or gate with a layer before it"),
+        ([HEAD, [2, 0, -1, 4, 8, 3], LAST], "layer 1 must have a layer to add or gate with"),
+        ([HEAD, [2, 0, 0, 1, 8, 3], LAST], "layer 1 must have a layer to add or gate with"),
+        ([HEAD, [2, 0, 0, 5, 9, 3], LAST], "layer 1 must have as many outputs as the layer"),
+        ([HEAD, [3, 0, 0, 0, 8, 1], LAST], "layer 0 is added to one layer and read otherwise by"),
+        ([HEAD, [3, 0, -1, 1, 8, 1], LAST], "layer 1 cannot have an activation"),
+        ([HEAD, [3, 0, 0, 5, 8, 1], LAST], "layer 1 cannot add or gate: only a conv can"),
+        ([[0, -1, -1, 0, 4, 1], PLUS, LAST], r"layer 0 must have 3 unshuffle\^2 outputs"),
+        ([HEAD, PLUS, [4, 1, -1, 0, 27, 3]], r"layer 2 must have 3 scale\^2 outputs"),
+        ([HEAD, PLUS, [5, 1, 0, 0, 12, 1]], "layer 2 needs a multiple of 16 channels in its first"),
+        ([HEAD, PLUS], "the last layer, and no other, must write the image"),
+        ([HEAD, PLUS, LAST, LAST], "the last layer, and no other, must write the image"),
+        ([HEAD, PLUS, [4, 0, -1, 0, 12, 3]], "layer 1 is not read by any other"),
+        ([HEAD, PLUS, [2, 1, -1, 1, 8, 3], [4, 2, -1, 0, 12, 3]], r"packed has \d+ values; for"),
     ],
 )
-def test_bad_descriptions(changes: dict[int, object], message: str) -> None:
-    arguments: list[object] = list(description(SMALL))
-    for at, value in changes.items():
-        arguments[at] = value
+def test_bad_layers(layers: list[list[int]], message: str) -> None:
+    numbers = [number for layer in layers for number in layer]
+    packed = torch.zeros(16 + 27 * 16 + 16 + 2 * (36 * 8 * 16 + 16))
     with pytest.raises(RuntimeError, match=f"^espan::network: {message}"):
-        op(X, SMALL.pack(), *arguments)
+        op(X, packed, numbers, 1, 2)
+    good = [number for layer in (HEAD, PLUS, LAST) for number in layer]
+    op(X, packed, good, 1, 2)
+
+
+@needs_library
+@pytest.mark.parametrize(("unshuffle", "scale"), [(0, 2), (17, 2), (1, 0), (1, 33), (2, 2)])
+def test_bad_scales(unshuffle: int, scale: int) -> None:
+    message = "cannot read an unshuffled" if unshuffle == 2 else "unshuffle must be 1 to 16 and"
+    with pytest.raises(RuntimeError, match=message):
+        op(X, SMALL.pack(), SMALL.describe(), unshuffle, scale)
 
 
 @needs_library
@@ -120,27 +158,37 @@ def test_bad_weights() -> None:
             op(X, bad, *description(SMALL))
 
 
-def test_bad_kernels() -> None:
-    good = SPAN.kernels
-    c = SPAN.channels
-    for name, bad, message in [
-        ("head_kernel", (torch.zeros(c, 3, 4, 4), torch.zeros(c)), "head has shapes"),
-        ("concat_last", (torch.zeros(c, c, 3, 3), torch.zeros(1)), "concat_last has shapes"),
-        ("upsample", (torch.zeros(27, c, 3, 3), torch.zeros(27)), r"upsample .* \[48, 28, 3, 3\]"),
-        ("blocks", [[(torch.zeros(c, 2, 3, 3), torch.zeros(c))] * 2], r"blocks\[0\]\[0\] has"),
-        ("blocks", [], "got 0 blocks and 3 weights"),
-        ("concat_side", [torch.zeros(c, c)], "got 6 blocks and 1 weights"),
-        ("concat_side", [torch.zeros(c, c), torch.zeros(c)], r"concat_side\[1\] has shape \[28\]"),
-    ]:
-        with pytest.raises(ValueError, match=f"^pack_network: {message}"):
-            pack_network(*(good | {name: bad}).values(), scale=4)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("index", "change", "message"),
+    [
+        (0, {"weight": torch.zeros(8, 3, 4, 4)}, r"head: the weight .*; it must be \[8, 3, 5, 5\]"),
+        (0, {"weight": None}, "layer 0, head, lacks a weight"),
+        (2, {"weight": torch.zeros(8, 2, 3, 3)}, r"conv: the weight .* \[8, 2, 3, 3\]; it must be"),
+        (2, {"bias": torch.zeros(1)}, r"the bias has shape \[1\]; it must be \[8\]"),
+        (4, {"activation": "gate_tanh"}, "layer 4, conv, lacks a gate's conv"),
+        (
+            4,
+            {"activation": "gate_tanh", "gate": (torch.zeros(8, 8), torch.zeros(8))},
+            r"the gate's weight .* must be \[8, 8, 1, 1\]",
+        ),
+        (2, {"gate": (torch.zeros(8, 8, 1, 1), torch.zeros(8))}, "has a gate's convolution"),
+        (5, {"bias": torch.zeros(8)}, "layer 5, pointwise, adds layer 1 and has a bias"),
+        (-1, {"weight": torch.zeros(27, 8, 3, 3)}, r"must be \[12, 8, 3, 3\]"),
+        (-1, {"kind": "depthwise", "weight": torch.zeros(12, 20, 1, 1)}, "lacks depthwise"),
+    ],
+)
+def test_bad_weights_of_layers(index: int, change: dict[str, Any], message: str) -> None:
+    layers = list(Case(8, (3, 2), scale=2).layers)
+    layers[index] = layers[index]._replace(**change)
+    with pytest.raises(ValueError, match=f"^pack_network: .*{message}"):
+        pack_network(layers, scale=2)
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_library, "compiled", None)
     monkeypatch.setattr(_library, "why_not_compiled", "it is not installed")
     with pytest.raises(RuntimeError, match=r"^espan::network: it is not installed"):
-        network(X, X, channels=8, head_kernel=3, convs=(2,), concat_activation=False, scale=2)
+        network(X, X, layers=[], scale=2)
 
 
 def test_explicit_float32_is_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """The error of one layer of the network is within the bound of winograd_bound.py on every CPU path.
 
 The layer is the last convolution of the network.  The image reaches it unchanged, through a head
-that copies its colours and a concat that copies the head.
+that copies its colours and a 1x1 that copies the head.
 """
 
 import pytest
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from espan_kernels import _library, network, pack_network
+from espan_kernels import Layer, _library, describe_network, network, pack_network
 from tests.kernels.winograd_bound import AMPLIFICATION, AT, BT, KINDS, G, bound, inputs
 
 pytestmark = pytest.mark.skipif(_library.compiled is None, reason=_library.why_not_compiled)
@@ -19,27 +19,16 @@ def layer(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype = torch.fl
     """(N, 3, H, W), its colours repeated over the channels -> (N, outputs, H, W)."""
     outputs, channels = weight.shape[:2]
     scale = round((outputs / 3) ** 0.5)
-    zero = torch.zeros(channels, channels, 3, 3), torch.zeros(channels)
     copies = torch.zeros(channels, 3, 1, 1)
     copies[torch.arange(channels), torch.arange(channels) % 3] = 1
-    packed = pack_network(
-        (copies, torch.zeros(channels)),
-        [[zero, zero]],
-        zero,
-        [torch.eye(channels), torch.zeros(channels, channels)],
-        (weight, bias),
-        scale=scale,
-        dtype=dtype,
-    )
-    y, _ = network(
-        x,
-        packed,
-        channels=channels,
-        head_kernel=1,
-        convs=(2,),
-        concat_activation=False,
-        scale=scale,
-    )
+    same = torch.eye(channels)[:, :, None, None]
+    layers = [
+        Layer("head", weight=copies),
+        Layer("pointwise", input=0, weight=same),
+        Layer("upsample", input=1, weight=weight, bias=bias),
+    ]
+    packed = pack_network(layers, scale=scale, dtype=dtype)
+    y, _ = network(x, packed, layers=describe_network(layers), scale=scale)
     return F.pixel_unshuffle(y, scale)
 
 

@@ -36,11 +36,18 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + bias.view(-1, 1, 1)
 
 
-def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: int = 0) -> Tensor:
-    # The head's three inputs are convolved directly.
-    if weight.shape[1] != 3 and weight.shape[2:] == (3, 3) and x.dtype == torch.float32:
+def _conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: int = 0, groups: int = 1
+) -> Tensor:
+    # The head's three inputs and depthwise convolutions are convolved directly.
+    if (
+        groups == 1
+        and weight.shape[1] != 3
+        and weight.shape[2:] == (3, 3)
+        and x.dtype == torch.float32
+    ):
         return conv3x3(x, weight, bias)
-    return _direct(x, weight, bias, padding=padding)
+    return _direct(x, weight, bias, padding=padding, groups=groups)
 
 
 @contextmanager
