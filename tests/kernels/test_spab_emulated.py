@@ -175,8 +175,11 @@ def test_all_sizes_and_orders(
     dtype: torch.dtype,
 ) -> None:
     sizes = [(1, 1), (1, 7), (9, 1), (rows - 1, 27), (rows, 28), (rows + 1, 29), (2 * rows + 3, 57)]
+    orders = [0, 1, 2, 3]
+    if kind != SPAN:  # what differs depends on neither
+        sizes, orders = sizes[1::5], [3]
     for instance in instances(emulated, dtype, p, rows):
-        for order in (0, 1, 2, 3):
+        for order in orders:
             run = runner(emulated, instance, order, kind)
             for size in sizes:
                 check(run, channels, convs, dtype, (1, *size), kind=kind)

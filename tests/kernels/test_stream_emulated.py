@@ -247,11 +247,14 @@ def test_spab_at_all_sizes_and_orders(
     kind: Kind, p: int, channels: int, convs: int, dtype: torch.dtype
 ) -> None:
     module = load_spab(kind)
-    for order in range(4):
-        for rows in (1, 3, 16):
-            run = spab_runner(module, p, dtype, rows, order)
-            for size in [(1, 1), (1, 7), (9, 1), (17, 59), (3, 60), (16, 61), (5, 121)]:
-                check_spab(run, channels, convs, dtype, (1, *size), kind=kind)
+    sizes = [(17, 59), (16, 61), (5, 121), (9, 1), (1, 1), (1, 7), (3, 60)]
+    cases = [(order, rows) for order in range(4) for rows in (1, 3, 16)]
+    if kind != SPAN:  # what differs depends on neither
+        sizes, cases = sizes[:4], [(1, 16), (3, 3)]
+    for order, rows in cases:
+        run = spab_runner(module, p, dtype, rows, order)
+        for size in sizes:
+            check_spab(run, channels, convs, dtype, (1, *size), kind=kind)
 
 
 @pytest.fixture(scope="module")
