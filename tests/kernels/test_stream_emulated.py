@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.emulator.build import Bug, Module, buffer, load, poisoned
-from tests.kernels.spab_cases import KINDS, SPAN, Kind
+from tests.kernels.spab_cases import KINDS, SPAN, Kind, check_not_finite
 from tests.kernels.spab_cases import check as check_spab
 from tests.kernels.tail_cases import check as check_tail
 
@@ -220,6 +220,7 @@ def test_other_activations_and_gates(kind: Kind, convs: int) -> None:
     for order, (rows, shape) in enumerate([(1, (1, 1, 1)), (4, (2, 6, 7)), (5, (1, 5, 61))]):
         run = spab_runner(module, p, torch.float16, rows, order)
         check_spab(run, p if order else channels, convs, torch.float16, shape, kind=kind)
+    check_not_finite(run, p, kind)
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
