@@ -230,12 +230,13 @@ struct PixelRows : StreamStrip<S> {
   template <class Widen>
   __device__ __forceinline__ void store(uint32_t slot, int y, const Raw& raw, Widen widen) const {
     const bool row_inside = has_row(y);
+    const int from = recompute(value);  // not the places of all values in registers
 #pragma unroll
     for (int dy = 0; dy < u; ++dy)
 #pragma unroll
       for (int i = 0; i < kLoads; ++i) {
-        const int pixel = value / (3 * u) + i * (kApart / (3 * u));
-        const int of_pixel = value % (3 * u) + 3 * u * dy;
+        const int pixel = from / (3 * u) + i * (kApart / (3 * u));
+        const int of_pixel = from % (3 * u) + 3 * u * dy;
         const uint32_t v = T::pack(widen(raw[dy][i]) - mean, 0);
         const auto bits = static_cast<uint16_t>(row_inside && column[i] >= 0 ? v : 0);
         store_shared(slot + S::Pixels::offset(pixel, of_pixel / 8) + of_pixel % 8 * 2, bits,

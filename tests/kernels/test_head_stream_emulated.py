@@ -68,7 +68,7 @@ BUGS: dict[str, Bug] = {
     ),
     "results taken before the wait": (
         FILE,
-        "      wgmma_wait();\n",
+        "      wgmma_wait<0>();\n",
         "",
     ),
     "weights not waited for": (
@@ -85,6 +85,44 @@ BUGS: dict[str, Bug] = {
         FILE,
         "row_inside && inside[i] ? v : 0",
         "row_inside ? v : 0",
+    ),
+}
+# Of the unshuffled image.
+PIXEL_BUGS: dict[str, Bug] = {
+    "the padding of the pixels not cleared": (
+        FILE,
+        "  HeadRows<S>::prepare(ring, thread);\n",
+        "",
+    ),
+    "the padding cleared when others store": (
+        FILE,
+        "  HeadRows<S>::prepare(ring, thread);\n  synchronize();\n",
+        "  synchronize();\n  HeadRows<S>::prepare(ring, thread);\n",
+    ),
+    "no reflection": (
+        "head.cuh",
+        "return i < size ? i : 2 * size - 2 - i;",
+        "return i < size ? i : -1;",
+    ),
+    "the reflection a pixel off": (
+        "head.cuh",
+        "2 * size - 2 - i",
+        "2 * size - 1 - i",
+    ),
+    "the image rows of a pixel in the wrong order": (
+        FILE,
+        "reflected(u * y + dy, ",
+        "reflected(u * y + u - 1 - dy, ",
+    ),
+    "pixels beside the image not zero": (
+        FILE,
+        "row_inside && column[i] >= 0 ? v : 0",
+        "row_inside ? v : 0",
+    ),
+    "windows a column off": (
+        FILE,
+        "thread % 16 + dx, thread / 16 % 2",
+        "thread % 16 + 2 - dx, thread / 16 % 2",
     ),
 }
 
@@ -205,7 +243,7 @@ def planted() -> dict[str, Module]:
     with ThreadPoolExecutor(2) as pool:
         built = {
             k: pool.submit(load, "head_hopper", bug=bug, macros=("ESPAN_ONE_TYPE",))
-            for k, bug in BUGS.items()
+            for k, bug in (BUGS | {f"unshuffled: {k}": b for k, b in PIXEL_BUGS.items()}).items()
         }
     return {name: module.result() for name, module in built.items()}
 
@@ -219,3 +257,16 @@ def test_a_planted_bug_is_found(planted: dict[str, Module], name: str) -> None:
         image = image_of((1, 40, 9), torch.float32, "strided")
         with pytest.raises((AssertionError, RuntimeError)):
             check(run, 16, 3, torch.float16, image)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PIXEL_BUGS)
+def test_a_planted_bug_of_the_unshuffled_image_is_found(
+    planted: dict[str, Module], name: str
+) -> None:
+    for order in range(4):
+        module = planted[f"unshuffled: {name}"]
+        run = runner(module, 16, 3, torch.float16, 8, 1, order, unshuffle=2)
+        image = image_of((1, 79, 17), torch.float32, "strided")
+        with pytest.raises((AssertionError, RuntimeError)):
+            check(run, 16, 3, torch.float16, image, unshuffle=2)

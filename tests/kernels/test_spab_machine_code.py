@@ -1,4 +1,4 @@
-"""The machine code of spab, head and tail uses tensor cores and no local memory."""
+"""The machine code of spab, head, tail and upsample uses tensor cores and no local memory."""
 
 import hashlib
 import os
@@ -20,9 +20,16 @@ IN_LIBRARY = ("8.0", "9.0", "10.0", "12.0")
 COMPILED_HERE = ("8.6", "8.9")
 COMPILED = [pytest.param(arch, marks=pytest.mark.slow) for arch in COMPILED_HERE]
 # The instruction with which each loads the pixels of an mma.
-KERNELS = {"spab_kernel": "LDSM", "tail_kernel": "LDSM", "head_kernel": "LDS"}
+KERNELS = {
+    "spab_kernel": "LDSM",
+    "tail_kernel": "LDSM",
+    "head_kernel": "LDS",
+    "head_pixels_kernel": "LDSM",
+    "upsample_kernel": "LDSM",
+}
+SOURCES = ("spab", "tail", "head", "upsample")
 # Template arguments after the type.  The last ones are the warps that share rows, the warps that
-# share channels and, except for the tail, the blocks per SM.
+# share channels and, except for the tail, the blocks per SM.  That of upsample is the height.
 ARGUMENTS = re.compile(r"Float16E((?:Li\d+E)+)E+v")
 
 pytestmark = pytest.mark.skipif(
@@ -58,7 +65,7 @@ def fat_binaries() -> list[Path]:
     for arch in COMPILED_HERE:
         number = arch.replace(".", "")
         command += [f"-gencode=arch=compute_{number},code=sm_{number}"]
-    files = [kept / f"{kernel.removesuffix('_kernel')}.fatbin" for kernel in KERNELS]
+    files = [kept / f"{source}.fatbin" for source in SOURCES]
     for file in files:
         if not file.exists():
             part = file.with_suffix(f".{os.getpid()}")
@@ -116,7 +123,7 @@ def test_convolutions_use_tensor_cores(arch: str) -> None:
         load = KERNELS[kernel]
         with_pixels = [b for b in convolutions if any(n.split(".")[0] == load for n in b)]
         # Three convolutions; two (the tail's 1x1 reads device memory); one.
-        assert len(with_pixels) == {"spab_kernel": 3, "tail_kernel": 2, "head_kernel": 1}[kernel]
+        assert len(with_pixels) == {"spab_kernel": 3, "tail_kernel": 2}.get(kernel, 1)
         for body in with_pixels:
             products = sum(n.startswith("HMMA") for n in body)
             loads = sum(n.split(".")[0] == load for n in body)
@@ -140,7 +147,10 @@ def test_resources(arch: str) -> None:
         match = ARGUMENTS.search(name)
         assert match is not None, name
         arguments = [int(n) for n in re.findall(r"\d+", match[1])]
-        rows, channels, blocks = [*arguments, 1][-3:] if "tail" in name else arguments[-3:]
+        if "upsample" in name:
+            rows, channels, blocks = arguments[-1] // 4, 1, 1
+        else:
+            rows, channels, blocks = [*arguments, 1][-3:] if "tail" in name else arguments[-3:]
         registers = re.search(r"REG:(\d+)", line)
         assert registers is not None
         # An SM has 65,536 registers, allocated to warps in units of 8 per thread.
@@ -162,9 +172,15 @@ def test_streamed_products_run_asynchronously() -> None:
         steps = p // 16
         taps = 9 * steps * (3 if p > 32 else 1)  # of three rows; above 32 channels they are apart
         if "head" in name:  # a loop has one row
-            groups, products = 1, others[0] * -(-3 * others[0] // 16)
-        elif "tail" in name:  # three rows of two convolutions, and of the sides
+            kernel, unshuffle, _ = others
+            groups, products = 1, kernel * -(-(3 if unshuffle == 1 else 16) * kernel // 16)
+        elif "upsample" in name:  # three rows
+            groups, products = 6, 9 * steps * (3 if p > 96 else 1)
+        elif "tail" in name and others[2] == 3:  # three rows of two convolutions, and of the sides
             groups, products = 12, taps + 9 * steps + 3 * others[1] * steps
+        elif "tail" in name:  # a row of all maps, and three rows of a convolution
+            up = 9 * steps * (3 if p > 48 else 1)
+            groups, products = 7, (1 + others[1]) * steps + up
         else:  # three rows of three convolutions; the gate's 1x1 also of the last row
             learned = others[1] in (1, 2)
             groups, products = 18 + 4 * learned, 3 * taps + 4 * steps * learned

@@ -34,6 +34,21 @@ def test_values(channels: int, scale: int, dtype: torch.dtype) -> None:
         )
 
 
+@pytest.mark.parametrize("hopper", ["1", "0"])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("channels", [13, 32, 48, 64])
+def test_last_1x1(
+    channels: int, scale: int, dtype: torch.dtype, hopper: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with the first kernels on Hopper."""
+    monkeypatch.setenv("ESPAN_HOPPER", hopper)
+    for i, size in enumerate([(1, 1), (9, 131), (70, 120)]):
+        kind, sides = TYPES[(i + scale) % 4], 2 + i % 2
+        shape = (1 + i % 2, *size)
+        check(tail, channels, scale, sides, dtype, kind, shape, device="cuda", last_kernel=1)
+
+
 def on_gpu(dtype: torch.dtype = torch.float16) -> list:
     arguments = example(dtype, 3)
     return [t.cuda() if isinstance(t, torch.Tensor) else t for t in arguments]

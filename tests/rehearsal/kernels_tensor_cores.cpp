@@ -1,8 +1,9 @@
-// The kernels of spab, head and tail on the emulator.
+// The kernels of spab, head, tail and upsample on the emulator.
 #define ESPAN_EMULATOR
 #include "cuda/head_hopper.cuh"
 #include "cuda/spab_hopper.cuh"
 #include "cuda/tail_hopper.cuh"
+#include "cuda/upsample_hopper.cuh"
 //
 #include "kernels.h"
 
@@ -24,7 +25,13 @@ void add(rehearsal::Kernels& kernels, void (*kernel)(P)) {
 template <class T>
 void add_all(rehearsal::Kernels& kernels) {
   cuda::for_each_spab<T>([&](auto s) { add(kernels, &cuda::spab_kernel<decltype(s)>); });
-  cuda::for_each_head<T>([&](auto s) { add(kernels, &cuda::head_kernel<decltype(s)>); });
+  cuda::for_each_head<T>([&](auto s) {
+    add(kernels, &cuda::head_kernel<decltype(s)>);
+    add(kernels, &cuda::head_pixels_kernel<decltype(s)>);
+  });
+  cuda::for_each_upsample<T>([&](auto s) { add(kernels, &cuda::upsample_kernel<decltype(s)>); });
+  cuda::for_each_upsample_stream<T>(
+      [&](auto s) { add(kernels, &cuda::upsample_stream_kernel<decltype(s)>); });
   cuda::for_each_spab_stream<T>(
       [&](auto s) { add(kernels, &cuda::spab_stream_kernel<decltype(s)>); });
   cuda::for_each_head_stream<T>(
