@@ -289,8 +289,8 @@ struct SpabWideWork : StreamStrip<S> {
       const uint32_t at = WideRow<68>::address(input.slot(u + p.convs), column + p.convs, chunk);
 #pragma unroll
       for (int j = 0; j < 8; j += 2) {
-        uint32_t x[4], h[4];
-        load_transposed(x, at + j / 2 * kSixteenPixels);
+        uint32_t x[4] = {}, h[4];
+        if constexpr (kResidual<S::kGate>) load_transposed(x, at + j / 2 * kSixteenPixels);
         if constexpr (kLearned<S::kGate>) load_transposed(h, at_result + j / 2 * kSixteenPixels);
         synchronize_warp();
 #pragma unroll

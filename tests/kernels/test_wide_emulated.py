@@ -86,7 +86,7 @@ def runner(module: Module, dtype: torch.dtype, rows: int, order: int) -> Any:
         y, activation = (poisoned(tuple(x.shape), x.dtype) for _ in range(2))
         arrays = [buffer(module, t) for t in (x, packed, y, activation)]
         wavefronts = instance["run"](*arrays, convs, n, height, width, rows, order)
-        assert set(wavefronts) == {"ldmatrix", "stmatrix"}
+        assert "stmatrix" in wavefronts
         for fewest, needed in wavefronts.values():
             assert fewest == needed  # no bank conflicts
         return y, activation
