@@ -59,9 +59,9 @@ bool run_streamed(const Launch& launch, const Tensor& x, SpabArguments p, More..
   p.tiles_x = plan.strips;
   p.tiles_y = plan.segments;
   p.rows = plan.rows;
-  const int square = kLearned<S::kGate> ? S::P * S::P / 8 : 0;
-  p.bias = reinterpret_cast<const float*>(p.weights + p.convs * 9 * S::P * S::P / 8 + square);
-  p.weights = reinterpret_cast<const uint4*>(p.bias + (p.convs + kLearned<S::kGate>)*S::P);
+  constexpr int kGates = kLearned<S::kGate> ? 1 : 0;
+  p.bias = reinterpret_cast<const float*>(p.weights + (p.convs * 9 + kGates) * S::P * S::P / 8);
+  p.weights = reinterpret_cast<const uint4*>(p.bias + (p.convs + kGates) * S::P);
   launch_after<kernel>(kOp, launch, plan.blocks, S::kThreads, S::kSharedBytes, p, more()...);
   return true;
 }

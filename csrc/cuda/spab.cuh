@@ -7,8 +7,9 @@
 // multiplications for 28 x 16.  SiLU and the sigmoid gate (point.cuh) take one tanh and 1.5 to 2.5
 // other instructions per value.
 //
-// The activation and the gate are branches outside of all loops that every thread takes the same
-// way.  As template parameters they would multiply the time to compile by six.
+// The activation and the gate are branches that every thread takes the same way, once for each row
+// of a strip after its convolution.  That makes the time to compile a third longer; template
+// parameters would multiply it by six, and branches around whole strips by three.
 #pragma once
 
 #include "conv.cuh"

@@ -189,7 +189,9 @@ struct SpabStreamWork : StreamStrip<S> {
     constexpr bool kAdds = kResidual<S::kGate>;
     const bool own[2] = {left + pixel < width, pixel + 8 < S::kValid && left + pixel + 8 < width};
     uint16_t* to = p.y + element(top, left + pixel, channel(0));
-    const uint32_t from = place(pixel + p.convs);
+    // Pixels that are not stored may be past the end of the row.
+    const int last = pixel + 8 + p.convs;
+    const uint32_t from[2] = {place(pixel + p.convs), place(last < 66 ? last : 65)};
     if constexpr (kAdds)
       for (int n = 0; n < p.convs; ++n) {  // the rows of x above the segment
         if (lane == 0) barrier_arrive(input.empty());
@@ -204,8 +206,7 @@ struct SpabStreamWork : StreamStrip<S> {
         for (int high = 0; high < 2; ++high)
 #pragma unroll
           for (int g = 0; g < S::kGroups; ++g)
-            // Past the end of the row for pixels that are not stored.
-            load_shared(input.slot() + from + offset(high, g), residual[high][g]);
+            load_shared(input.slot() + from[high] + offset(0, g), residual[high][g]);
       }
       // Values that are not stored are computed too, which avoids branches.
 #pragma unroll

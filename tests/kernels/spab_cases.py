@@ -58,6 +58,18 @@ def check(
     def block(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         cast = [[t.to(dtype) for t in tensors] for tensors in (weights, biases)]
         gate_conv = None if conv is None else (conv[0].to(dtype), conv[1].to(dtype))
-        return reference.spab(x.to(dtype), *cast, function, gate, gate_conv)
+        return reference.spab(x.to(dtype), cast[0], cast[1], function, gate, gate_conv)
 
     assert_accurate([to_nchw(t, channels) for t in results], block)
+
+
+def check_not_finite(run: Run, channels: int, kind: Kind, device: str = "cpu") -> None:
+    """Check that NaN and infinity reach the output, where the check of the image sees them."""
+    weights, biases = [torch.ones(channels, channels, 3, 3)] * 2, [torch.ones(channels)] * 2
+    conv = (weights[0][..., :1, :1], biases[0]) if kind[1] in LEARNED else None
+    packed = pack_spab(
+        weights, biases, torch.float16, device, activation=kind[0], gate=kind[1], gate_conv=conv
+    )
+    for bad in (float("nan"), float("inf")):
+        x = torch.full((1, 5, 6, channels), bad, dtype=torch.float16, device=device)
+        assert not run(x, packed, channels, 2)[0].isfinite().any()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.emulator.build import Bug, Module, buffer, check_shared_memory, load, poisoned
-from tests.kernels.spab_cases import KINDS, SPAN, Kind, Run, check
+from tests.kernels.spab_cases import KINDS, SPAN, Kind, Run, check, check_not_finite
 
 FLOATS = (torch.float16, torch.bfloat16)
 # (P, rows of a tile) of the instances in spab.cuh, each with a smaller number of channels.
@@ -110,10 +110,10 @@ def runner(module: Module, instance: dict[str, Any], order: int = 0, kind: Kind 
         n, height, width, _ = x.shape
         y, activation = (poisoned(tuple(x.shape), x.dtype) for _ in range(2))
         arrays = [buffer(module, t) for t in (x, packed, y, activation)]
-        before = x.clone(), packed.view(torch.uint8).clone()
+        before = x.view(torch.int16).clone(), packed.view(torch.int16).clone()
         wavefronts = instance["run"](*arrays, convs, n, height, width, *codes, order)
-        assert torch.equal(x, before[0])
-        assert torch.equal(packed.view(torch.uint8), before[1])
+        assert torch.equal(x.view(torch.int16), before[0])
+        assert torch.equal(packed.view(torch.int16), before[1])
         # No bank conflicts at all, neither in ldmatrix nor in the stores of activations.
         assert set(wavefronts) == {"ldmatrix", "st.shared"}
         for fewest, needed in wavefronts.values():
@@ -152,6 +152,8 @@ def test_other_activations_and_gates(
     for order, instance in enumerate(instances(emulated, dtype, p, rows)):
         run = runner(emulated, instance, order, kind)
         check(run, channels, 3 - order, dtype, (1, rows + 1, 29), kind=kind)
+        if dtype == torch.float16:
+            check_not_finite(run, p, kind)
 
 
 def test_the_bias_does_not_leak_across_the_border(emulated: Module) -> None:
@@ -175,8 +177,11 @@ def test_all_sizes_and_orders(
     dtype: torch.dtype,
 ) -> None:
     sizes = [(1, 1), (1, 7), (9, 1), (rows - 1, 27), (rows, 28), (rows + 1, 29), (2 * rows + 3, 57)]
+    orders = [0, 1, 2, 3]
+    if kind != SPAN:  # what differs depends on neither
+        sizes, orders = sizes[1::5], [3]
     for instance in instances(emulated, dtype, p, rows):
-        for order in (0, 1, 2, 3):
+        for order in orders:
             run = runner(emulated, instance, order, kind)
             for size in sizes:
                 check(run, channels, convs, dtype, (1, *size), kind=kind)

@@ -178,6 +178,21 @@ def test_streamed_products_run_asynchronously() -> None:
         assert "LDGSTS.E.BYPASS.128" in code
 
 
+@pytest.mark.parametrize("arch", ["9.0", pytest.param("8.0", marks=pytest.mark.slow)])
+def test_relu_keeps_nan(arch: str) -> None:
+    """The plain maximum of NaN and 0 is 0, which would hide it from the check of the image."""
+    functions = cuobjdump(arch, "-sass").split("Function : ")[1:]
+    blocks = [
+        f for f in functions if re.search(r"spab_kernel|spab_stream.*ActivationE2", f.split()[0])
+    ]
+    assert blocks
+    for code in blocks:
+        if "LDSM" in code:  # not one of the empty ones
+            maxima = re.findall(r"HMNMX2\S*", code)
+            assert maxima
+            assert all(".NAN" in m for m in maxima), code.split()[0]
+
+
 def test_streamed_kernels_are_empty_elsewhere() -> None:
     """They need wgmma, which only Hopper has."""
     for name in cuobjdump("8.0", "-sass").split("Function : ")[1:]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.emulator.build import Bug, Module, buffer, load, poisoned
-from tests.kernels.spab_cases import KINDS, SPAN, Kind
+from tests.kernels.spab_cases import KINDS, SPAN, Kind, check_not_finite
 from tests.kernels.spab_cases import check as check_spab
 from tests.kernels.tail_cases import check as check_tail
 
@@ -220,6 +220,7 @@ def test_other_activations_and_gates(kind: Kind, convs: int) -> None:
     for order, (rows, shape) in enumerate([(1, (1, 1, 1)), (4, (2, 6, 7)), (5, (1, 5, 61))]):
         run = spab_runner(module, p, torch.float16, rows, order)
         check_spab(run, p if order else channels, convs, torch.float16, shape, kind=kind)
+    check_not_finite(run, p, kind)
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
@@ -247,11 +248,14 @@ def test_spab_at_all_sizes_and_orders(
     kind: Kind, p: int, channels: int, convs: int, dtype: torch.dtype
 ) -> None:
     module = load_spab(kind)
-    for order in range(4):
-        for rows in (1, 3, 16):
-            run = spab_runner(module, p, dtype, rows, order)
-            for size in [(1, 1), (1, 7), (9, 1), (17, 59), (3, 60), (16, 61), (5, 121)]:
-                check_spab(run, channels, convs, dtype, (1, *size), kind=kind)
+    sizes = [(17, 59), (16, 61), (5, 121), (9, 1), (1, 1), (1, 7), (3, 60)]
+    cases = [(order, rows) for order in range(4) for rows in (1, 3, 16)]
+    if kind != SPAN:  # what differs depends on neither
+        sizes, cases = sizes[:4], [(1, 16), (3, 3)]
+    for order, rows in cases:
+        run = spab_runner(module, p, dtype, rows, order)
+        for size in sizes:
+            check_spab(run, channels, convs, dtype, (1, *size), kind=kind)
 
 
 @pytest.fixture(scope="module")
