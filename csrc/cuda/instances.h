@@ -124,9 +124,9 @@ bool can_stream(const char* op) {
 
 // A launch that may start while the previous kernel of the stream finishes.  The kernel waits for
 // it with grid_dependency_wait().
-template <auto kernel, class Arguments>
+template <auto kernel, class... Arguments>
 void launch_after(const char* op, const Launch& launch, unsigned blocks, int threads, int bytes,
-                  const Arguments& arguments) {
+                  const Arguments&... arguments) {
   allow_shared_memory<kernel>(op, bytes, 1);
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -138,7 +138,7 @@ void launch_after(const char* op, const Launch& launch, unsigned blocks, int thr
   config.stream = launch.stream();
   config.attrs = &early;
   config.numAttrs = 1;
-  check(op, cudaLaunchKernelEx(&config, kernel, arguments));
+  check(op, cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
 }  // namespace espan::cuda

@@ -7,6 +7,8 @@
 #include "feature_checks.h"
 #include "instances.h"
 #include "spab_hopper.cuh"
+#include "spab_wide.cuh"
+#include "tensor_map.h"
 
 namespace espan::cuda {
 namespace {
@@ -49,25 +51,37 @@ void run(const Launch& launch, const Tensor& x, SpabArguments p) {
   spab_kernel<S><<<tiles.blocks, S::kThreads, S::kSharedBytes, launch.stream()>>>(p);
 }
 
-// Runs the streamed kernel if there is one for this GPU, number of channels and kind of block;
-// returns whether it did.
+// Runs the streamed kernel S with `more` arguments if the GPU can.
+template <class S, auto kernel, class... More>
+bool run_streamed(const Launch& launch, const Tensor& x, SpabArguments p, More... more) {
+  if (!can_stream<kernel>(kOp)) return false;
+  const Streaming plan(kOp, x.size(0), p.height, p.width, S::kValid);
+  p.tiles_x = plan.strips;
+  p.tiles_y = plan.segments;
+  p.rows = plan.rows;
+  constexpr int kGates = kLearned<S::kGate> ? 1 : 0;
+  p.bias = reinterpret_cast<const float*>(p.weights + (p.convs * 9 + kGates) * S::P * S::P / 8);
+  p.weights = reinterpret_cast<const uint4*>(p.bias + (p.convs + kGates) * S::P);
+  launch_after<kernel>(kOp, launch, plan.blocks, S::kThreads, S::kSharedBytes, p, more()...);
+  return true;
+}
+
+// Runs the streamed kernel of this number of channels and kind of block; returns whether it did.
 template <class T>
-bool stream(const Launch& launch, const Tensor& x, SpabArguments p) {
+bool stream(const Launch& launch, const Tensor& x, const SpabArguments& p) {
   bool done = false;
-  for_each_spab_stream<T>([&](auto instance) {
-    using S = decltype(instance);
-    constexpr auto kKernel = spab_stream_kernel<S>;
-    if (S::P != x.size(3) || S::kActivation != p.function || S::kGate != p.gate) return;
-    if (!can_stream<kKernel>(kOp)) return;
-    const Streaming plan(kOp, x.size(0), p.height, p.width, S::kValid);
-    p.tiles_x = plan.strips;
-    p.tiles_y = plan.segments;
-    p.rows = plan.rows;
-    constexpr int kGates = kLearned<S::kGate> ? 1 : 0;
-    p.bias = reinterpret_cast<const float*>(p.weights + (p.convs * 9 + kGates) * S::P * S::P / 8);
-    p.weights = reinterpret_cast<const uint4*>(p.bias + (p.convs + kGates) * S::P);
-    launch_after<kKernel>(kOp, launch, plan.blocks, S::kThreads, S::kSharedBytes, p);
-    done = true;
+  const auto is = [&](auto s) {
+    using S = decltype(s);
+    return S::P == x.size(3) && S::kActivation == p.function && S::kGate == p.gate;
+  };
+  for_each_spab_stream<T>([&](auto s) {
+    using S = decltype(s);
+    if (is(s)) done = run_streamed<S, spab_stream_kernel<S>>(launch, x, p);
+  });
+  for_each_spab_wide<T>([&](auto s) {
+    using S = decltype(s);
+    const auto map = [&] { return rows_of(kOp, x, S::kCopied / 128); };
+    if (is(s)) done = run_streamed<S, spab_wide_kernel<S>>(launch, x, p, map);
   });
   return done;
 }

@@ -42,8 +42,8 @@ struct WideRing {
       : slots(slots), barriers(barriers) {}
   __device__ __forceinline__ void init(int writers, int readers) const {
     for (int i = 0; i < kSlots; ++i) {
-      barrier_init(barriers + 16 * i, writers);
-      barrier_init(barriers + 16 * i + 8, readers);
+      barrier_init(full(i), writers);
+      if (readers > 0) barrier_init(empty(i), readers);
     }
   }
   __device__ __forceinline__ uint32_t slot(int row) const {
@@ -247,8 +247,8 @@ struct SpabWideWork : StreamStrip<S> {
     });
   }
 
-  // The last convolution, the gate and the residual.  Also loads x: when this convolution has
-  // computed a row, the first one has long read the row of x that is its residual.
+  // The last convolution, the gate and the residual.  Also loads x: when this group has stored a
+  // row, the slot of its residual is free, since the first group has long read it.
   template <class Release>
   __device__ __forceinline__ void finish(Conv& conv, const typename S::Inner& in,
                                          const typename S::Input& input, const TensorMap& map,
@@ -258,7 +258,6 @@ struct SpabWideWork : StreamStrip<S> {
     const auto load = [&](int count) {
       if (thread == 0)
         for (const int end = next + count; next < end && next < inputs; ++next) {
-          input.wait_empty(next);
           barrier_arrive_expect(input.full(next), S::kCopied);
           copy_row(input.slot(next), map, left - p.convs, top - p.convs + next, image_number,
                    input.full(next));
@@ -268,9 +267,6 @@ struct SpabWideWork : StreamStrip<S> {
     load(S::Input::kRows);
     // When three rows are here, the rows of x above the segment are no longer needed.
     in.wait_full(2);
-    if (lane == 0)
-      for (int n = 0; n < p.convs; ++n) barrier_arrive(input.empty(n));
-    synchronize_warp();
     load(p.convs);
 
     float gate_bias[2];
@@ -293,8 +289,8 @@ struct SpabWideWork : StreamStrip<S> {
       const uint32_t at = WideRow<68>::address(input.slot(u + p.convs), column + p.convs, chunk);
 #pragma unroll
       for (int j = 0; j < 8; j += 2) {
-        uint32_t x[4], h[4];
-        load_transposed(x, at + j / 2 * kSixteenPixels);
+        uint32_t x[4] = {}, h[4];
+        if constexpr (kResidual<S::kGate>) load_transposed(x, at + j / 2 * kSixteenPixels);
         if constexpr (kLearned<S::kGate>) load_transposed(h, at_result + j / 2 * kSixteenPixels);
         synchronize_warp();
 #pragma unroll
@@ -307,13 +303,11 @@ struct SpabWideWork : StreamStrip<S> {
         }
         store_transposed(at + j / 2 * kSixteenPixels, x);
       }
-      synchronize_group(2);
-      store(input.slot(u + p.convs), p.convs, p.y + element(top + u, left, 0));
       proxy_fence();
-      synchronize_warp();
-      if (lane == 0) barrier_arrive(input.empty(u + p.convs));
-      // Into the slot of the previous row, for which no warp has to wait.
+      synchronize_group(2);
+      // Every warp has stored the previous row.
       if (u > 0) load(1);
+      store(input.slot(u + p.convs), p.convs, p.y + element(top + u, left, 0));
     });
   }
 };
@@ -339,7 +333,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
   const typename S::Inner second(first.slots + S::Inner::kBytes,
                                  first.barriers + S::Inner::kBarrierBytes);
   if (thread == 0) {
-    input.init(1, 4);
+    input.init(1, 0);
     first.init(4, 4);
     second.init(4, 4);
     for (int i = 0; i < p.convs; ++i) barrier_init(ready + 8 * i, 1);

@@ -4,7 +4,7 @@ A packed tensor is flat and has the dtype of the feature maps.  It contains:
 
 * the weights, in the register layout of `mma.m16n8k16`;
 * the biases in float32, viewed as the dtype of the feature maps;
-* for `head` with a kernel of 3 or more, and for `spab` and `tail` with up to 48 channels, the
+* for `head` with a kernel of 3 or more, for `spab`, and for `tail` with up to 48 channels, the
   weights again, in the shared-memory layout of `wgmma`.
 
 A warp reads the weights of a step with one 16-byte load per lane and pair of output tiles, or a
@@ -131,7 +131,7 @@ def _chunks(steps: Tensor) -> Tensor:
 
 
 def is_streamed(p: int) -> bool:
-    """Whether csrc/cuda/stream.cuh has kernels for P channels."""
+    """Whether `tail` has a streamed kernel for P channels."""
     return p <= 48
 
 

@@ -6,9 +6,17 @@
 #include <limits>
 #include <vector>
 
+#include "tensor_map.h"
+
 #define ESPAN_WGMMA
 
+// CUDA's type; its name is part of the names of kernels.
+struct alignas(64) CUtensorMap_st : espan::emulator::TensorMap {};
+static_assert(sizeof(CUtensorMap_st) == 128);
+
 namespace espan::cuda {
+
+using TensorMap = CUtensorMap_st;
 
 inline void synchronize_warp() {
   emulator::collective("__syncwarp", 0, nullptr, true,
@@ -38,15 +46,6 @@ inline void copies_arrive(uint32_t barrier) { emulator::copies_arrive(barrier); 
 inline void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
   emulator::bulk_copy(to, from, bytes, barrier);
 }
-
-// A CUtensorMap of feature maps, as cuTensorMapEncodeTiled would encode it.
-struct alignas(64) TensorMap {
-  const unsigned char* data;
-  uint64_t sizes[4], strides[3];  // channels, columns, rows, images; strides are in bytes
-  uint32_t box[4];
-  char rest[48];
-};
-static_assert(sizeof(TensorMap) == 128);
 
 // Boxes have 64 channels, 128 bytes, and are swizzled.
 inline void copy_row(uint32_t to, const TensorMap& map, int x, int y, int image, uint32_t barrier) {

@@ -29,12 +29,11 @@ Result run_spab(Arguments& arguments) {
   p.tiles_x = (width + S::kValid - 1) / S::kValid;
   p.tiles_y = (height + rows - 1) / rows;
   const uint64_t pixel = 2 * S::P, row = pixel * width;
-  const cuda::TensorMap map{x.pointer<const unsigned char>(),
-                            {S::P, static_cast<uint64_t>(width), static_cast<uint64_t>(height),
-                             static_cast<uint64_t>(batch)},
-                            {pixel, row, row * height},
-                            {S::P, S::kCopied / 128, 1, 1},
-                            {}};
+  const auto size = [](int64_t n) { return static_cast<uint64_t>(n); };
+  const cuda::TensorMap map{{x.pointer<const unsigned char>(),
+                             {S::P, size(width), size(height), size(batch)},
+                             {pixel, row, row * height},
+                             {S::P, S::kCopied / 128, 1, 1}}};
   return run(batch * p.tiles_x * p.tiles_y, S::kThreads, S::kSharedBytes, order,
              {x.readable(), packed.readable(), y.writable(), activation.writable()},
              [&] { cuda::spab_wide_kernel<S>(p, map); });

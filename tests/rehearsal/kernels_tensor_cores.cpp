@@ -2,6 +2,7 @@
 #define ESPAN_EMULATOR
 #include "cuda/head_hopper.cuh"
 #include "cuda/spab_hopper.cuh"
+#include "cuda/spab_wide.cuh"
 #include "cuda/tail_hopper.cuh"
 #include "cuda/upsample_hopper.cuh"
 //
@@ -11,14 +12,14 @@ namespace {
 
 using namespace espan;
 
-template <class P>
-void add(rehearsal::Kernels& kernels, void (*kernel)(P)) {
+template <class... P>
+void add(rehearsal::Kernels& kernels, void (*kernel)(P...)) {
   kernels.add(kernel, [kernel](const rehearsal::Launch& launch, const rehearsal::Arrays& arrays,
-                               const P& p) {
+                               const P&... p) {
     std::vector<emulator::Array> allowed;
     for (const auto& [begin, end] : arrays) allowed.push_back({begin, end, true});
     emulator::run(launch.blocks, launch.threads, launch.shared_bytes, 0, allowed,
-                  [&] { kernel(p); });
+                  [&] { kernel(p...); });
   });
 }
 
@@ -34,6 +35,7 @@ void add_all(rehearsal::Kernels& kernels) {
       [&](auto s) { add(kernels, &cuda::upsample_stream_kernel<decltype(s)>); });
   cuda::for_each_spab_stream<T>(
       [&](auto s) { add(kernels, &cuda::spab_stream_kernel<decltype(s)>); });
+  cuda::for_each_spab_wide<T>([&](auto s) { add(kernels, &cuda::spab_wide_kernel<decltype(s)>); });
   cuda::for_each_head_stream<T>(
       [&](auto s) { add(kernels, &cuda::head_stream_kernel<decltype(s)>); });
   cuda::for_each_tail_stream<T>(

@@ -7,6 +7,7 @@
 #include <dlfcn.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -15,6 +16,7 @@
 #include <string>
 #include <utility>
 
+#include "../emulator/tensor_map.h"
 #include "kernels.h"
 
 using espan::rehearsal::Arrays;
@@ -142,6 +144,22 @@ double now() {
 CUresult context_state(CUdevice, unsigned* flags, int* active) {
   *flags = 0;
   *active = 1;
+  return CUDA_SUCCESS;
+}
+// For the emulator's copy_row: encodes boxes of 64 channels of a row, swizzled, and no others.
+CUresult encode_tensor_map(CUtensorMap* map, CUtensorMapDataType, cuuint32_t rank, void* data,
+                           const cuuint64_t* sizes, const cuuint64_t* strides,
+                           const cuuint32_t* box, const cuuint32_t*, CUtensorMapInterleave,
+                           CUtensorMapSwizzle swizzle, CUtensorMapL2promotion,
+                           CUtensorMapFloatOOBfill) {
+  if (rank != 4 || swizzle != CU_TENSOR_MAP_SWIZZLE_128B || box[0] != 64 || box[2] != 1 ||
+      box[3] != 1)
+    return CUDA_ERROR_NOT_SUPPORTED;
+  espan::emulator::TensorMap made{static_cast<const unsigned char*>(data)};
+  std::copy_n(sizes, 4, made.sizes);
+  std::copy_n(strides, 3, made.strides);
+  std::copy_n(box, 4, made.box);
+  std::memcpy(map, &made, sizeof(made));
   return CUDA_SUCCESS;
 }
 CUresult no_such_function() { return CUDA_ERROR_NOT_SUPPORTED; }
@@ -286,9 +304,12 @@ CUresult cuDevicePrimaryCtxGetState(CUdevice which, unsigned* flags, int* active
 cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned,
                                              unsigned long long,
                                              cudaDriverEntryPointQueryResult* found) {
-  const bool state = std::strcmp(name, "cuDevicePrimaryCtxGetState") == 0;
-  *function =
-      state ? reinterpret_cast<void*>(&context_state) : reinterpret_cast<void*>(&no_such_function);
+  const std::map<std::string, void*> known = {
+      {"cuDevicePrimaryCtxGetState", reinterpret_cast<void*>(&context_state)},
+      {"cuTensorMapEncodeTiled", reinterpret_cast<void*>(&encode_tensor_map)},
+  };
+  const auto entry = known.find(name);
+  *function = entry == known.end() ? reinterpret_cast<void*>(&no_such_function) : entry->second;
   if (found != nullptr) *found = cudaDriverEntryPointSuccess;
   return cudaSuccess;
 }
