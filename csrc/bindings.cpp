@@ -19,8 +19,8 @@ STABLE_TORCH_LIBRARY(espan, m) {
       "frequency_loss_gradient(Tensor sr, Tensor hr, Tensor scale, float pixel, "
       "float hf, float dct, bool squared) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "spab(Tensor x, Tensor packed, int channels, int convs, bool with_activation) "
-      "-> (Tensor, Tensor)");
+      "spab(Tensor x, Tensor packed, int channels, int convs, bool with_activation, "
+      "str activation, str gate) -> (Tensor, Tensor)");
   m.def(
       "head(Tensor image, Tensor packed, Tensor? mean, int channels, int kernel, int unshuffle, "
       "str activation) -> Tensor");

@@ -24,8 +24,8 @@ SCHEMAS = (
     "bool squared) -> (Tensor, Tensor)",
     "frequency_loss_gradient(Tensor sr, Tensor hr, Tensor scale, float pixel, float hf, "
     "float dct, bool squared) -> (Tensor, Tensor, Tensor)",
-    "spab(Tensor x, Tensor packed, int channels, int convs, bool with_activation) "
-    "-> (Tensor, Tensor)",
+    "spab(Tensor x, Tensor packed, int channels, int convs, bool with_activation, "
+    "str activation, str gate) -> (Tensor, Tensor)",
     "head(Tensor image, Tensor packed, Tensor? mean, int channels, int kernel, int unshuffle, "
     "str activation) -> Tensor",
     "tail(Tensor head, Tensor first, Tensor last, Tensor? activation, Tensor packed, "

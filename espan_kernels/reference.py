@@ -27,6 +27,10 @@ def gate(o: Tensor, x: Tensor) -> Tensor:
     return (o + x) * (0.5 * torch.tanh(0.5 * o))
 
 
+# `spab` has an argument of the name `gate`.
+sigmoid_gate = gate
+
+
 def gate_backward(grad: Tensor, o: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of :func:`gate` with respect to ``o`` and ``x``, given that of its result.
 
@@ -37,21 +41,49 @@ def gate_backward(grad: Tensor, o: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return grad * (h + (o + x) * (0.25 - h * h)), grad * h
 
 
-def spab(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """A block of SPAN (SPAB): 3x3 convolutions with SiLU between them, then the gate.
+ACTIVATIONS = {"silu": F.silu, "relu": F.relu, "mish": F.mish}
+
+
+def spab(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    activation: str = "silu",
+    gate: str = "sigmoid",
+    gate_conv: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A block of the family (SPAB): 3x3 convolutions with activations between them, then a gate.
+
+    With h the result of the last convolution and g a 1x1 convolution of h, the gates are
+
+    * ``sigmoid``: ``(h + x) * (sigmoid(h) - 1/2)``, that of :func:`gate`
+    * ``linear``: ``(h + x) * g``
+    * ``tanh``: ``(h + x) * tanh(g)``
+    * ``none``: ``h``
+    * ``act``: the activation of ``h``
 
     Args:
         x: (N, C, H, W), floating-point.
         weights: two or three tensors (C, C, 3, 3).
         biases: as many tensors (C,).
+        activation: silu, relu or mish.
+        gate: the kind of gate.
+        gate_conv: the weight (C, C, 1, 1) and bias (C,) of g, for the gates linear and tanh.
 
     Returns:
         The block's output and its first activation, both (N, C, H, W).
     """
-    first = o = F.silu(F.conv2d(x, weights[0], biases[0], padding=1))
+    function = ACTIVATIONS[activation]
+    first = o = function(F.conv2d(x, weights[0], biases[0], padding=1))
     for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True):
-        o = F.silu(F.conv2d(o, weight, bias, padding=1))
-    return gate(F.conv2d(o, weights[-1], biases[-1], padding=1), x), first
+        o = function(F.conv2d(o, weight, bias, padding=1))
+    h = F.conv2d(o, weights[-1], biases[-1], padding=1)
+    if gate_conv is not None:
+        g = F.conv2d(h, *gate_conv)
+        return (h + x) * (torch.tanh(g) if gate == "tanh" else g), first
+    if gate == "sigmoid":
+        return sigmoid_gate(h, x), first
+    return function(h) if gate == "act" else h, first
 
 
 def head(

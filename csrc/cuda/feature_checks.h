@@ -100,9 +100,11 @@ inline bool is_streamed(int64_t p) { return p <= 48; }
 inline int64_t streamed(int64_t p) { return (p > 32 ? 9 : 15) * p * p; }
 inline int64_t streamed_up(int64_t p, int64_t outputs) { return 15 * p * outputs; }
 
-inline PackedSizes spab_sizes(int64_t channels, int64_t convs) {
-  const int64_t p = padded(channels);
-  return {convs * 9 * p * p, convs * p, is_streamed(p) ? convs * streamed(p) : 0};
+// `learned` is whether the gate has a 1x1 convolution.
+inline PackedSizes spab_sizes(int64_t channels, int64_t convs, bool learned) {
+  const int64_t p = padded(channels), square = learned ? p * p : 0;
+  return {convs * 9 * p * p + square, (convs + learned) * p,
+          is_streamed(p) ? convs * streamed(p) + square : 0};
 }
 
 inline PackedSizes head_sizes(int64_t channels, int64_t kernel) {

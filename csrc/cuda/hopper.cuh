@@ -153,6 +153,11 @@ __device__ __forceinline__ void registers_fence(float (&d)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
+template <int N>
+__device__ __forceinline__ void registers_fence(uint32_t (&a)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm volatile("" : "+r"(a[i])::"memory");
+}
 // v = d, d = next, as one asm statement for the same reason.
 __device__ __forceinline__ void move_out(float& v, float& d, float next) {
   asm volatile("mov.b32 %0, %1;\n\tmov.b32 %1, %2;" : "=&f"(v), "+f"(d) : "f"(next));

@@ -8,33 +8,107 @@
 
 namespace espan::cuda {
 
-template <class T_, int P_>
+template <class T_, int P_, Activation A_, GateKind G_>
 struct SpabStream {
   using T = T_;
   static constexpr int P = P_, kValid = 60;
+  static constexpr Activation kActivation = A_;
+  static constexpr GateKind kGate = G_;
   static constexpr int kThreads = 512, kLoaders = 4;
   // With 48 channels the taps of three convolutions leave no room for repeated blocks.
-  using Conv = StreamConv<T, P, P, (P > 32)>;
-  // With the 152 of the other groups, these are all registers of an SM.
-  static constexpr int kLoaderRegisters = 56;
+  static constexpr bool kWide = P > 32;
+  using Conv = StreamConv<T, P, P, kWide>;
+  // With 48 channels, fewer of any of these spill.
+  static constexpr int kRegisters = kLearned<kGate> ? 152 : 160, kLoaderRegisters = 40;
+  static constexpr int kLastRegisters = kLearned<kGate> ? 168 : 152;
   using Row = StreamRow<P>;
   // The row of x for the residual is 9 rows behind the one for the first convolution.
-  using Input = Ring<(P > 32 ? 11 : 12), Row::kRow>;
-  using Inner = Ring<3, Row::kRow>;
-  static constexpr int kInput = 3 * Conv::kBytes, kInner = kInput + Input::kBytes;
-  static constexpr int kBarriers = kInner + 2 * Inner::kBytes;
-  static constexpr int kReady = kBarriers + Input::kBarrierBytes + 2 * Inner::kBarrierBytes;
+  using Input = Ring<(kWide ? 11 : 12), Row::kRow>;
+  using First = Ring<3, Row::kRow>;
+  // With 48 channels a third row would take the room of the gate's weights.
+  using Second = Ring<(kWide && kLearned<kGate> ? 2 : 3), Row::kRow>;
+  // The gate's weights and its bias.
+  static constexpr int kGateWeights = 2 * P * P, kGateBytes = kGateWeights + 4 * P;
+  static constexpr int kGateAt = 3 * Conv::kBytes;
+  static constexpr int kInput = kGateAt + (kLearned<kGate> ? kGateBytes : 0);
+  static constexpr int kFirst = kInput + Input::kBytes, kSecond = kFirst + First::kBytes;
+  static constexpr int kBarriers = kSecond + Second::kBytes;
+  static constexpr int kReady =
+      kBarriers + Input::kBarrierBytes + First::kBarrierBytes + Second::kBarrierBytes;
   static constexpr int kSharedBytes = kReady + 3 * 8;
   static constexpr int kGroup = Group<P>::kTiles, kGroups = P / Group<P>::kChannels;
   using Vector = typename Lane<kGroup>::Vector;
+  static_assert(2 * kRegisters + kLastRegisters + kLoaderRegisters <= 512);
+  static_assert(kSharedBytes <= 227 * 1024);
 };
 
+// Calls f with each instance: the activations and gates of the networks, for 16, 32 and 48
+// channels.
+template <class T, Activation A, GateKind G, class F>
+void for_each_width(F f) {
+  f(SpabStream<T, 16, A, G>{});
+  f(SpabStream<T, 32, A, G>{});
+  f(SpabStream<T, 48, A, G>{});
+}
 template <class T, class F>
 void for_each_spab_stream(F f) {
-  f(SpabStream<T, 16>{});
-  f(SpabStream<T, 32>{});
-  f(SpabStream<T, 48>{});
+  for_each_width<T, Activation::silu, GateKind::sigmoid>(f);
+  for_each_width<T, Activation::silu, GateKind::none>(f);
+  for_each_width<T, Activation::relu, GateKind::linear>(f);
+  for_each_width<T, Activation::relu, GateKind::tanh>(f);
+  for_each_width<T, Activation::relu, GateKind::act>(f);
+  for_each_width<T, Activation::mish, GateKind::sigmoid>(f);
 }
+
+// The gate's 1x1 convolution of a finished row, whose pairs of h are in the layout of A.
+template <class S>
+struct StreamGate {
+  using T = typename S::T;
+  static constexpr int kSteps = S::P / 16;
+  uint32_t h[S::P / 8][2];
+  uint32_t g[S::P / 8][2];
+  float d[S::P / 2];
+  uint64_t weights;
+  uint32_t bias;
+
+  __device__ __forceinline__ StreamGate(uint32_t address, int lane)
+      : h{},
+        weights(descriptor(address, S::P * 16, 128)),
+        bias(address + S::kGateWeights + lane % 4 * 8) {}
+
+  __device__ __forceinline__ void start() {
+    registers_fence(reinterpret_cast<uint32_t (&)[S::P / 4]>(h));
+    registers_fence(d);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k)
+      wgmma<T, S::P>(d, reinterpret_cast<const uint32_t (&)[4]>(h[2 * k]), weights + k * (2 * S::P),
+                     k > 0);
+    wgmma_commit();
+  }
+  template <int kRunning>
+  __device__ __forceinline__ void finish() {
+    wgmma_wait<kRunning>();
+    registers_fence(d);
+#pragma unroll
+    for (int j = 0; j < S::P / 8; ++j) {
+      uint2 bits;
+      load_shared(bias + 32 * j, bits);
+      const float2 b = reinterpret_cast<const float2&>(bits);
+#pragma unroll
+      for (int high = 0; high < 2; ++high)
+        g[j][high] = T::pack(d[4 * j + 2 * high] + b.x, d[4 * j + 2 * high + 1] + b.y);
+    }
+  }
+};
+
+// For the gates without one.
+template <class S>
+struct NoStreamGate : NothingAfter {
+  uint32_t h[S::P / 8][2];
+  uint32_t g[S::P / 8][2];
+  __device__ __forceinline__ NoStreamGate(uint32_t, int) {}
+};
 
 template <class S>
 struct SpabStreamWork : StreamStrip<S> {
@@ -60,11 +134,21 @@ struct SpabStreamWork : StreamStrip<S> {
     }
   }
 
-  // A convolution with SiLU that is followed by `after` others.
-  template <class In>
-  __device__ __forceinline__ void activate(typename S::Conv& conv, In in, typename S::Inner out,
-                                           int after, uint16_t* activation) const {
-    uint32_t done[S::P / 8][2];  // pairs of halved values of the finished row
+  // The lane's first value of a pixel in a row, and from there the vector of a group, or of the
+  // pixel 8 columns on.  The swizzle is the same there, and for other groups of 16 channels.
+  __device__ __forceinline__ uint32_t place(int column) const {
+    return Row::offset(column, channel(0) / 8) + channel(0) % 8 * 2;
+  }
+  static __device__ __forceinline__ uint32_t offset(int high, int g) {
+    return high * 8 * Row::kPixel + g * 2 * Group<S::P>::kChannels;
+  }
+
+  // A convolution with its activation that is followed by `after` others.
+  template <class In, class Out>
+  __device__ __forceinline__ void activate(typename S::Conv& conv, In in, Out out, int after,
+                                           uint16_t* activation) const {
+    uint32_t done[S::P / 8][2];  // pairs of values of the finished row
+    const uint32_t to = place(pixel);
     const auto emit = [&](int u) {
       const int y = top - after + u;
       const bool row_inside = inside_rows(y), own_row = u >= after && u < after + rows;
@@ -80,13 +164,13 @@ struct SpabStreamWork : StreamStrip<S> {
           Lane<S::kGroup> result;
 #pragma unroll
           for (int j = 0; j < S::kGroup; ++j) {
-            const uint32_t v = activated<T, Activation::silu>(done[g * S::kGroup + j][high]);
+            const uint32_t v = activated<T, S::kActivation>(done[g * S::kGroup + j][high]);
             result.pair[j] = real ? v : 0;
           }
-          const int c = channel(g);
-          store_shared(out.slot() + Row::offset(column, c / 8) + c % 8 * 2, result.vector(), true);
+          store_shared(out.slot() + to + offset(high, g), result.vector(), true);
           if (activation != nullptr && real && own)
-            store_global(reinterpret_cast<Vector*>(activation + element(y, x, c)), result.vector());
+            store_global(reinterpret_cast<Vector*>(activation + element(y, x, channel(g))),
+                         result.vector());
         }
       }
       synchronize_warp();
@@ -101,58 +185,82 @@ struct SpabStreamWork : StreamStrip<S> {
   }
 
   // The last convolution, gate and residual.
-  __device__ __forceinline__ void finish(typename S::Conv& conv, typename S::Inner in,
-                                         typename S::Input input) const {
+  template <class In>
+  __device__ __forceinline__ void finish(typename S::Conv& conv, In in, typename S::Input input,
+                                         uint32_t gate_weights) const {
+    constexpr bool kAdds = kResidual<S::kGate>;
     const bool own[2] = {left + pixel < width, pixel + 8 < S::kValid && left + pixel + 8 < width};
     uint16_t* to = p.y + element(top, left + pixel, channel(0));
-    uint32_t from[2][S::kGroups];
-#pragma unroll
-    for (int high = 0; high < 2; ++high)
-#pragma unroll
-      for (int g = 0; g < S::kGroups; ++g)
-        // Past the end of the row for pixels that are not stored.
-        from[high][g] =
-            Row::offset(pixel + 8 * high + p.convs, channel(g) / 8) + channel(g) % 8 * 2;
-    for (int n = 0; n < p.convs; ++n) {  // the rows of x above the segment
-      if (lane == 0) barrier_arrive(input.empty());
-      input.next();
-    }
-    uint32_t done[S::P / 8][2];
+    const uint32_t from = place(pixel + p.convs);
+    if constexpr (kAdds)
+      for (int n = 0; n < p.convs; ++n) {  // the rows of x above the segment
+        if (lane == 0) barrier_arrive(input.empty());
+        input.next();
+      }
+    std::conditional_t<kLearned<S::kGate>, StreamGate<S>, NoStreamGate<S>> gate(gate_weights, lane);
     const auto emit = [&](int) {
-      input.wait_full();
       Vector residual[2][S::kGroups];
+      if constexpr (kAdds) {
+        input.wait_full();
 #pragma unroll
-      for (int high = 0; high < 2; ++high)
+        for (int high = 0; high < 2; ++high)
 #pragma unroll
-        for (int g = 0; g < S::kGroups; ++g)
-          load_shared(input.slot() + from[high][g], residual[high][g]);
+          for (int g = 0; g < S::kGroups; ++g)
+            // Past the end of the row for pixels that are not stored.
+            load_shared(input.slot() + from + offset(high, g), residual[high][g]);
+      }
       // Values that are not stored are computed too, which avoids branches.
 #pragma unroll
       for (int high = 0; high < 2; ++high)
 #pragma unroll
         for (int g = 0; g < S::kGroups; ++g) {
-          Lane<S::kGroup> result(residual[high][g]);
+          const Lane<S::kGroup> x(residual[high][g]);
+          Lane<S::kGroup> result;
 #pragma unroll
-          for (int j = 0; j < S::kGroup; ++j)
-            result.pair[j] = gated<T, Activation::silu, GateKind::sigmoid>(
-                done[g * S::kGroup + j][high], result.pair[j], 0);
+          for (int j = 0; j < S::kGroup; ++j) {
+            const int tile = g * S::kGroup + j;
+            result.pair[j] = gated<T, S::kActivation, S::kGate>(gate.h[tile][high], x.pair[j],
+                                                                gate.g[tile][high]);
+          }
           if (own[high])
             store_global(
                 reinterpret_cast<Vector*>(to + high * 8 * S::P + g * Group<S::P>::kChannels),
                 result.vector());
         }
       to += static_cast<int64_t>(width) * S::P;
-      synchronize_warp();
-      if (lane == 0) barrier_arrive(input.empty());
-      input.next();
+      if constexpr (kAdds) {
+        synchronize_warp();
+        if (lane == 0) barrier_arrive(input.empty());
+        input.next();
+      }
     };
     const auto take = [&](int j, int high, float& a, float& b, float next_a, float next_b) {
-      done[j][high] = pack_out<T>(a, b, next_a, next_b);
+      gate.h[j][high] = pack_out<T>(a, b, next_a, next_b);
     };
     NoExtra none;
-    conv.stream(in, rows + 2, lane, none, take, emit);
+    conv.stream(in, rows + 2, lane, none, gate, take, emit);
   }
 };
+
+// Loads the weights of convolution i, with phase 0 of barrier i, and with the last those of the
+// gate.
+template <class S>
+__device__ __forceinline__ void load_all_weights(const SpabArguments& p, uint32_t to,
+                                                 uint32_t ready) {
+  const uint4* from = p.weights;
+#pragma unroll 1
+  for (int i = 0; i < p.convs; ++i) {
+    const bool gate = kLearned<S::kGate> && i == p.convs - 1;
+    barrier_arrive_expect(ready + 8 * i, S::Conv::kBytes + (gate ? S::kGateBytes : 0));
+    bulk_copy(to + i * S::Conv::kBytes, from, S::Conv::kBytes, ready + 8 * i);
+    from += S::Conv::kBytes / 16;
+    if (gate) {
+      bulk_copy(to + S::kGateAt, from, S::kGateWeights, ready + 8 * i);
+      bulk_copy(to + S::kGateAt + S::kGateWeights, p.bias + p.convs * S::P, 4 * S::P,
+                ready + 8 * i);
+    }
+  }
+}
 
 template <class S>
 __global__ void __launch_bounds__(S::kThreads, 1) spab_stream_kernel(const SpabArguments p) {
@@ -160,11 +268,10 @@ __global__ void __launch_bounds__(S::kThreads, 1) spab_stream_kernel(const SpabA
   const int thread = threadIdx.x;
   const uint32_t weights = shared_memory(), ready = weights + S::kReady;
   const typename S::Input input(weights + S::kInput, weights + S::kBarriers);
-  const typename S::Inner first(weights + S::kInner, input.barriers + S::Input::kBarrierBytes);
-  const typename S::Inner second(first.slots + S::Inner::kBytes,
-                                 first.barriers + S::Inner::kBarrierBytes);
+  const typename S::First first(weights + S::kFirst, input.barriers + S::Input::kBarrierBytes);
+  const typename S::Second second(weights + S::kSecond, first.barriers + S::First::kBarrierBytes);
   if (thread == 0) {
-    input.init(32, 8);
+    input.init(32, kResidual<S::kGate> ? 8 : 4);
     first.init(4, 4);
     second.init(4, 4);
     for (int i = 0; i < p.convs; ++i) barrier_init(ready + 8 * i, 1);
@@ -176,24 +283,32 @@ __global__ void __launch_bounds__(S::kThreads, 1) spab_stream_kernel(const SpabA
   const int group = uniform(thread / 128);
   if (group == 3) {
     set_registers<false, S::kLoaderRegisters>();
-    if (thread % 128 == 0)
-      for (int i = 0; i < p.convs; ++i)
-        load_weights(weights + i * S::Conv::kBytes, p.weights + i * (S::Conv::kBytes / 16),
-                     S::Conv::kBytes, ready + 8 * i);
+    if (thread % 128 == 0) load_all_weights<S>(p, weights, ready);
     synchronize_warp();
     SpabStreamWork<S>(p, blockIdx.x, threadIdx.x).load(input, uniform(threadIdx.x / 32 % 4));
     return;
   }
-  set_registers<true, 152>();
+  // The branches must not join after set_registers: the compiler would allow both the smaller
+  // number.
+  if (group == 2) {
+    set_registers<true, S::kLastRegisters>();
+    const int i = p.convs - 1;
+    const SpabStreamWork<S> work(p, blockIdx.x, threadIdx.x);
+    typename S::Conv conv(weights + i * S::Conv::kBytes, p.bias + i * S::P, threadIdx.x);
+    barrier_wait(ready + 8 * i, 0);
+    work.finish(conv, second, input, weights + S::kGateAt);
+    return;
+  }
+  set_registers<true, S::kRegisters>();
   const int i = group - (3 - p.convs);  // with two convolutions the first group has none
   if (i < 0) return;
   const SpabStreamWork<S> work(p, blockIdx.x, threadIdx.x);
   typename S::Conv conv(weights + i * S::Conv::kBytes, p.bias + i * S::P, threadIdx.x);
   barrier_wait(ready + 8 * i, 0);
-  if (group == 2)
-    work.finish(conv, p.convs == 3 ? second : first, input);
+  if (i == 0 && p.convs == 3)
+    work.activate(conv, input, first, 2, p.activation);
   else if (i == 0)
-    work.activate(conv, input, first, p.convs - 1, p.activation);
+    work.activate(conv, input, second, 1, p.activation);
   else
     work.activate(conv, first, second, 1, nullptr);
 #endif

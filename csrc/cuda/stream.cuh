@@ -116,14 +116,14 @@ struct RowCopier {
   }
   __device__ __forceinline__ void copy(uint32_t slot, const uint16_t* maps, int y) const {
     const uint32_t real = strip.inside_rows(y) ? inside : 0;
-    const uint16_t* from = maps + strip.element(real != 0 ? y : 0, 0, 0);
+    // Outside the image the address is that of other data, or none; nothing is read from it.
+    const uint16_t* from = maps + strip.element(real != 0 ? y : 0, 0, 0) + first;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
-      const bool take = real >> i & 1;
       const int pixel = strip.lane / kChunks + i * kPixels;
       if (strip.lane < kPixels * kChunks && pixel < 66)
         copy_async<16>(slot + place[i % kKinds] + i / kKinds * kKinds * kPixels * S::P * 2,
-                       from + (take ? first + i * kPixels * S::P : 0), take);
+                       from + i * kPixels * S::P, real >> i & 1);
     }
   }
 };
@@ -131,6 +131,20 @@ struct RowCopier {
 template <int n>
 struct Phase {
   static constexpr int value = n;
+};
+
+// Nothing to multiply besides the convolution.
+struct NoExtra {
+  template <class Conv>
+  __device__ __forceinline__ void load(const Conv&, uint32_t) {}
+  __device__ __forceinline__ void multiply() {}
+};
+
+// Nothing to multiply after the convolution.
+struct NothingAfter {
+  __device__ __forceinline__ void start() {}
+  template <int kRunning>
+  __device__ __forceinline__ void finish() {}
 };
 
 // A 3x3 convolution from P channels to N on a warpgroup.  With kApart each vertical tap has its own
@@ -211,10 +225,11 @@ struct StreamConv {
   // row can be loaded for the first while the second runs.  With the last steps, extra.multiply()
   // starts products whose A extra.load(slot) has loaded.  take(tile, high, values, bias) takes the
   // lane's pair of values of a finished row and replaces it by the bias; emit(u) processes output
-  // row u while the products of a later row run.
-  template <class In, class Extra, class Take, class Emit>
-  __device__ __forceinline__ void stream(In in, int inputs, int lane, Extra& extra, Take take,
-                                         Emit emit) {
+  // row u while the products of a later row run.  Before those, after.start() may start products of
+  // what was taken, for which after.finish<n>() waits while n later groups run.
+  template <class In, class Extra, class After, class Take, class Emit>
+  __device__ __forceinline__ void stream(In in, int inputs, int lane, Extra& extra, After& after,
+                                         Take take, Emit emit) {
     const auto load_first = [&] {
       in.wait_full();
       load<0, kFirst>(in.slot());
@@ -228,9 +243,11 @@ struct StreamConv {
       auto& all = reinterpret_cast<float (&)[3 * kValues]>(d);
       // The second term is 0.  Without it the compiler keeps up to 27 descriptors in registers.
       const uint64_t at = weights + (static_cast<uint32_t>(inputs >> 31) & t);
+      after.start();
       start<kPhase, 0, kFirst>(at);
       wgmma_commit();
       if constexpr (kHalves) {
+        after.template finish<1>();
         if (t >= 3) emit(t - 3);
         wgmma_wait<0>();
         load_rest();
@@ -242,6 +259,7 @@ struct StreamConv {
       if (lane == 0) barrier_arrive(in.empty());
       in.next();
       if constexpr (!kHalves) {
+        after.template finish<2>();
         if (t >= 3) emit(t - 3);
         if (t + 1 < inputs) {
           wgmma_wait<1>();
@@ -272,15 +290,16 @@ struct StreamConv {
       if (t + 1 < inputs) step(Phase<1>{}, t + 1);
       if (t + 2 < inputs) step(Phase<2>{}, t + 2);
     }
+    after.start();
+    after.template finish<0>();
     emit(inputs - 3);
   }
-};
-
-// Nothing to multiply besides the convolution.
-struct NoExtra {
-  template <class Conv>
-  __device__ __forceinline__ void load(const Conv&, uint32_t) {}
-  __device__ __forceinline__ void multiply() {}
+  template <class In, class Extra, class Take, class Emit>
+  __device__ __forceinline__ void stream(In in, int inputs, int lane, Extra& extra, Take take,
+                                         Emit emit) {
+    NothingAfter after;
+    stream(in, inputs, lane, extra, after, take, emit);
+  }
 };
 
 // Starts to copy `bytes` bytes of weights; the phase of `ready` is complete when they have arrived.

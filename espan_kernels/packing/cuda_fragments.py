@@ -81,6 +81,15 @@ def conv1x1(weight: Tensor) -> Tensor:
     return fragments(b.reshape(channels // 16, 16, n)).flatten()
 
 
+def conv1x1_of_sums(weight: Tensor) -> Tensor:
+    """(N, P), rows and columns in tile order -> steps of 16 channels.
+
+    The sums of a product, rounded and in the registers where they are, are the other operand.
+    """
+    n, channels = weight.shape
+    return fragments(weight.T.reshape(channels // 16, 16, n)).flatten()
+
+
 def streamed_conv3x3(weight: Tensor, *, apart: bool) -> Tensor:
     """(N, P, 3, 3), rows in tile order -> operand B of csrc/cuda/stream.cuh.
 

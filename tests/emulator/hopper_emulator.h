@@ -88,6 +88,8 @@ void wgmma_wait() {
 }
 template <int N>
 void registers_fence(float (&)[N]) {}
+template <int N>
+void registers_fence(uint32_t (&)[N]) {}
 inline void move_out(float& v, float& d, float next) {
   v = d;
   d = next;

@@ -13,13 +13,19 @@ Result run_spab(Arguments& arguments) {
   const Buffer activation = arguments.buffer();
   const int convs = arguments.number(), batch = arguments.number();
   const int height = arguments.number(), width = arguments.number();
+  const auto function = static_cast<cuda::Activation>(arguments.number());
+  const auto gate = static_cast<cuda::GateKind>(arguments.number());
   const unsigned order = arguments.number();
   cuda::SpabArguments p{};
   p.x = x.pointer<const uint16_t>();
   p.y = y.pointer<uint16_t>();
   p.activation = activation.pointer<uint16_t>();
   p.weights = packed.pointer<const uint4>();
-  p.bias = reinterpret_cast<const float*>(p.weights + convs * S::kWeights);
+  const bool learned = gate == cuda::GateKind::linear || gate == cuda::GateKind::tanh;
+  p.bias = reinterpret_cast<const float*>(p.weights + convs * S::kWeights +
+                                          (learned ? S::kGateWeights : 0));
+  p.function = function;
+  p.gate = gate;
   p.convs = convs;
   p.height = height;
   p.width = width;
@@ -35,6 +41,7 @@ template <class T, class F>
 void each(F f) {
 #ifdef ESPAN_ONE_INSTANCE
   f(cuda::Spab<T, 32, 16, 2, 1, 2>{});
+  f(cuda::Spab<T, 64, 6, 2, 2, 1>{});
 #else
   cuda::for_each_spab<T>(f);
 #endif

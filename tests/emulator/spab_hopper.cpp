@@ -18,9 +18,10 @@ Result run_spab(Arguments& arguments) {
   p.x = x.pointer<const uint16_t>();
   p.y = y.pointer<uint16_t>();
   p.activation = activation.pointer<uint16_t>();
-  p.bias =
-      reinterpret_cast<const float*>(packed.pointer<const uint4>() + convs * 9 * S::P * S::P / 8);
-  p.weights = reinterpret_cast<const uint4*>(p.bias + convs * S::P);
+  const int learned = cuda::kLearned<S::kGate>;
+  p.bias = reinterpret_cast<const float*>(packed.pointer<const uint4>() +
+                                          (convs * 9 + learned) * S::P * S::P / 8);
+  p.weights = reinterpret_cast<const uint4*>(p.bias + (convs + learned) * S::P);
   p.convs = convs;
   p.height = height;
   p.width = width;
@@ -32,12 +33,14 @@ Result run_spab(Arguments& arguments) {
              [&] { cuda::spab_stream_kernel<S>(p); });
 }
 
+// The kernels of one kind of block: a module of all takes a minute to compile.
 template <class T>
 void add_instances(std::vector<Instance>& list, bool bfloat16) {
-  cuda::for_each_spab_stream<T>([&](auto s) {
+  using cuda::Activation, cuda::GateKind;
+  cuda::for_each_width<T, Activation::ESPAN_ACTIVATION, GateKind::ESPAN_GATE>([&](auto s) {
     using S = decltype(s);
-#ifdef ESPAN_ONE_TYPE
-    if constexpr (S::P != 16) return;
+#ifdef ESPAN_WIDTH
+    if constexpr (S::P != ESPAN_WIDTH) return;
 #endif
     list.push_back({{{"bfloat16", bfloat16}, {"channels", S::P}, {"shared_bytes", S::kSharedBytes}},
                     &run_spab<S>});
@@ -50,7 +53,7 @@ const std::vector<Instance>& instances() {
   static const std::vector<Instance> all = [] {
     std::vector<Instance> list;
     add_instances<cuda::Float16>(list, false);
-#ifndef ESPAN_ONE_TYPE
+#ifndef ESPAN_WIDTH
     add_instances<cuda::BFloat16>(list, true);
 #endif
     return list;

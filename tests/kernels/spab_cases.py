@@ -7,9 +7,14 @@ from torch import Tensor
 
 from espan_kernels import pack_spab, reference
 from espan_kernels.packing.feature_maps import from_nchw, to_nchw
+from espan_kernels.spab import GATES, LEARNED
 from tests.tolerance import assert_accurate
 
-# (x, packed, channels, convs) -> y and activation
+Kind = tuple[str, str]  # activation and gate
+KINDS: list[Kind] = [(activation, gate) for activation in GATES for gate in GATES[activation]]
+SPAN: Kind = ("silu", "sigmoid")
+
+# Runs blocks of one kind: (x, packed, channels, convs) -> y and activation
 Run = Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
 
 
@@ -22,8 +27,10 @@ def check(
     *,
     device: str = "cpu",
     gain: float = 1.0,
+    kind: Kind = SPAN,
 ) -> None:
     """Check that the block obeys the tolerance rule and the padding channels stay zero."""
+    function, gate = kind
     batch, height, width = shape
     generator = torch.Generator().manual_seed(height * 1000 + width)
 
@@ -35,7 +42,12 @@ def check(
     # Large, to reveal a border that is silu(bias) instead of zero.
     biases = [random(channels) for _ in range(convs)]
     x = random(batch, channels, height, width)
-    packed = pack_spab(weights, biases, dtype, device)
+    conv = None
+    if gate in LEARNED:
+        conv = random(channels, channels, 1, 1, scale=channels**-0.5), random(channels)
+    packed = pack_spab(
+        weights, biases, dtype, device, activation=function, gate=gate, gate_conv=conv
+    )
     features = from_nchw(x)
     results = run(features.to(device), packed, channels, convs)
     for t in results:
@@ -45,6 +57,7 @@ def check(
 
     def block(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         cast = [[t.to(dtype) for t in tensors] for tensors in (weights, biases)]
-        return reference.spab(x.to(dtype), *cast)
+        gate_conv = None if conv is None else (conv[0].to(dtype), conv[1].to(dtype))
+        return reference.spab(x.to(dtype), *cast, function, gate, gate_conv)
 
     assert_accurate([to_nchw(t, channels) for t in results], block)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.emulator.build import Bug, Module, buffer, load, poisoned
+from tests.kernels.spab_cases import KINDS, SPAN, Kind
 from tests.kernels.spab_cases import check as check_spab
 from tests.kernels.tail_cases import check as check_tail
 
@@ -132,10 +133,16 @@ def tail_runner(
     return run
 
 
+def load_spab(kind: Kind, width: int = 0, bug: Bug | None = None) -> Module:
+    """The kernels of a kind of block; with a width, only the one in float16."""
+    macros = (f"ESPAN_ACTIVATION={kind[0]}", f"ESPAN_GATE={kind[1]}")
+    return load("spab_hopper", bug=bug, macros=(*macros, *[f"ESPAN_WIDTH={width}"] * bool(width)))
+
+
 @pytest.fixture(scope="module")
 def modules() -> dict[str, Module]:
     with ThreadPoolExecutor(2) as pool:
-        built = {op: pool.submit(load, f"{op}_hopper") for op in ("spab", "tail")}
+        built = {"spab": pool.submit(load_spab, SPAN), "tail": pool.submit(load, "tail_hopper")}
     return {op: module.result() for op, module in built.items()}
 
 
@@ -150,6 +157,17 @@ def test_spab(
     ):
         run = spab_runner(modules["spab"], p, dtype, rows, order)
         check_spab(run, channels if order % 2 else p, convs, dtype, shape)
+
+
+# The networks that have them have 32 or 48 channels.
+@pytest.mark.parametrize("convs", [2, 3])
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_other_activations_and_gates(kind: Kind, convs: int) -> None:
+    p, channels = (48, 41) if kind in (("relu", "tanh"), ("mish", "sigmoid")) else (32, 26)
+    module = load_spab(kind, p)
+    for order, (rows, shape) in enumerate([(1, (1, 1, 1)), (4, (2, 6, 7)), (5, (1, 5, 61))]):
+        run = spab_runner(module, p, torch.float16, rows, order)
+        check_spab(run, p if order else channels, convs, torch.float16, shape, kind=kind)
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
@@ -172,24 +190,23 @@ def test_out_of_range_is_flagged(modules: dict[str, Module], image_dtype: torch.
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("convs", [2, 3])
 @pytest.mark.parametrize(("p", "channels"), CHANNELS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_spab_at_all_sizes_and_orders(
-    modules: dict[str, Module], p: int, channels: int, convs: int, dtype: torch.dtype
+    kind: Kind, p: int, channels: int, convs: int, dtype: torch.dtype
 ) -> None:
+    module = load_spab(kind)
     for order in range(4):
         for rows in (1, 3, 16):
-            run = spab_runner(modules["spab"], p, dtype, rows, order)
+            run = spab_runner(module, p, dtype, rows, order)
             for size in [(1, 1), (1, 7), (9, 1), (17, 59), (3, 60), (16, 61), (5, 121)]:
-                check_spab(run, channels, convs, dtype, (1, *size))
+                check_spab(run, channels, convs, dtype, (1, *size), kind=kind)
 
 
 @pytest.fixture(scope="module")
 def planted() -> dict[str, Module]:
     """One module for each bug, built two at a time."""
     with ThreadPoolExecutor(2) as pool:
-        built = {
-            k: pool.submit(load, "spab_hopper", bug=bug, macros=("ESPAN_ONE_TYPE",))
-            for k, bug in BUGS.items()
-        }
+        built = {k: pool.submit(load_spab, SPAN, 16, bug) for k, bug in BUGS.items()}
     return {name: module.result() for name, module in built.items()}
 
 
