@@ -88,7 +88,7 @@ def test_compiles_ahead_of_time(
 @pytest.mark.skipif(not TRITON.available, reason=TRITON.reason)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("channels", [5, 26, 32, 48, 64])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_values_on_a_gpu(kind: Kind, channels: int, dtype: torch.dtype) -> None:
     import espan_kernels.triton.spab  # noqa: F401
 

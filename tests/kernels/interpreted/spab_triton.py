@@ -37,14 +37,14 @@ def test_channels(channels: int, convs: int) -> None:
     check(run, channels, convs, F16, (2, 3, 5))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_kinds(kind: Kind) -> None:
     """One matrix for three rows of taps, and taps apart; with and without padding channels."""
     for channels, convs, shape in ((26, 3, (2, 3, 5)), (32, 2, (1, 2, 70)), (60, 3, (1, 5, 7))):
         check(runs(kind), channels, convs, F16, shape, kind=kind)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_nan_is_passed_on(kind: Kind) -> None:
     """A NaN pixel affects the pixels that the convolutions reach, and no others."""
     weights = [torch.randn(16, 16, 3, 3) / 12 for _ in range(2)]
