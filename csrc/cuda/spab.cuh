@@ -301,25 +301,27 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocksPerSm) spab_kernel(cons
   using Narrow = typename S::Narrow;
   const uint32_t wide = shared_memory(), narrow = wide + (S::kHeight + 6) * Wide::kRow;
   const int thread = threadIdx.x;
-  const SpabWork<S> work(p, blockIdx.x, thread);
-  const uint16_t* image = p.x + work.image * S::P;
+  // Nothing needs to stay in registers from one convolution to the next.
+  const auto work = [&] { return SpabWork<S>(p, recompute(blockIdx.x), recompute(thread)); };
+  const SpabWork<S> at(p, blockIdx.x, thread);
+  const uint16_t* image = p.x + at.image * S::P;
   const bool three = p.convs == 3;
   if (three)
-    load_tile<S::P, S::kWidth + 6, S::kThreads>(wide, image, work.top - 3, work.left - 3,
+    load_tile<S::P, S::kWidth + 6, S::kThreads>(wide, image, at.top - 3, at.left - 3,
                                                 S::kHeight + 6, p.height, p.width, thread);
   else
-    load_tile<S::P, S::kWidth + 4, S::kThreads>(narrow, image, work.top - 2, work.left - 2,
+    load_tile<S::P, S::kWidth + 4, S::kThreads>(narrow, image, at.top - 2, at.left - 2,
                                                 S::kHeight + 4, p.height, p.width, thread);
   wait_for_copies();
   synchronize();
   if (three) {
-    work.template activate<2, Wide, Narrow>(wide, narrow, 0, p.activation != nullptr);
+    work().template activate<2, Wide, Narrow>(wide, narrow, 0, p.activation != nullptr);
     synchronize();
   }
-  work.template activate<1, Narrow, Wide>(narrow, wide, three ? 1 : 0,
-                                          !three && p.activation != nullptr);
+  work().template activate<1, Narrow, Wide>(narrow, wide, three ? 1 : 0,
+                                            !three && p.activation != nullptr);
   synchronize();
-  work.template finish<Wide>(wide, narrow, three ? 2 : 1, thread);
+  work().template finish<Wide>(wide, narrow, three ? 2 : 1, thread);
 }
 
 }  // namespace espan::cuda

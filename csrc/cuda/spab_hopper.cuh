@@ -22,19 +22,18 @@ struct SpabStream {
   static constexpr int kRegisters = kLearned<kGate> ? 152 : 160, kLoaderRegisters = 40;
   static constexpr int kLastRegisters = kLearned<kGate> ? 168 : 152;
   using Row = StreamRow<P>;
-  // The row of x for the residual is 9 rows behind the one for the first convolution.
-  using Input = Ring<(kWide ? 11 : 12), Row::kRow>;
-  using First = Ring<3, Row::kRow>;
-  // With 48 channels a third row would take the room of the gate's weights.
-  using Second = Ring<(kWide && kLearned<kGate> ? 2 : 3), Row::kRow>;
+  // The row of x for the residual is 9 rows behind the one for the first convolution.  With 48
+  // channels, the rows and the weights of a gate take 225 of 227 KB.
+  static constexpr bool kShort = kWide && kLearned<kGate>;
+  using Input = Ring<(kWide && !kShort ? 11 : 12), Row::kRow>;
+  using Inner = Ring<(kShort ? 2 : 3), Row::kRow>;
   // The gate's weights and its bias.
   static constexpr int kGateWeights = 2 * P * P, kGateBytes = kGateWeights + 4 * P;
   static constexpr int kGateAt = 3 * Conv::kBytes;
   static constexpr int kInput = kGateAt + (kLearned<kGate> ? kGateBytes : 0);
-  static constexpr int kFirst = kInput + Input::kBytes, kSecond = kFirst + First::kBytes;
-  static constexpr int kBarriers = kSecond + Second::kBytes;
-  static constexpr int kReady =
-      kBarriers + Input::kBarrierBytes + First::kBarrierBytes + Second::kBarrierBytes;
+  static constexpr int kInner = kInput + Input::kBytes;
+  static constexpr int kBarriers = kInner + 2 * Inner::kBytes;
+  static constexpr int kReady = kBarriers + Input::kBarrierBytes + 2 * Inner::kBarrierBytes;
   static constexpr int kSharedBytes = kReady + 3 * 8;
   static constexpr int kGroup = Group<P>::kTiles, kGroups = P / Group<P>::kChannels;
   using Vector = typename Lane<kGroup>::Vector;
@@ -144,9 +143,9 @@ struct SpabStreamWork : StreamStrip<S> {
   }
 
   // A convolution with its activation that is followed by `after` others.
-  template <class In, class Out>
-  __device__ __forceinline__ void activate(typename S::Conv& conv, In in, Out out, int after,
-                                           uint16_t* activation) const {
+  template <class In>
+  __device__ __forceinline__ void activate(typename S::Conv& conv, In in, typename S::Inner out,
+                                           int after, uint16_t* activation) const {
     uint32_t done[S::P / 8][2];  // pairs of values of the finished row
     const uint32_t to = place(pixel);
     const auto emit = [&](int u) {
@@ -185,13 +184,14 @@ struct SpabStreamWork : StreamStrip<S> {
   }
 
   // The last convolution, gate and residual.
-  template <class In>
-  __device__ __forceinline__ void finish(typename S::Conv& conv, In in, typename S::Input input,
-                                         uint32_t gate_weights) const {
+  __device__ __forceinline__ void finish(typename S::Conv& conv, typename S::Inner in,
+                                         typename S::Input input, uint32_t gate_weights) const {
     constexpr bool kAdds = kResidual<S::kGate>;
     const bool own[2] = {left + pixel < width, pixel + 8 < S::kValid && left + pixel + 8 < width};
     uint16_t* to = p.y + element(top, left + pixel, channel(0));
-    const uint32_t from = place(pixel + p.convs);
+    // Pixels that are not stored may be past the end of the row.
+    const int last = pixel + 8 + p.convs;
+    const uint32_t from[2] = {place(pixel + p.convs), place(last < 66 ? last : 65)};
     if constexpr (kAdds)
       for (int n = 0; n < p.convs; ++n) {  // the rows of x above the segment
         if (lane == 0) barrier_arrive(input.empty());
@@ -206,8 +206,7 @@ struct SpabStreamWork : StreamStrip<S> {
         for (int high = 0; high < 2; ++high)
 #pragma unroll
           for (int g = 0; g < S::kGroups; ++g)
-            // Past the end of the row for pixels that are not stored.
-            load_shared(input.slot() + from + offset(high, g), residual[high][g]);
+            load_shared(input.slot() + from[high] + offset(0, g), residual[high][g]);
       }
       // Values that are not stored are computed too, which avoids branches.
 #pragma unroll
@@ -268,8 +267,9 @@ __global__ void __launch_bounds__(S::kThreads, 1) spab_stream_kernel(const SpabA
   const int thread = threadIdx.x;
   const uint32_t weights = shared_memory(), ready = weights + S::kReady;
   const typename S::Input input(weights + S::kInput, weights + S::kBarriers);
-  const typename S::First first(weights + S::kFirst, input.barriers + S::Input::kBarrierBytes);
-  const typename S::Second second(weights + S::kSecond, first.barriers + S::First::kBarrierBytes);
+  const typename S::Inner first(weights + S::kInner, input.barriers + S::Input::kBarrierBytes);
+  const typename S::Inner second(first.slots + S::Inner::kBytes,
+                                 first.barriers + S::Inner::kBarrierBytes);
   if (thread == 0) {
     input.init(32, kResidual<S::kGate> ? 8 : 4);
     first.init(4, 4);
@@ -305,10 +305,8 @@ __global__ void __launch_bounds__(S::kThreads, 1) spab_stream_kernel(const SpabA
   const SpabStreamWork<S> work(p, blockIdx.x, threadIdx.x);
   typename S::Conv conv(weights + i * S::Conv::kBytes, p.bias + i * S::P, threadIdx.x);
   barrier_wait(ready + 8 * i, 0);
-  if (i == 0 && p.convs == 3)
-    work.activate(conv, input, first, 2, p.activation);
-  else if (i == 0)
-    work.activate(conv, input, second, 1, p.activation);
+  if (i == 0)
+    work.activate(conv, input, p.convs == 3 ? first : second, p.convs - 1, p.activation);
   else
     work.activate(conv, first, second, 1, nullptr);
 #endif

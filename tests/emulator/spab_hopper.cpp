@@ -40,10 +40,11 @@ void add_instances(std::vector<Instance>& list, bool bfloat16) {
   cuda::for_each_width<T, Activation::ESPAN_ACTIVATION, GateKind::ESPAN_GATE>([&](auto s) {
     using S = decltype(s);
 #ifdef ESPAN_WIDTH
-    if constexpr (S::P != ESPAN_WIDTH) return;
+    if constexpr (S::P == ESPAN_WIDTH)
 #endif
-    list.push_back({{{"bfloat16", bfloat16}, {"channels", S::P}, {"shared_bytes", S::kSharedBytes}},
-                    &run_spab<S>});
+      list.push_back(
+          {{{"bfloat16", bfloat16}, {"channels", S::P}, {"shared_bytes", S::kSharedBytes}},
+           &run_spab<S>});
   });
 }
 

@@ -58,6 +58,6 @@ def check(
     def block(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         cast = [[t.to(dtype) for t in tensors] for tensors in (weights, biases)]
         gate_conv = None if conv is None else (conv[0].to(dtype), conv[1].to(dtype))
-        return reference.spab(x.to(dtype), *cast, function, gate, gate_conv)
+        return reference.spab(x.to(dtype), cast[0], cast[1], function, gate, gate_conv)
 
     assert_accurate([to_nchw(t, channels) for t in results], block)

@@ -5,13 +5,20 @@ import torch
 from torch import Tensor
 
 from espan_kernels import pack_spab, spab
-from tests.kernels.spab_cases import check
+from espan_kernels.spab import LEARNED, unpack
+from tests.kernels.spab_cases import KINDS, SPAN, Kind, Run, check
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def run(x: Tensor, packed: Tensor, channels: int, convs: int) -> tuple[Tensor, Tensor]:
-    return spab(x, packed, channels, convs, with_activation=True)
+def run(
+    x: Tensor, packed: Tensor, channels: int, convs: int, kind: Kind = SPAN
+) -> tuple[Tensor, Tensor]:
+    return spab(x, packed, channels, convs, True, *kind)
+
+
+def run_kind(kind: Kind) -> Run:
+    return lambda x, packed, channels, convs: run(x, packed, channels, convs, kind)
 
 
 def example(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -26,6 +33,47 @@ def example(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
 def test_values(channels: int, convs: int, dtype: torch.dtype) -> None:
     for shape in ((1, 1, 1), (1, 1, 7), (2, 9, 6)):
         check(run, channels, convs, dtype, shape)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("channels", [13, 48, 64])
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_other_activations_and_gates(kind: Kind, channels: int, dtype: torch.dtype) -> None:
+    for convs in (2, 3):
+        check(run_kind(kind), channels, convs, dtype, (2, 5, 6), kind=kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("convs", [2, 3])
+@pytest.mark.parametrize("channels", [5, 26, 48, 64])
+def test_unpack_returns_what_was_packed(channels: int, convs: int, kind: Kind) -> None:
+    activation, gate = kind
+    weights = [torch.randn(channels, channels, 3, 3) for _ in range(convs)]
+    biases = [torch.randn(channels) for _ in range(convs)]
+    conv = torch.randn(channels, channels, 1, 1), torch.randn(channels)
+    gate_conv = conv if gate in LEARNED else None
+    packed = pack_spab(
+        weights, biases, torch.float32, activation=activation, gate=gate, gate_conv=gate_conv
+    )
+    found = unpack(packed, channels, convs, activation, gate)
+    assert torch.equal(found[0], torch.stack(weights))
+    assert torch.equal(found[1], torch.stack(biases))
+    assert (found[2] is None) == (gate_conv is None)
+    if found[2] is not None:
+        assert all(torch.equal(a, b) for a, b in zip(found[2], conv, strict=True))
+
+
+def test_nan_and_infinity_reach_the_output() -> None:
+    """As in PyTorch, so that the check of the image's range sees them."""
+    for kind in KINDS:
+        for bad in (float("nan"), float("inf")):
+            x = torch.full((1, 3, 3, 16), bad)
+            weights, biases = [torch.ones(16, 16, 3, 3)] * 2, [torch.ones(16)] * 2
+            conv = (torch.ones(16, 16, 1, 1), torch.ones(16)) if kind[1] in LEARNED else None
+            packed = pack_spab(
+                weights, biases, x.dtype, activation=kind[0], gate=kind[1], gate_conv=conv
+            )
+            assert not run(x, packed, 16, 2, kind)[0].isfinite().any()
 
 
 def test_without_activation() -> None:
@@ -50,7 +98,7 @@ def test_packing_is_pure() -> None:
 def test_opcheck(dtype: torch.dtype) -> None:
     x, packed = example(dtype)
     for with_activation in (False, True):
-        arguments = (x, packed, 20, 3, with_activation)
+        arguments = (x, packed, 20, 3, with_activation, *SPAN)
         torch.library.opcheck(torch.ops.espan.spab.default, arguments)
 
 
@@ -103,3 +151,35 @@ def test_bad_weights() -> None:
         pack_spab(weights[:1], biases[:1], torch.float16)
     with pytest.raises(RuntimeError, match="it must be float16, bfloat16 or float32"):
         pack_spab(weights, biases, torch.float64)
+
+
+def test_bad_kinds() -> None:
+    weights, biases = [torch.zeros(5, 5, 3, 3)] * 2, [torch.zeros(5)] * 2
+    for kind in (("silu", "tanh"), ("gelu", "sigmoid"), ("relu", "sigmoid")):
+        message = f"activation is {kind[0]} and gate is {kind[1]}; they must be silu with sigmoid"
+        with pytest.raises(RuntimeError, match=message):
+            spab(X, PACKED, 20, 3, False, *kind)
+        with pytest.raises(RuntimeError, match=message):
+            pack_spab(weights, biases, torch.float16, activation=kind[0], gate=kind[1])
+    with pytest.raises(RuntimeError, match=r"packed has shape \[73824\]; .* the shape \[75904\]"):
+        spab(X, PACKED, 20, 3, False, "relu", "tanh")
+
+
+def test_bad_gate_convolutions() -> None:
+    weights, biases = [torch.zeros(5, 5, 3, 3)] * 2, [torch.zeros(5)] * 2
+
+    def pack(gate: str, *conv: Tensor) -> None:
+        activation = "relu" if gate == "tanh" else "silu"
+        gate_conv = (conv[0], conv[1]) if conv else None
+        pack_spab(
+            weights, biases, torch.float16, activation=activation, gate=gate, gate_conv=gate_conv
+        )
+
+    with pytest.raises(RuntimeError, match="gate_conv is missing, and gate is tanh; linear and"):
+        pack("tanh")
+    with pytest.raises(RuntimeError, match="gate_conv is given, and gate is sigmoid; linear and"):
+        pack("sigmoid", torch.zeros(5, 5, 1, 1), torch.zeros(5))
+    with pytest.raises(RuntimeError, match=r"gate_conv\[0\] has shape \[5, 5\]; it must"):
+        pack("tanh", torch.zeros(5, 5), torch.zeros(5))
+    with pytest.raises(RuntimeError, match=r"gate_conv\[1\] has shape \[4\]; it must"):
+        pack("tanh", torch.zeros(5, 5, 1, 1), torch.zeros(4))

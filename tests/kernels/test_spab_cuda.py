@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from espan_kernels import backends, pack_spab, spab
-from tests.kernels.spab_cases import check
-from tests.kernels.test_spab import run
+from espan_kernels.spab import LEARNED
+from tests.kernels.spab_cases import KINDS, Kind, check
+from tests.kernels.test_spab import run, run_kind
 
 CUDA = backends.available()["cuda"]
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not CUDA.available, reason=CUDA.reason)]
@@ -23,6 +24,30 @@ CHANNELS = (5, 16, 26, 28, 32, 36, 48, 52, 64)
 def test_values(channels: int, convs: int, dtype: torch.dtype) -> None:
     for size in ((1, 1), (1, 7), (9, 1), (15, 27), (16, 28), (17, 29), (35, 57), (70, 120)):
         check(run, channels, convs, dtype, (2, *size), device="cuda")
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("convs", [2, 3])
+@pytest.mark.parametrize("channels", [16, 26, 32, 41, 48, 52, 64])
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_other_activations_and_gates(
+    kind: Kind, channels: int, convs: int, dtype: torch.dtype
+) -> None:
+    for size in ((1, 1), (9, 1), (17, 29), (70, 120)):
+        check(run_kind(kind), channels, convs, dtype, (2, *size), device="cuda", kind=kind)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("channels", [32, 64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_nan_and_infinity_reach_the_output(kind: Kind, channels: int, bad: float) -> None:
+    weights, biases = [torch.ones(channels, channels, 3, 3)] * 2, [torch.ones(channels)] * 2
+    conv = (weights[0][..., :1, :1], biases[0]) if kind[1] in LEARNED else None
+    packed = pack_spab(
+        weights, biases, torch.float16, "cuda", activation=kind[0], gate=kind[1], gate_conv=conv
+    )
+    x = torch.full((1, 9, 9, channels), bad, dtype=torch.float16, device="cuda")
+    assert not run(x, packed, channels, 2, kind)[0].isfinite().any()
 
 
 def example(dtype: torch.dtype = torch.float16) -> tuple[Tensor, Tensor]:

@@ -155,17 +155,19 @@ def test_streamed_products_run_asynchronously() -> None:
     streamed = {f.split()[0]: f for f in functions if "_stream_kernel" in f.split()[0]}
     assert streamed
     for name, code in streamed.items():
-        match = re.search(r"Float16E((?:Li\d+E)+)E+v", name)
+        # Of spab, also the codes of the activation and the gate.
+        match = re.search(r"Float16E((?:L(?:NS0_\d+[A-Za-z]+E|i)\d+E)+)E+v", name)
         assert match is not None, name
-        p, *others = (int(n) for n in re.findall(r"\d+", match[1]))
+        p, *others = (int(n) for n in re.findall(r"(\d+)E", match[1]))
         steps = p // 16
         taps = 9 * steps * (3 if p > 32 else 1)  # of three rows; above 32 channels they are apart
         if "head" in name:  # a loop has one row
             groups, products = 1, others[0] * -(-3 * others[0] // 16)
         elif "tail" in name:  # three rows of two convolutions, and of the sides
             groups, products = 12, taps + 9 * steps + 3 * others[1] * steps
-        else:  # three rows of three convolutions
-            groups, products = 18, 3 * taps
+        else:  # three rows of three convolutions; the gate's 1x1 also of the last row
+            learned = others[1] in (1, 2)
+            groups, products = 18 + 4 * learned, 3 * taps + 4 * steps * learned
         counts = {i: code.count(i) for i in ("HGMMA", "WARPGROUP.ARRIVE", "DEPBAR.LE gsb0")}
         assert list(counts.values()) == [products, groups, groups], (name, counts)
         assert not re.search(r"\b(LDL|STL)\b", code), name
@@ -174,6 +176,21 @@ def test_streamed_products_run_asynchronously() -> None:
         # ldmatrix, and 16-byte copies.
         assert "LDSM.16.M88.4" in code
         assert "LDGSTS.E.BYPASS.128" in code
+
+
+@pytest.mark.parametrize("arch", ["9.0", pytest.param("8.0", marks=pytest.mark.slow)])
+def test_relu_keeps_nan(arch: str) -> None:
+    """The plain maximum of NaN and 0 is 0, which would hide it from the check of the image."""
+    functions = cuobjdump(arch, "-sass").split("Function : ")[1:]
+    blocks = [
+        f for f in functions if re.search(r"spab_kernel|spab_stream.*ActivationE2", f.split()[0])
+    ]
+    assert blocks
+    for code in blocks:
+        if "LDSM" in code:  # not one of the empty ones
+            maxima = re.findall(r"HMNMX2\S*", code)
+            assert maxima
+            assert all(".NAN" in m for m in maxima), code.split()[0]
 
 
 def test_streamed_kernels_are_empty_elsewhere() -> None:

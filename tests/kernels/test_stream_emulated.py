@@ -68,8 +68,60 @@ BUGS: dict[str, Bug] = {
     ),
     "weights not waited for": (
         "spab_hopper.cuh",
-        "  barrier_wait(ready + 8 * i, 0);\n",
+        "\n  barrier_wait(ready + 8 * i, 0);\n",
+        "\n",
+    ),
+}
+GATE_BUGS: dict[str, Bug] = {
+    "the steps of K in another order": (
+        "spab_hopper.cuh",
+        "weights + k * (2 * S::P),",
+        "weights + (kSteps - 1 - k) * (2 * S::P),",
+    ),
+    "the first step added to the last row": (
+        "spab_hopper.cuh",
+        " k > 0);",
+        " true);",
+    ),
+    "no bias of the gate": (
+        "spab_hopper.cuh",
+        "d[4 * j + 2 * high] + b.x, d[4 * j + 2 * high + 1] + b.y",
+        "d[4 * j + 2 * high] + 0 * b.x, d[4 * j + 2 * high + 1] + 0 * b.y",
+    ),
+    "the gate not waited for": (
+        "spab_hopper.cuh",
+        "    wgmma_wait<kRunning>();\n",
         "",
+    ),
+    "the gate waited for with one product too many still running": (
+        "stream.cuh",
+        "after.template finish<2>();",
+        "after.template finish<3>();",
+    ),
+    "the last gate not waited for": (
+        "stream.cuh",
+        "after.template finish<0>();",
+        "after.template finish<2>();",
+    ),
+    "the gate of the last row not started": (
+        "stream.cuh",
+        "    after.start();\n    after.template finish<0>();",
+        "    after.template finish<0>();",
+    ),
+    "no fence before the gate's products": (
+        "spab_hopper.cuh",
+        "    wgmma_fence();\n",
+        "",
+    ),
+    "the gate's weights not waited for": (
+        "spab_hopper.cuh",
+        "S::Conv::kBytes + (gate ? S::kGateBytes : 0)",
+        "S::Conv::kBytes",
+    ),
+    "the bias of the last convolution as that of the gate": (
+        "spab_hopper.cuh",
+        "p.bias + p.convs * S::P, 4",
+        "p.bias + (p.convs - 1) * S::P, 4",
     ),
 }
 
@@ -195,11 +247,14 @@ def test_spab_at_all_sizes_and_orders(
     kind: Kind, p: int, channels: int, convs: int, dtype: torch.dtype
 ) -> None:
     module = load_spab(kind)
-    for order in range(4):
-        for rows in (1, 3, 16):
-            run = spab_runner(module, p, dtype, rows, order)
-            for size in [(1, 1), (1, 7), (9, 1), (17, 59), (3, 60), (16, 61), (5, 121)]:
-                check_spab(run, channels, convs, dtype, (1, *size), kind=kind)
+    sizes = [(17, 59), (16, 61), (5, 121), (9, 1), (1, 1), (1, 7), (3, 60)]
+    cases = [(order, rows) for order in range(4) for rows in (1, 3, 16)]
+    if kind != SPAN:  # what differs depends on neither
+        sizes, cases = sizes[:4], [(1, 16), (3, 3)]
+    for order, rows in cases:
+        run = spab_runner(module, p, dtype, rows, order)
+        for size in sizes:
+            check_spab(run, channels, convs, dtype, (1, *size), kind=kind)
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +262,18 @@ def planted() -> dict[str, Module]:
     """One module for each bug, built two at a time."""
     with ThreadPoolExecutor(2) as pool:
         built = {k: pool.submit(load_spab, SPAN, 16, bug) for k, bug in BUGS.items()}
+        learned = ("relu", "tanh")
+        built |= {k: pool.submit(load_spab, learned, 32, bug) for k, bug in GATE_BUGS.items()}
     return {name: module.result() for name, module in built.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GATE_BUGS)
+def test_a_planted_bug_of_the_gate_is_found(planted: dict[str, Module], name: str) -> None:
+    for order in range(4):
+        run = spab_runner(planted[name], 32, torch.float16, 9, order)
+        with pytest.raises((AssertionError, RuntimeError)):
+            check_spab(run, 32, 3, torch.float16, (1, 18, 9), kind=("relu", "tanh"))
 
 
 @pytest.mark.slow
