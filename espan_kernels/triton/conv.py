@@ -162,7 +162,7 @@ def _conv3x3_apart(x_ptr, y, x, before, height, width, k, taps, upper, middle, p
 
 
 @triton.jit
-def _guide_taps(weight_ptr, k, column, kept, p: tl.constexpr):
+def _gate_taps(weight_ptr, k, column, kept, p: tl.constexpr):
     """Load the 1x1 convolution of a learned gate, whose rows are in the order of its columns."""
     row = _column(k, p)
     at = weight_ptr + (row // 16 * (16 * p) + _of_row(row % 16, p))[:, None]
@@ -176,8 +176,8 @@ def conv_kernel(
     weight_ptr,
     bias_ptr,
     residual_ptr,
-    guide_ptr,
-    guide_bias_ptr,
+    gate_weight_ptr,
+    gate_bias_ptr,
     y_ptr,
     height,
     width,
@@ -192,8 +192,8 @@ def conv_kernel(
 ):
     """Compute ``block`` x ``rows`` pixels of a convolution with the activation ``function``.
 
-    With a residual, ``function`` is a gate; its 1x1 convolution is ``guide``.  ``depth`` is P
-    rounded up to a power of 2.
+    With a residual, ``function`` is a gate, learned if it has weights.  ``depth`` is P rounded up
+    to a power of 2.
     """
     x, y0, before = _strip(across, height, rows, block)
     k = tl.arange(0, depth)
@@ -204,9 +204,9 @@ def conv_kernel(
     else:
         taps = _taps(weight_ptr, k, column, kept, p, p, p)
     bias = tl.load(bias_ptr + column, mask=kept, other=0.0)[None, :]
-    if guide_ptr is not None:
-        guide_taps = _guide_taps(guide_ptr, k, column, kept, p)
-        guide_bias = tl.load(guide_bias_ptr + column, mask=kept, other=0.0)[None, :]
+    if gate_weight_ptr is not None:
+        gate_taps = _gate_taps(gate_weight_ptr, k, column, kept, p)
+        gate_bias = tl.load(gate_bias_ptr + column, mask=kept, other=0.0)[None, :]
     upper = tl.zeros((block, depth), tl.float32)
     middle = tl.zeros((block, depth), tl.float32)
     for i in tl.range(rows + 2, num_stages=stages):
@@ -225,12 +225,13 @@ def conv_kernel(
         valid = (x < row)[:, None] & kept[None, :]
         if residual_ptr is not None:
             residual = tl.load(residual_ptr + at, mask=valid, other=0.0).to(tl.float32)
-            guide = o
-            if guide_ptr is not None:
+            g = o
+            if gate_weight_ptr is not None:
                 rounded = o.to(x_ptr.dtype.element_ty)
-                guide = tl.dot(rounded, guide_taps) + guide_bias
+                g = tl.dot(rounded, gate_taps) + gate_bias
+                # With the unrounded sums, Triton 3.6 spills registers for Blackwell.
                 o = rounded.to(tl.float32)
-            result = gated(o, residual, guide, function)
+            result = gated(o, residual, g, function)
         else:
             result = activated(o, function)
         tl.store(y_ptr + at, result.to(y_ptr.dtype.element_ty), mask=valid)
@@ -284,7 +285,8 @@ def options_of(depth: int, major: int, learned: bool) -> dict[str, int]:
     memory.
     """
     if depth <= COLUMNS:
-        return {"block": BLOCK, "stages": 3, "apart": False}
+        # For Blackwell, Triton 3.6 would spill 208 bytes of a learned gate with three rows of taps.
+        return {"block": BLOCK, "stages": 3, "apart": learned and major == 10}
     if major in (9, 10):
         return {"block": BLOCK, "stages": 1, "apart": True}
     return {"block": BLOCK // 2, "stages": 1 if learned else 2, "apart": True}
@@ -296,7 +298,7 @@ def conv(
     bias: Tensor,
     function: str,
     residual: Tensor | None = None,
-    guide: tuple[Tensor, Tensor] | tuple[None, None] = (None, None),
+    gate_conv: tuple[Tensor, Tensor] | tuple[None, None] = (None, None),
 ) -> Tensor:
     """Compute a 3x3 convolution and a function of it.
 
@@ -306,7 +308,7 @@ def conv(
         bias: (P,) float32: the bias of that layer, from pack_spab.
         function: an activation; with a residual, a gate.
         residual: a tensor like ``x``, or None.
-        guide: weight and bias of the 1x1 convolution of a learned gate, from pack_spab.
+        gate_conv: weight and bias of the 1x1 convolution of a learned gate, from pack_spab.
 
     Returns:
         A tensor like ``x``.
@@ -314,7 +316,7 @@ def conv(
     y = torch.empty_like(x)
     height, width, p = x.shape[1:]
     depth = triton.next_power_of_2(p)
-    options = options_of(depth, major_of(x), guide[0] is not None)
+    options = options_of(depth, major_of(x), gate_conv[0] is not None)
     grid, across, rows = strips(x, 1, 2, 3 if depth <= 32 else 2, options["block"])
     with torch.cuda.device_of(x):
         _launchable(conv_kernel)[grid](
@@ -322,7 +324,7 @@ def conv(
             weight,
             bias,
             residual,
-            *guide,
+            *gate_conv,
             y,
             height,
             width,

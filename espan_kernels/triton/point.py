@@ -42,11 +42,11 @@ def activated(o, activation: tl.constexpr):
 
 
 @triton.jit
-def gated(o, residual, guide, gate: tl.constexpr):
-    """Apply a gate: sigmoid, or with a ``guide``, the 1x1 convolution of o, linear or tanh."""
+def gated(o, residual, g, gate: tl.constexpr):
+    """Apply a gate: sigmoid, or with a 1x1 convolution ``g`` of ``o``, linear or tanh."""
     if gate == "sigmoid":
         return (2.0 * o + residual) * (_sigmoid(o) - 0.5)
     elif gate == "tanh":
-        return (o + residual) * (2.0 * _sigmoid(guide) - 1.0)
+        return (o + residual) * (2.0 * _sigmoid(g) - 1.0)
     else:
-        return (o + residual) * guide
+        return (o + residual) * g

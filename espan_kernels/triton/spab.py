@@ -35,8 +35,8 @@ def spab(
     for weight, bias in layers[1:-1]:
         o = conv(o, weight, bias, activation)
     if gate in LEARNED:
-        guide = weights[convs * 9 * p * p :], biases[convs * p :]
-        y = conv(o, *layers[-1], gate, x, guide)
+        gate_conv = weights[convs * 9 * p * p :], biases[convs * p :]
+        y = conv(o, *layers[-1], gate, x, gate_conv)
     elif gate == "sigmoid":
         y = conv(o, *layers[-1], gate, x)
     else:

@@ -77,10 +77,10 @@ def test_compiles_ahead_of_time(
     constants: dict[str, Any] = {"p": p, "depth": depth, "function": function, "rows": 16}
     constants |= options_of(depth, capability // 10, learned)
     if not learned:
-        constants |= {"guide_ptr": None, "guide_bias_ptr": None}
+        constants |= {"gate_weight_ptr": None, "gate_bias_ptr": None}
     if not learned and function != "sigmoid":
         constants["residual_ptr"] = None
-    types = {"bias_ptr": "*fp32", "guide_bias_ptr": "*fp32"}
+    types = {"bias_ptr": "*fp32", "gate_bias_ptr": "*fp32"}
     compile_for(conv_kernel, dtype, constants, capability, **types)
 
 

@@ -82,9 +82,9 @@ def test_memory_outside_is_not_accessed(p: int) -> None:
     from espan_kernels.triton.conv import conv, conv_kernel
 
     weight, bias = torch.randn(9 * p * p).half() / 17, torch.randn(p)
-    guide, guide_bias = torch.randn(p * p).half() / 6, torch.randn(p)
+    gate_weight, gate_bias = torch.randn(p * p).half() / 6, torch.randn(p)
     x = torch.randn(1, 3, 5, p).half()
-    expected = conv(x, weight, bias, "tanh", x, (guide, guide_bias))
+    expected = conv(x, weight, bias, "tanh", x, (gate_weight, gate_bias))
     assert expected.isfinite().all()
     margin = 8 * p
 
@@ -95,7 +95,7 @@ def test_memory_outside_is_not_accessed(p: int) -> None:
 
     y = torch.full((x.numel() + 2 * margin,), float("nan"), dtype=F16)
     conv_kernel[(1, 1)](
-        *(within_nan(t) for t in (x, weight, bias, x, guide, guide_bias)),
+        *(within_nan(t) for t in (x, weight, bias, x, gate_weight, gate_bias)),
         y[margin:],
         3,
         5,
