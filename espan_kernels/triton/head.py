@@ -9,8 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op
 
-from espan_kernels.head import check_inputs, head_by_reference, sizes
-from espan_kernels.packing.feature_maps import padded
+from espan_kernels.head import check_inputs, empty_features, head_by_reference, sizes
 from espan_kernels.triton.conv import (
     BLOCK,
     COLUMNS,
@@ -19,9 +18,12 @@ from espan_kernels.triton.conv import (
     _of_column,
     _of_row,
     _strip,
+    major_of,
     strips,
 )
 from espan_kernels.triton.gate import _launchable
+from espan_kernels.triton.point import activated
+from espan_kernels.triton.unshuffle import unshuffled_head_kernel
 
 WARPS = 8
 
@@ -62,6 +64,7 @@ def head_kernel(
     stride_y,
     stride_x,
     kernel: tl.constexpr,
+    activation: tl.constexpr,
     p: tl.constexpr,
     depth: tl.constexpr,
     columns: tl.constexpr,
@@ -118,24 +121,39 @@ def head_kernel(
         at = (((before + y) * width + x) * p)[:, None] + channel[None, :]
         row = tl.where((y >= y0) & (y < height), width, 0)
         valid = (x < row)[:, None] & kept[None, :]
-        tl.store(y_ptr + at, (sums[0] + bias).to(y_ptr.dtype.element_ty), mask=valid)
+        result = activated(sums[0] + bias, activation)
+        tl.store(y_ptr + at, result.to(y_ptr.dtype.element_ty), mask=valid)
 
 
 @triton_op("espan_triton::head", mutates_args={})
-def head(image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kernel: int) -> Tensor:
+def head(
+    image: Tensor,
+    packed: Tensor,
+    mean: Tensor | None,
+    channels: int,
+    kernel: int,
+    unshuffle: int = 1,
+    activation: str = "none",
+) -> Tensor:
     """See :func:`espan_kernels.head`.  float32 uses the reference: tensor cores would round it."""
-    check_inputs(image, packed, mean, channels, kernel)
+    check_inputs(image, packed, mean, channels, kernel, unshuffle, activation)
     if packed.dtype == torch.float32:
-        return head_by_reference(image, packed, mean, channels, kernel)
-    batch, _, height, width = image.shape
-    p = padded(channels)
-    weight, bias = sizes(channels, kernel).split(packed)
-    y = packed.new_empty(batch, height, width, p)
-    major = torch.cuda.get_device_capability(image.device)[0] if image.is_cuda else 9
-    columns = columns_of(p, major)
+        return head_by_reference(image, packed, mean, channels, kernel, unshuffle, activation)
+    height, width = image.shape[2:]
+    weight, bias = sizes(channels, kernel, unshuffle).split(packed)
+    y = empty_features(image, packed, channels, unshuffle)
+    p = y.shape[3]
+    if unshuffle == 1:
+        convolve = head_kernel
+        columns = columns_of(p, major_of(image))
+        sized = {"kernel": kernel, "depth": max(16, triton.next_power_of_2(3 * kernel))}
+    else:
+        convolve = unshuffled_head_kernel
+        columns = min(triton.next_power_of_2(p), COLUMNS)
+        sized = {"unshuffle": unshuffle}
     grid, across, rows = strips(y, triton.cdiv(p, columns), kernel - 1, 2)
     with torch.cuda.device_of(image):
-        _launchable(head_kernel)[grid](
+        _launchable(convolve)[grid](
             image,
             weight,
             bias,
@@ -145,9 +163,9 @@ def head(image: Tensor, packed: Tensor, mean: Tensor | None, channels: int, kern
             width,
             across,
             *image.stride(),
-            kernel=kernel,
+            **sized,
+            activation=activation,
             p=p,
-            depth=max(16, triton.next_power_of_2(3 * kernel)),
             columns=columns,
             rows=rows,
             block=BLOCK,

@@ -28,6 +28,7 @@ from espan_kernels.triton.conv import (
     strips,
 )
 from espan_kernels.triton.gate import _launchable
+from espan_kernels.triton.upsample import shuffled
 
 
 @triton.jit
@@ -54,6 +55,7 @@ def concat_kernel(
     height,
     width,
     across,
+    kernel: tl.constexpr,
     p: tl.constexpr,
     depth: tl.constexpr,
     columns: tl.constexpr,
@@ -61,14 +63,17 @@ def concat_kernel(
     block: tl.constexpr,
     stages: tl.constexpr,
 ):
-    """The folded concat: the sum of a 3x3 of the last feature map and 1x1s of the others."""
+    """The folded concat: the sum of 1x1s of the feature maps, of which the last may be a 3x3."""
     x, y0, before = _strip(across, height, rows, block)
     k = tl.arange(0, depth)
     channel = tl.program_id(1) * columns + tl.arange(0, columns)
     kept = channel < p
     column = _column(channel, p)
-    taps = _taps(weight_ptr, k, column, kept, p, p)
-    side_ptr = weight_ptr + 9 * p * p
+    if kernel == 3:
+        taps = _taps(weight_ptr, k, column, kept, p, p, p)
+    else:
+        of_last = _side(weight_ptr, k, column, kept, p)
+    side_ptr = weight_ptr + kernel * kernel * p * p
     of_head = _side(side_ptr, k, column, kept, p)
     of_first = _side(side_ptr + p * p, k, column, kept, p)
     if activation_ptr is not None:
@@ -76,15 +81,19 @@ def concat_kernel(
     bias = tl.load(bias_ptr + column, mask=kept, other=0.0)[None, :]
     upper = tl.zeros((block, columns), tl.float32)
     middle = tl.zeros((block, columns), tl.float32)
-    for i in tl.range(rows + 2, num_stages=stages):
-        y = y0 - 1 + i
-        total, upper, middle = _conv3x3(
-            last_ptr, y, x, before, height, width, k, taps, upper, middle, p
-        )
-        pixel = ((before + y - 1) * width + x) * p
-        valid = x < tl.where((y > y0) & (y <= height), width, 0)
+    radius: tl.constexpr = kernel // 2
+    for i in tl.range(rows + 2 * radius, num_stages=stages):
+        y = y0 - 2 * radius + i
+        pixel = ((before + y) * width + x) * p
+        valid = x < tl.where((y >= y0) & (y < height), width, 0)
         at = pixel[:, None] + k[None, :]
         inside = valid[:, None] & (k < p)[None, :]
+        if kernel == 3:
+            total, upper, middle = _conv3x3(
+                last_ptr, y + 1, x, before, height, width, k, taps, upper, middle, p
+            )
+        else:
+            total = tl.dot(tl.load(last_ptr + at, mask=inside, other=0.0), of_last)
         total = tl.dot(tl.load(head_ptr + at, mask=inside, other=0.0), of_head, total)
         total = tl.dot(tl.load(first_ptr + at, mask=inside, other=0.0), of_first, total)
         if activation_ptr is not None:
@@ -95,93 +104,9 @@ def concat_kernel(
         tl.store(y_ptr + at, result, mask=valid[:, None] & kept[None, :])
 
 
-@triton.jit(do_not_specialize=SIZES)
-def upsample_kernel(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    image_ptr,
-    flag_ptr,
-    height,
-    width,
-    across,
-    p: tl.constexpr,
-    depth: tl.constexpr,
-    scale: tl.constexpr,
-    columns: tl.constexpr,
-    rows: tl.constexpr,
-    block: tl.constexpr,
-    stages: tl.constexpr,
-):
-    """A 3x3 convolution to 3 scale^2 channels, followed by the pixel shuffle.
-
-    ``depth`` is P rounded up to a power of 2; ``columns`` is the number of outputs per program.
-    uint8 images are interleaved, others planar.  The outputs are in the order of the image, so that
-    stores are contiguous.
-    """
-    x, y0, before = _strip(across, height, rows, block)
-    k = tl.arange(0, depth)
-    output = tl.program_id(1) * columns + tl.arange(0, columns)
-    kept = output < 3 * scale * scale
-    interleaved: tl.constexpr = image_ptr.dtype.element_ty == tl.uint8
-    if interleaved:
-        dy = output // (3 * scale)
-        dx = output // 3 % scale
-        rgb = output % 3
-    else:
-        rgb = output // (scale * scale)
-        dy = output // scale % scale
-        dx = output % scale
-    # The order of _up_rows() in tail.py: a lane has two values in each tile of 8 columns.
-    run: tl.constexpr = scale if scale > 2 else 1
-    packed: tl.constexpr = 48 if scale > 2 else 16
-    lane = (dy * scale + dx) // run
-    value = (dy * scale + dx) % run * 3 + rgb
-    column = value // 2 * 8 + lane * 2 + value % 2
-    taps = _taps(weight_ptr, k, column, kept, p, packed)
-    bias = tl.load(bias_ptr + column, mask=kept, other=0.0)[None, :]
-
-    row_size = (width * scale).to(tl.int64)
-    if interleaved:
-        of_output = dy * (3 * row_size) + output % (3 * scale)
-    else:
-        of_output = rgb * (height * scale * row_size) + dy * row_size + dx
-    outside = tl.zeros((block,), tl.int32)
-    upper = tl.zeros((block, columns), tl.float32)
-    middle = tl.zeros((block, columns), tl.float32)
-    for i in tl.range(rows + 2, num_stages=stages):
-        y = y0 - 1 + i
-        total, upper, middle = _conv3x3(
-            x_ptr, y, x, before, height, width, k, taps, upper, middle, p
-        )
-        o = total + bias
-        row = tl.where((y > y0) & (y <= height), width, 0)
-        valid = (x < row)[:, None] & kept[None, :]
-        if flag_ptr is not None:
-            plausible = (o >= -1.0) & (o <= 2.0)  # false for NaN
-            # Reduce one axis only: Triton 3.7 fails to compile a reduction of both for sm_100.
-            outside = tl.maximum(outside, tl.max((valid & ~plausible).to(tl.int32), 1))
-        if interleaved:
-            of_pixel = 3 * ((before + y - 1) * scale * row_size + x * scale)
-            o = tl.where(o == o, o, 0.0)
-            o = tl.floor(tl.minimum(tl.maximum(o, 0.0), 1.0) * 255.0 + 0.5)
-        else:
-            of_pixel = (3 * before + y - 1) * scale * row_size + x * scale
-        at = of_pixel[:, None] + of_output[None, :]
-        tl.store(image_ptr + at, o.to(image_ptr.dtype.element_ty), mask=valid)
-    if flag_ptr is not None:
-        tl.store(flag_ptr + 0 * x, 1, mask=outside > 0)
-
-
 def stages_of(depth: int) -> int:
     """The rows that the concat holds in shared memory: three, or as many as fit in 99 KB."""
     return 3 if depth <= 32 else 1
-
-
-def up_columns_of(depth: int, scale: int) -> int:
-    """The number of outputs per program: fewer for wide networks, else sm_80 spills registers."""
-    outputs = max(16, triton.next_power_of_2(3 * scale * scale))
-    return min(outputs, COLUMNS if depth <= 32 else 16)
 
 
 @triton_op("espan_triton::tail", mutates_args={"flag"})
@@ -195,22 +120,20 @@ def tail(
     scale: int,
     dtype: torch.dtype,
     flag: Tensor | None,
+    last_kernel: int = 3,
 ) -> Tensor:
     """See :func:`espan_kernels.tail`.  float32 uses the reference: tensor cores would round it."""
-    t = TailInputs(head, first, last, activation, packed, channels, scale, dtype, flag)
+    t = TailInputs(head, first, last, activation, packed, channels, scale, dtype, flag, last_kernel)
     t.check()
     if last.dtype == torch.float32:
         return tail_by_reference(*t)
     height, width, p = t.last.shape[1:]
     count = len(t.sides)
-    weights, biases = sizes(t.channels, t.scale, count).split(t.packed)
+    weights, biases = sizes(t.channels, t.scale, count, t.last_kernel).split(t.packed)
     depth = triton.next_power_of_2(p)
     columns = min(depth, COLUMNS)
     fused, image = torch.empty_like(t.last), t.empty_image()
-    up_columns = up_columns_of(depth, t.scale)
-    up_groups = triton.cdiv(3 * t.scale * t.scale, up_columns)
-    grid, across, rows = strips(t.last, triton.cdiv(p, columns), 2, 2)
-    up_grid, up_across, up_rows = strips(t.last, up_groups, 2, 3)
+    grid, across, rows = strips(t.last, triton.cdiv(p, columns), t.last_kernel - 1, 2)
     with torch.cuda.device_of(t.last):
         _launchable(concat_kernel)[grid](
             t.last,
@@ -223,6 +146,7 @@ def tail(
             height,
             width,
             across,
+            kernel=t.last_kernel,
             p=p,
             depth=depth,
             columns=columns,
@@ -230,21 +154,6 @@ def tail(
             block=BLOCK,
             stages=stages_of(depth),
         )
-        _launchable(upsample_kernel)[up_grid](
-            fused,
-            weights[(9 + count) * p * p :],
-            biases[p:],
-            image,
-            t.flag,
-            height,
-            width,
-            up_across,
-            p=p,
-            depth=depth,
-            scale=t.scale,
-            columns=up_columns,
-            rows=up_rows,
-            block=BLOCK,
-            stages=min(stages_of(depth) + 1, 3),
-        )
+    upsampling = weights[(t.last_kernel * t.last_kernel + count) * p * p :]
+    shuffled(None, fused, upsampling, biases[p:], t.scale, image, t.flag)
     return image

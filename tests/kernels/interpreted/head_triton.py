@@ -11,7 +11,7 @@ import espan_kernels.triton.head  # noqa: F401  (defines torch.ops.espan_triton)
 from espan_kernels import pack_head
 from espan_kernels.head import sizes
 from espan_kernels.triton.conv import BLOCK
-from tests.kernels.head_cases import LAYOUTS, MEAN, check, image_of
+from tests.kernels.head_cases import ACTIVATIONS, LAYOUTS, MEAN, check, image_of
 
 head = torch.ops.espan_triton.head
 F16 = torch.float16
@@ -38,6 +38,41 @@ def test_sizes() -> None:
     """One pixel, one row, one column; below, at and above a program's share of the pixels."""
     for shape in ((1, 1, 1), (1, 1, 7), (2, 9, 1), (1, 4, BLOCK), (1, 5, BLOCK + 6)):
         check(head, 32, 5, F16, image_of(shape, torch.uint8, "interleaved"))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(activation: str) -> None:
+    image = image_of((1, 6, 5), F16, "planar")
+    check(head, 28, 3, F16, image, activation=activation)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("unshuffle", [2, 4])
+def test_unshuffle(unshuffle: int, dtype: torch.dtype) -> None:
+    """Padding channels, two groups of channels, each layout; with and without the mean."""
+    i = TYPES.index(dtype)
+    image = image_of((2, 9, 6), dtype, LAYOUTS[i])
+    options = {"with_mean": i != unshuffle // 2, "unshuffle": unshuffle}
+    check(head, (5, 48, 64)[i], 3, F16, image, activation=ACTIVATIONS[i], **options)
+
+
+@pytest.mark.parametrize("unshuffle", [2, 4])
+def test_unshuffled_sizes(unshuffle: int) -> None:
+    """One square, and each number of pixels that are missing to whole squares."""
+    u = unshuffle
+    for shape in ((1, u, u), (2, 2 * u - 1, u), (1, u + 1, 2 * u - 1), (1, u, u * BLOCK + 2)):
+        check(head, 16, 3, F16, image_of(shape, torch.uint8, "interleaved"), unshuffle=u)
+
+
+def test_extent_of_a_pixels_influence_unshuffled() -> None:
+    """A NaN pixel affects its square, that of its reflection, and their neighbours."""
+    image = torch.zeros(1, 3, 15, 19)
+    image[0, 1, 13, 9] = float("nan")  # row 13 is also row 15
+    packed = pack_head(torch.ones(16, 48, 3, 3), torch.ones(16), F16)
+    spoilt = head(image, packed, None, 16, 3, 4).isnan().all(dim=3)[0]
+    expected = torch.zeros(4, 5, dtype=torch.bool)
+    expected[2:4, 1:4] = True
+    assert torch.equal(spoilt, expected)
 
 
 def test_expanded_gray() -> None:
@@ -84,10 +119,50 @@ def test_memory_outside_is_not_accessed() -> None:
         1,
         *image.stride(),
         kernel=kernel,
+        activation="none",
         p=p,
         depth=32,
         columns=p,
         rows=8,
+        block=BLOCK,
+    )
+    assert torch.equal(y[margin:-margin].view(expected.shape), expected)
+    assert y.isnan().sum() == 2 * margin
+
+
+def test_memory_outside_is_not_accessed_unshuffled() -> None:
+    """Runs the kernel itself in the middle of buffers of NaN."""
+    from espan_kernels.triton.unshuffle import unshuffled_head_kernel
+
+    image = image_of((1, 7, 9), F16, "strided")  # surrounded by NaN
+    p = 32
+    packed = pack_head(torch.randn(28, 48, 3, 3) / 20, torch.randn(28), F16)
+    expected = head(image, packed, MEAN, 28, 3, 4)
+    assert expected.isfinite().all()
+    weight, bias = sizes(28, 3, 4).split(packed)
+    margin = 8 * p
+
+    def within_nan(t: torch.Tensor) -> torch.Tensor:
+        whole = torch.full((t.numel() + 2 * margin,), float("nan"), dtype=t.dtype)
+        whole[margin:-margin] = t.flatten()
+        return whole[margin:-margin]
+
+    y = torch.full((expected.numel() + 2 * margin,), float("nan"), dtype=F16)
+    unshuffled_head_kernel[(1, 1)](
+        image,
+        within_nan(weight),
+        within_nan(bias),
+        within_nan(MEAN),
+        y[margin:],
+        7,
+        9,
+        1,
+        *image.stride(),
+        unshuffle=4,
+        activation="none",
+        p=p,
+        columns=p,
+        rows=4,
         block=BLOCK,
     )
     assert torch.equal(y[margin:-margin].view(expected.shape), expected)

@@ -10,15 +10,24 @@ from torch import Tensor
 
 import espan_kernels.triton.spab  # noqa: F401  (defines torch.ops.espan_triton)
 from espan_kernels import pack_spab
+from espan_kernels.spab import LEARNED
 from espan_kernels.triton.conv import BLOCK
-from tests.kernels.spab_cases import check
+from tests.kernels.spab_cases import KINDS, SPAN, Kind, Run, check
 
 ops = torch.ops.espan_triton
 F16 = torch.float16
 
 
-def run(x: Tensor, packed: Tensor, channels: int, convs: int) -> tuple[Tensor, Tensor]:
-    return ops.spab(x, packed, channels, convs, True)
+def runs(kind: Kind) -> Run:
+    """The op for blocks of this kind."""
+
+    def run(x: Tensor, packed: Tensor, channels: int, convs: int) -> tuple[Tensor, Tensor]:
+        return ops.spab(x, packed, channels, convs, True, *kind)
+
+    return run
+
+
+run = runs(SPAN)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +35,31 @@ def run(x: Tensor, packed: Tensor, channels: int, convs: int) -> tuple[Tensor, T
 )
 def test_channels(channels: int, convs: int) -> None:
     check(run, channels, convs, F16, (2, 3, 5))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_kinds(kind: Kind) -> None:
+    """One matrix for three rows of taps, and taps apart; with and without padding channels."""
+    for channels, convs, shape in ((26, 3, (2, 3, 5)), (32, 2, (1, 2, 70)), (60, 3, (1, 5, 7))):
+        check(runs(kind), channels, convs, F16, shape, kind=kind)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_nan_is_passed_on(kind: Kind) -> None:
+    """A NaN pixel affects the pixels that the convolutions reach, and no others."""
+    weights = [torch.randn(16, 16, 3, 3) / 12 for _ in range(2)]
+    gate_conv = (torch.randn(16, 16, 1, 1) / 4, torch.randn(16)) if kind[1] in LEARNED else None
+    activation, gate = kind
+    packed = pack_spab(
+        weights, [torch.randn(16)] * 2, F16, activation=activation, gate=gate, gate_conv=gate_conv
+    )
+    x = torch.randn(1, 9, 11, 16).half()
+    x[0, 4, 5, 3] = float("nan")
+    y, _ = runs(kind)(x, packed, 16, 2)
+    expected = torch.zeros(9, 11, dtype=torch.bool)
+    expected[2:7, 3:8] = True
+    assert torch.equal(y[0].isnan().all(dim=2), expected)
+    assert torch.equal(y[0].isnan().any(dim=2), expected)
 
 
 def test_sizes() -> None:
@@ -42,44 +76,37 @@ def test_without_activation() -> None:
     assert torch.equal(y, run(x, packed, 20, 2)[0])
 
 
-def test_memory_outside_is_not_accessed() -> None:
+@pytest.mark.parametrize("p", [32, 48])
+def test_memory_outside_is_not_accessed(p: int) -> None:
     """Runs the kernel itself in the middle of buffers of NaN."""
-    from espan_kernels.triton.conv import conv
+    from espan_kernels.triton.conv import conv, conv_kernel
 
-    p = 32
     weight, bias = torch.randn(9 * p * p).half() / 17, torch.randn(p)
+    gate_weight, gate_bias = torch.randn(p * p).half() / 6, torch.randn(p)
     x = torch.randn(1, 3, 5, p).half()
-    expected = conv(x, weight, bias, x)
+    expected = conv(x, weight, bias, "tanh", x, (gate_weight, gate_bias))
+    assert expected.isfinite().all()
     margin = 8 * p
-    buffers = []
-    for size in (x.numel(), weight.numel(), bias.numel()):
-        dtype = torch.float32 if size == p else F16
-        buffers.append(torch.full((size + 2 * margin,), float("nan"), dtype=dtype))
-    inner = [b[margin:-margin] for b in buffers]
-    for view, values in zip(inner, (x, weight, bias), strict=True):
-        view.copy_(values.flatten())
-    found = conv(inner[0].view(1, 3, 5, p), inner[1], inner[2], inner[0].view(1, 3, 5, p))
-    assert torch.equal(found, expected)
 
-    from espan_kernels.triton.conv import conv_kernel
+    def within_nan(t: Tensor) -> Tensor:
+        whole = torch.full((t.numel() + 2 * margin,), float("nan"), dtype=t.dtype)
+        whole[margin:-margin] = t.flatten()
+        return whole[margin:-margin]
 
     y = torch.full((x.numel() + 2 * margin,), float("nan"), dtype=F16)
     conv_kernel[(1, 1)](
-        x,
-        weight,
-        bias,
-        x,
+        *(within_nan(t) for t in (x, weight, bias, x, gate_weight, gate_bias)),
         y[margin:],
         3,
         5,
         1,
         p=p,
-        depth=32,
-        columns=32,
-        gated=True,
+        depth=64 if p == 48 else 32,
+        function="tanh",
         rows=4,
         block=BLOCK,
         stages=1,
+        apart=p == 48,
     )
     assert torch.equal(y[margin:-margin].view(x.shape), expected)
     assert y.isnan().sum() == 2 * margin

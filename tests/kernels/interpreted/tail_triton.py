@@ -36,6 +36,30 @@ def test_channels_and_scales(channels: int, scale: int, sides: int) -> None:
     check(tail, channels, scale, sides, F16, (torch.uint8, F16)[sides - 2], (2, 3, 5))
 
 
+@pytest.mark.parametrize(
+    ("channels", "scale", "sides"), [(5, 4, 3), (28, 1, 2), (48, 2, 3), (64, 4, 3)]
+)
+def test_last_1x1(channels: int, scale: int, sides: int) -> None:
+    for i, shape in enumerate(((2, 3, 5), (1, 5, BLOCK + 6))):
+        check(tail, channels, scale, sides, F16, TYPES[i], shape, last_kernel=1)
+
+
+def test_memory_outside_is_not_accessed() -> None:
+    """A NaN beside the feature maps does not reach the image."""
+    maps, wholes = [], []
+    for _ in range(4):
+        whole = torch.full((3, 4, 5, 48), float("nan"), dtype=F16)
+        whole[1] = torch.randn(4, 5, 48)
+        wholes.append(whole)
+        maps.append(whole[1:2])
+    for last_kernel in (1, 3):
+        last = torch.randn(48, 48, last_kernel, last_kernel) / 20
+        others = (torch.randn(48, 144, 1, 1) / 12, torch.randn(48), torch.randn(12, 48, 3, 3) / 20)
+        packed = pack_tail(last, *others, torch.rand(12), F16)
+        image = tail(*maps, packed, 48, 2, F16, None, last_kernel)
+        assert image.isfinite().all()
+
+
 def test_sizes() -> None:
     """One pixel, one row, one column; below, at and above a program's share of the pixels."""
     sizes = ((1, 1, 1), (1, 1, 7), (2, 9, 1), (1, 4, BLOCK), (1, 5, BLOCK + 6))
