@@ -36,10 +36,14 @@ def halve(samples: Tensor, dim: int, *, cosited: bool) -> Tensor:
     if samples.shape[dim] % 2:
         samples = torch.cat([samples, samples.narrow(dim, -1, 1)], dim)
     even, odd = samples.unflatten(dim, (-1, 2)).unbind(dim % samples.ndim + 1)
+    total = even + odd
     if not cosited:
-        return (even + odd).mul_(0.5)
-    before = torch.cat([even.narrow(dim, 0, 1), odd.narrow(dim, 0, odd.shape[dim] - 1)], dim)
-    return before.add_(odd).add_(even, alpha=2).mul_(0.25)
+        return total.mul_(0.5)
+    total.add_(even)
+    length = odd.shape[dim]
+    total.narrow(dim, 1, length - 1).add_(odd.narrow(dim, 0, length - 1))
+    total.narrow(dim, 0, 1).add_(even.narrow(dim, 0, 1))
+    return total.mul_(0.25)
 
 
 def _weighted(samples: Tensor, dim: int, before: int, weights: tuple[float, ...]) -> Tensor:

@@ -29,8 +29,8 @@ _CRF = {"libx264": 18, "libx265": 20, "libsvtav1": 28, "libvpx-vp9": 24}
 # The names of the options that mean "constant quality".
 _QUALITY_OPTIONS = ("crf", "cq")
 
-# A segment's first packet is decoded this much before it is shown, if the encoder does not say it:
-# encoders reorder at most 16 frames.
+# A segment's first packet is decoded so many units before it is shown: encoders reorder at most 16
+# frames.
 _EARLY = 16
 
 # The encoders print to the terminal by themselves.
@@ -115,7 +115,7 @@ def plan_encoding(
         colour = replace(colour, chroma="left")  # AV1 has no others
     options = _quality(name, crf) | {"chroma_sample_location": colour.chroma}
     if name == "libx265":
-        options["x265-params"] = "log-level=error"
+        options |= {"x265-params": "log-level=error", "a53cc": "1"}
     metadata = hdr.encoder_options(name, source.side_data)
     if metadata is None:
         notes.append(f"the HDR metadata (mastering display, light level) is not kept by {name}")
@@ -248,20 +248,19 @@ class SegmentWriter:
                 self._container.mux(packet)
 
     def _decoding_time(self, packet: Packet) -> int:
-        """That of the encoder, unless it is senseless: x265's is if there are few frames.
+        """That of the encoder, unless it is senseless, as x265's first ones if there are few frames.
 
         `join` makes better ones, from all packets.
         """
         assert packet.pts is not None
         last = self._last
-        if (
-            packet.dts is None
-            or packet.dts > packet.pts
-            or (last is not None and packet.dts <= last)
-        ):
-            packet.dts = packet.pts - _EARLY if last is None else min(packet.pts, last + 1)
-        self._last = packet.dts
-        return packet.dts
+        if last is None:
+            self._last = packet.pts - _EARLY
+        elif packet.dts is None or not last < packet.dts <= packet.pts:
+            self._last = min(packet.pts, last + 1)
+        else:
+            self._last = packet.dts
+        return self._last
 
     def _error(self, error: Exception) -> EspanError:
         log = getattr(error, "log", None)

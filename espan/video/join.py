@@ -128,8 +128,8 @@ def _is_chapter_track(stream: Stream) -> bool:
 
 
 def _name(stream: Stream) -> str:
-    codec = stream.codec_context.codec.name if stream.codec_context else "unknown codec"
-    return f"stream {stream.index} ({stream.type}, {codec})"
+    codec = f", {stream.codec_context.codec.name}" if stream.codec_context else ""
+    return f"stream {stream.index} ({stream.type}{codec})"
 
 
 def _check(stream: Stream, container: str, report: Callable[[str], None]) -> None:

@@ -39,6 +39,7 @@ CONTAINERS = {
 }
 # x264 and x265 begin anew after 250 frames anyway, so segments of as many add no keyframes.
 FRAMES = 250
+BATCH_ON_GPU = 4
 _HASHED = 1 << 20  # bytes at the start and at the end of the input
 
 
@@ -192,9 +193,9 @@ def _job(
 
 @dataclass
 class _Frame:
-    """A decoded or an enlarged frame, on the CPU."""
+    """A decoded or an enlarged frame: its planes, or on a CPU its RGB image alone."""
 
-    planes: list[Tensor]
+    tensors: list[Tensor]
     time: int
     duration: int
     captions: VideoFrame | None
@@ -219,9 +220,10 @@ class _Run:
         self._note, self._progress = note, progress
         self._first = self._time(options.start)
         self._end = self._time(options.end)
-        on_gpu = upscaler.device.type == "cuda"
-        self._batch = options.batch or (4 if on_gpu else 1)
-        self._pinned = on_gpu
+        # A GPU converts colours as well, and fewer bytes are copied to and from it.  On a CPU, the
+        # threads that decode and encode convert them, while the network runs.
+        self._on_gpu = upscaler.device.type == "cuda"
+        self._batch = options.batch or (BATCH_ON_GPU if self._on_gpu else 1)
 
     def report(self, text: str) -> None:
         if text not in self.notes:
@@ -271,14 +273,19 @@ class _Run:
         )
 
         def consume(results: Iterable[_Frame]) -> None:
-            results = iter(results)
+            results = _on_one_core(results)
             for first in results:
                 self._segment(
                     itertools.chain([first], itertools.islice(results, FRAMES - 1)), state
                 )
 
         depth = max(4, 2 * self._batch)
-        overlap(map(self._read, frames), self._enlarge, consume, batch=self._batch, depth=depth)
+        decoded = _on_one_core(map(self._read, frames))
+        threads = torch.get_num_threads()
+        try:
+            overlap(decoded, self._enlarge, consume, batch=self._batch, depth=depth)
+        finally:
+            torch.set_num_threads(threads)
         if not done:
             raise EspanError(f"{self.source.path}: no frames between --from and --to")
 
@@ -297,7 +304,8 @@ class _Run:
             stopped: StoppedError | None = None
             try:
                 for last in frames:
-                    writer.write(last.planes, last.time, last.duration, last.captions)
+                    planes = last.tensors if self._on_gpu else self._planes(last.tensors[0])
+                    writer.write(planes, last.time, last.duration, last.captions)
                     state.done += 1
                     self._progress(state)
             except StoppedError as error:  # keep what there is
@@ -313,26 +321,25 @@ class _Run:
         assert frame.pts is not None
         step = max(1, round(1 / (self.source.rate * self.source.time_base)))
         time, duration = frame.pts, frame.duration or step
-        planes = read_planes(frame, self.source.layout, pinned=self._pinned)
-        return _Frame(planes, time, duration, captions)
+        planes = read_planes(frame, self.source.layout, pinned=self._on_gpu)
+        tensors = planes if self._on_gpu else [self._image(planes)]
+        return _Frame(tensors, time, duration, captions)
 
     def _enlarge(self, frames: list[_Frame]) -> Iterator[_Frame]:
-        device = self.upscaler.device
-        images = [
-            to_rgb(
-                [plane.to(device, non_blocking=True) for plane in frame.planes],
-                self.source.layout,
-                self.source.colour,
-            )
-            for frame in frames
-        ]
+        images = [self._image(f.tensors) if self._on_gpu else f.tensors[0] for f in frames]
         for frame, image in zip(frames, self.upscaler(images), strict=True):
-            planes = from_rgb(image, self.encoding.layout, self.encoding.colour)
-            yield _Frame(self._download(planes), frame.time, frame.duration, frame.captions)
+            tensors = self._download(self._planes(image)) if self._on_gpu else [image]
+            yield _Frame(tensors, frame.time, frame.duration, frame.captions)
+
+    def _image(self, planes: list[Tensor]) -> Tensor:
+        device = self.upscaler.device
+        there = [plane.to(device, non_blocking=True) for plane in planes]
+        return to_rgb(there, self.source.layout, self.source.colour)
+
+    def _planes(self, image: Tensor) -> list[Tensor]:
+        return from_rgb(image, self.encoding.layout, self.encoding.colour)
 
     def _download(self, planes: list[Tensor]) -> list[Tensor]:
-        if not self._pinned:
-            return planes
         copies = [torch.empty(p.shape, dtype=p.dtype, pin_memory=True) for p in planes]
         for copy, plane in zip(copies, planes, strict=True):
             copy.copy_(plane, non_blocking=True)
@@ -358,3 +365,12 @@ class _Run:
         if self._end is not None:
             end = min(end, self._end * source.time_base - source.start)
         return max(0, round((end - begin) * source.rate))
+
+
+def _on_one_core(items: Iterable[_Frame]) -> Iterator[_Frame]:
+    """Iterate with PyTorch on one core of the thread that iterates; others keep their number.
+
+    The cores are needed for the network and the encoder.
+    """
+    torch.set_num_threads(1)
+    yield from items

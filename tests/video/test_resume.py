@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from fractions import Fraction
 
@@ -74,21 +75,26 @@ def test_resume_gives_the_same_result(tmp_path, upscale, interrupt, segments_of_
     assert len(frame_times(target)) == 23
 
 
-def test_ctrl_c_keeps_every_encoded_frame(tmp_path, upscale, segments_of_5, monkeypatch):
+def test_ctrl_c_keeps_every_encoded_frame(tmp_path, upscale, network, segments_of_5, monkeypatch):
     """Those that were enlarged become a segment, however few."""
     path = make_clip(tmp_path / "a.mkv", frames=14)
-    convert, calls = run.to_rgb, []
+    calls, encoded = [], threading.Event()
 
-    def interrupted(*arguments):
-        calls.append(1)
-        if len(calls) == 9:
-            time.sleep(1)  # until the others are encoded
-            raise KeyboardInterrupt
-        return convert(*arguments)
+    def progress(state):
+        if state.done == 8:
+            encoded.set()
 
-    monkeypatch.setattr(run, "to_rgb", interrupted)
+    class Interrupted(run.Upscaler):
+        def __call__(self, image):
+            calls.extend([1] * isinstance(image, list))
+            if len(calls) == 9:
+                assert encoded.wait(60)
+                raise KeyboardInterrupt
+            return super().__call__(image)
+
+    monkeypatch.setattr(run, "Upscaler", Interrupted)
     with pytest.raises(KeyboardInterrupt):
-        upscale(path, tmp_path / "b.mkv")
+        run.upscale_video(path, tmp_path / "b.mkv", network, run.Options(), progress=progress)
     folder = tmp_path / "b.mkv.segments"
     assert len(frame_times(folder / "00000.mkv")) == 5
     assert len(frame_times(folder / "00001.mkv")) == 3

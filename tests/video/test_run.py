@@ -370,3 +370,90 @@ def test_file_names(tmp_path, upscale):
     path = make_clip(tmp_path / "a.mkv", frames=3).rename(tmp_path / "a:%d é.mkv")
     upscale(path, tmp_path / "b:%d é.mkv")
     assert len(frame_times(tmp_path / "b:%d é.mkv")) == 3
+
+
+def with_captions(path, target):
+    """Add closed captions (A/53) to each frame of H.264 in MP4, as a unit of its own."""
+    with av.open(str(path)) as source, av.open(str(target), "w") as result:
+        video = source.streams.video[0]
+        copy = result.add_stream_from_template(video, opaque=True)
+        for i, packet in enumerate(p for p in source.demux(video) if p.size):
+            pair = bytes([0xFC, 0x80 | (0x20 + i), 0x80 | (0x21 + i)])
+            payload = b"\xb5\x00\x31GA94\x03" + bytes([0x41, 0xFF]) + pair + b"\xff"
+            unit = b"\x06\x04" + bytes([len(payload)]) + payload + b"\x80"
+            new = av.Packet(len(unit).to_bytes(4, "big") + unit + bytes(packet))
+            new.pts, new.dts, new.duration = packet.pts, packet.dts, packet.duration
+            new.time_base, new.is_keyframe, new.stream = packet.time_base, packet.is_keyframe, copy
+            result.mux(new)
+    return target
+
+
+def captions(path):
+    with av.open(str(path)) as container:
+        return [
+            [bytes(data) for data in frame.side_data if data.type.name == "A53_CC"]
+            for frame in container.decode(video=0)
+        ]
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_closed_captions(tmp_path, upscale, codec):
+    plain = make_clip(tmp_path / "plain.mp4", frames=6, options={"bf": "0"})
+    path = with_captions(plain, tmp_path / "a.mp4")
+    before = captions(path)
+    assert [len(each) for each in before] == [1] * 6
+    assert len({each[0] for each in before}) == 6
+    upscale(path, tmp_path / "b.mp4", codec=codec)
+    assert captions(tmp_path / "b.mp4") == before
+    difference = [
+        (a.double() - b.double()).abs().mean()
+        for a, b in zip(pixels(tmp_path / "b.mp4"), pixels_of_plain(tmp_path, upscale), strict=True)
+    ]
+    assert max(difference) < 3  # the pixels are those of the network, not those of `reformat`
+
+
+def pixels_of_plain(tmp_path, upscale):
+    upscale(tmp_path / "plain.mp4", tmp_path / "c.mp4", overwrite=True)
+    return pixels(tmp_path / "c.mp4")
+
+
+def test_other_video_and_data_streams(tmp_path, upscale):
+    """The first video stream is upscaled; what a container does not take is reported."""
+    parts = [make_clip(tmp_path / f"{i}.ts", codec="mpeg2video", frames=5 + i) for i in (0, 1)]
+    path = tmp_path / "a.ts"
+    with av.open(str(path), "w") as result:
+        sources = [av.open(str(part)) for part in parts]
+        copies = [
+            result.add_stream_from_template(source.streams.video[0], opaque=True)
+            for source in sources
+        ]
+        sensor = result.add_data_stream("klv")
+        sensor.time_base = Fraction(1, 90000)
+        found = [
+            (packet, copy)
+            for source, copy in zip(sources, copies, strict=True)
+            for packet in source.demux(video=0)
+            if packet.size
+        ]
+        for packet, copy in sorted(found, key=lambda pair: pair[0].dts):
+            packet.stream = copy
+            result.mux(packet)
+        for i in range(3):
+            packet = av.Packet(bytes(16) + b"\1\2")
+            packet.pts = packet.dts = 9000 + 3600 * i
+            packet.stream, packet.time_base = sensor, Fraction(1, 90000)
+            result.mux(packet)
+        for source in sources:
+            source.close()
+    with av.open(str(path)) as container:
+        kinds = [stream.type for stream in container.streams]
+    assert kinds == ["video", "video", "data"]
+    notes = upscale(path, tmp_path / "b.mkv")
+    assert notes == ["stream 2 (data) is not kept: matroska does not take it"]
+    with av.open(str(tmp_path / "b.mkv")) as after, av.open(str(path)) as before:
+        assert [(s.type, s.codec_context.width) for s in after.streams] == [
+            ("video", 192),
+            ("video", 48),
+        ]
+        other = [bytes(p) for p in before.demux(before.streams[1]) if p.size]
+        assert [bytes(p) for p in after.demux(after.streams[1]) if p.size] == other
