@@ -167,7 +167,7 @@ class Reproduction:
                     raise
                 failed = str(error)
         result = {
-            "row": row,
+            "rows": [other for other in all_rows() if trained_as(other) == row],
             "seed": seed,
             "failed": failed,
             **measured(read_metrics(folder)),
