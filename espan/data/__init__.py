@@ -8,7 +8,7 @@ from espan.data.images import (
     move_to_pack,
     open_images,
 )
-from espan.data.loader import batches
+from espan.data.loader import batches, raw_batches
 from espan.data.photographs import Skipped
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "image_in_memory",
     "move_to_pack",
     "open_images",
+    "raw_batches",
 ]

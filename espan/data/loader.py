@@ -52,27 +52,52 @@ def batches(
     Raises EspanError if the batch cannot be divided equally and, when the batch concerned is
     requested, if a pack is found to be damaged or changed.
     """
+    share = _share(batch, world)
+    firsts = _firsts(batch, first_step, steps, rank * share)
+    if device.type == "cpu":
+        return _ahead(lambda first: crops.batch(first, share), firsts, workers)
+    raw = _ahead(_cutter(crops, share, device), firsts, workers)
+    return (finish(made.to(device)) for made in raw)
+
+
+def raw_batches(
+    crops: Crops,
+    *,
+    batch: int,
+    first_step: int,
+    steps: int,
+    workers: int = 0,
+    device: torch.device,
+) -> Iterator[RawCrops]:
+    """Like `batches` for one process, but in host memory; `finish` is left to the caller.
+
+    The memory is pinned for a GPU.
+    """
+    firsts = _firsts(batch, first_step, steps, 0)
+    return _ahead(_cutter(crops, batch, device), firsts, workers)
+
+
+def _share(batch: int, world: int) -> int:
     if batch % world:
         raise EspanError(f"a batch of {batch} cannot be divided equally among {world} processes")
-    share = batch // world
-    first = first_step * batch + rank * share
-    firsts = range(first, first + steps * batch, batch)
+    return batch // world
 
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
 
-    def make(first: int) -> tuple[Tensor, Tensor] | RawCrops:
-        if device.type == "cpu":
-            return crops.batch(first, share)
-        if device.type != "cuda":
-            return cut(crops, first, share, pin=False)
-        with torch.cuda.device(device):  # otherwise, it would pin memory for GPU 0
-            return cut(crops, first, share, pin=True)
+def _firsts(batch: int, first_step: int, steps: int, offset: int) -> range:
+    first = first_step * batch + offset
+    return range(first, first + steps * batch, batch)
 
-    def ready(made: tuple[Tensor, Tensor] | RawCrops) -> tuple[Tensor, Tensor]:
-        return finish(made.to(device)) if isinstance(made, RawCrops) else made
 
-    return map(ready, _ahead(make, firsts, workers))
+def _cutter(crops: Crops, count: int, device: torch.device) -> Callable[[int], RawCrops]:
+    if device.type != "cuda":
+        return lambda first: cut(crops, first, count, pin=False)
+    index = torch.cuda.current_device() if device.index is None else device.index
+
+    def pinned(first: int) -> RawCrops:
+        with torch.cuda.device(index):  # otherwise, it would pin memory for GPU 0
+            return cut(crops, first, count, pin=True)
+
+    return pinned
 
 
 def _ahead(make: Callable[[int], T], firsts: Sequence[int], workers: int) -> Iterator[T]:

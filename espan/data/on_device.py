@@ -43,6 +43,13 @@ class RawCrops:
         pixels, symmetry = (x.to(device, non_blocking=True) for x in (self.pixels, self.symmetry))
         return RawCrops(self.scale, pixels, symmetry, *others)
 
+    def copy_(self, other: RawCrops) -> None:
+        """Copy the tensors of crops of the same shapes, asynchronously from pinned memory."""
+        for name in ("pixels", "symmetry", "lr", "rows", "columns"):
+            mine = getattr(self, name)
+            if mine is not None:
+                mine.copy_(getattr(other, name), non_blocking=True)
+
 
 def cut(crops: Crops, first: int, count: int, *, pin: bool) -> RawCrops:
     """Samples first ... first + count - 1, in host memory, pinned on request."""

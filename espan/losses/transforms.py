@@ -25,8 +25,7 @@ def haar(d: Tensor) -> Tensor:
     """
     for dim in (2, 3):
         if d.shape[dim] % 2:
-            index = torch.tensor(reflected(d.shape[dim], 0, 1), device=d.device)
-            d = d.index_select(dim, index)
+            d = torch.cat([d, d.narrow(dim, reflected(d.shape[dim], 0, 1)[-1], 1)], dim)
     above, below = d[:, :, 0::2], d[:, :, 1::2]
     rows = torch.stack([above + below, above - below])
     left, right = rows[..., 0::2], rows[..., 1::2]

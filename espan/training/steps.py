@@ -7,26 +7,30 @@ import datetime
 import math
 import platform
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+import espan_kernels
 from espan import checkpoints
 from espan._version import __version__
-from espan.data import Crops, batches
+from espan.data import Crops, batches, raw_batches
 from espan.errors import EspanError, out_of_memory
 from espan.losses import Loss, self_distillation
+from espan.models.network import plain_conv
+from espan.training.captured import CapturedStep, Numbers
 from espan.training.data import Data, validate
 from espan.training.experiment import LossTable
 from espan.training.log import Log, Speed
-from espan.training.networks import Trainable, plain_networks
+from espan.training.networks import Trainable, build, plain_networks
 from espan.training.processes import StopRequest, run_once
 from espan.training.run import Run
 from espan.training.stages import StageRun
 
 NON_FINITE_IN_A_ROW = 20
+SECONDS_BETWEEN_READS = 0.5  # of the loss, from a GPU; each waits for all steps
 
 
 class Trainer:
@@ -74,10 +78,13 @@ class Trainer:
         self.step = 0
         self.best = -math.inf
         self.skipped = 0
+        self._captured: CapturedStep | None = None
 
     def state(self) -> dict[str, Any]:
         """What a save contains."""
         scaler = self.accelerator.scaler  # of fp16
+        if self._captured is not None:
+            self._captured.write_optimizer()
         return {
             "job": self.stage.number,
             "total": self.stage.first + self.step,
@@ -109,7 +116,10 @@ class Trainer:
             KeyboardInterrupt: after the run was asked to stop and its state was saved.
         """
         try:
-            self._train(crops)
+            if self.accelerator.device.type == "cuda" and self.accelerator.num_processes == 1:
+                self._train_captured(crops, capture=True)
+            else:
+                self._train(crops)
         except EspanError as error:
             raise EspanError(f"{self._where}: {error}") from error
         except OSError as error:  # a full disk, for example
@@ -196,33 +206,111 @@ class Trainer:
             else:
                 self.skipped, in_a_row = self.skipped + 1, in_a_row + 1
                 if in_a_row == NON_FINITE_IN_A_ROW:
-                    raise EspanError(
-                        f"the loss or its gradient was NaN or infinite for {in_a_row} steps in a "
-                        f"row.  Train with a learning rate below {stage.lr:g} or clip the gradient "
-                        f"(optimizer.clip); the last save in {self.run.states} is older"
-                    )
+                    raise self._diverged()
             self.log.progress(self.stage.first + self.step, self.stage.name, loss, speed)
 
             if self.step % every == 0 or self.step == stage.iterations:
-                values = {
-                    "loss": sum(losses) / max(1, len(losses)),
-                    "lr": stage.learning_rate(self.step - 1),
-                    "gradient norm": norm,
-                    "skipped": self.skipped,
-                    "steps per second": round(speed.steps_per_second, 3),
-                    "waiting for data": round(speed.waiting, 4),
-                }
-                try:
-                    self._validate(values)
-                finally:
-                    self._save()
+                self._measured(sum(losses) / max(1, len(losses)), norm, speed)
                 speed, losses = Speed(), []
             if stop:
+                self._stopped()
+
+    def _train_captured(self, crops: Crops, *, capture: bool) -> None:
+        """The steps of one process on a GPU: the host reads numbers twice a second, if that."""
+        stage, options = self.stage.stage, self.run.experiment.optimizer
+        device, scaler = self.accelerator.device, self.accelerator.scaler
+        parts, every = self.run.setup.accumulate, self.run.experiment.validate_every
+        if self.step == 0:
+            self._validate({})
+            self._save()
+        types = {"fp16": torch.float16, "bf16": torch.bfloat16}
+        plain = build(self.stage.shape, conv=plain_conv, gate=espan_kernels.gate)
+        step = self._captured = CapturedStep(
+            self.network,
+            self.average,
+            plain.to(device, next(self.network.parameters()).dtype),
+            self.optimizer,
+            loss=lambda output, hr: loss_of(stage.loss, output, hr),
+            clip=options.clip,
+            autocast=types.get(self.accelerator.mixed_precision),
+            scaler=scaler,
+            skipped=self.skipped,
+            capture=capture,
+        )
+        stream = raw_batches(
+            crops,
+            batch=stage.batch // parts,
+            first_step=self.step * parts,
+            steps=(stage.iterations - self.step) * parts,
+            workers=self.run.setup.workers,
+            device=device,
+        )
+        speed, read = Speed(), time.perf_counter()
+
+        def numbers() -> Numbers:
+            found = step.read()
+            self.skipped = found.skipped
+            if found.longest >= NON_FINITE_IN_A_ROW:
+                raise self._diverged()
+            total = self.stage.first + self.step
+            self.log.progress(total, self.stage.name, found.last_loss, speed)
+            return found
+
+        while self.step < stage.iterations:
+            started = time.perf_counter()
+            try:
+                raw = [next(stream) for _ in range(parts)]
+            except EspanError:  # a pack that was damaged or changed
+                numbers()
                 self._save()
-                self.log.message(
-                    f"stopped after step {self.step} of {self.stage.name}; continue with --resume"
-                )
-                raise KeyboardInterrupt
+                raise
+            speed.waited += time.perf_counter() - started
+            rate = stage.learning_rate(self.step)
+            step(raw, rate=rate, weight=average_weight(self.step + 1, decay=options.average))
+            self.optimizer.param_groups[0]["lr"] = rate
+            self.step += 1
+            speed.steps += 1
+            stop = self.stop.requested
+            if self.step % every == 0 or self.step == stage.iterations:
+                found = numbers()
+                self._measured(found.loss, found.norm, speed)
+                step.reset()
+                speed, read = Speed(), time.perf_counter()
+            elif time.perf_counter() - read > SECONDS_BETWEEN_READS:
+                numbers()
+                read = time.perf_counter()
+            if stop:
+                numbers()
+                self._stopped()
+
+    def _measured(self, loss: float, norm: float, speed: Speed) -> None:
+        """Validate, log and save after some steps."""
+        values = {
+            "loss": loss,
+            "lr": self.stage.stage.learning_rate(self.step - 1),
+            "gradient norm": norm,
+            "skipped": self.skipped,
+            "steps per second": round(speed.steps_per_second, 3),
+            "waiting for data": round(speed.waiting, 4),
+        }
+        try:
+            self._validate(values)
+        finally:
+            self._save()
+
+    def _diverged(self) -> EspanError:
+        return EspanError(
+            f"the loss or its gradient was NaN or infinite for {NON_FINITE_IN_A_ROW} steps in a "
+            f"row.  Train with a learning rate below {self.stage.stage.lr:g} or clip the gradient "
+            f"(optimizer.clip); the last save in {self.run.states} is older"
+        )
+
+    def _stopped(self) -> NoReturn:
+        self._save()
+        self.log.message(
+            f"stopped after step {self.step} of {self.stage.name}; continue with --resume"
+        )
+        raise KeyboardInterrupt
 
     def _validate(self, values: dict[str, Any]) -> None:
         """Measure PSNR and SSIM of the averaged networks; write the last and the best weights."""
@@ -330,5 +418,10 @@ def update_average(average: nn.Module, network: nn.Module, step: int, *, decay: 
     With a decay of 0 it becomes the network.  An average of merged kernels would be different,
     because the kernel of a sequence is a product of two.
     """
-    weight = 1 - min(decay, (1 + step) / (10 + step))  # the first steps are forgotten faster
+    weight = average_weight(step, decay=decay)
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), weight)
+
+
+def average_weight(step: int, *, decay: float) -> float:
+    """The weight of the network after `step` steps in the new average."""
+    return 1 - min(decay, (1 + step) / (10 + step))  # the first steps are forgotten faster
