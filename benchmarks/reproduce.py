@@ -5,8 +5,9 @@
     python benchmarks/reproduce.py photos.pack -o runs/reproduction --rows tab7 tab8:l1 --jobs 4
 
 A row is a variant of an experiment in espan/training/experiments, with patches of three quarters
-the side, an eighth of the batch, and `--steps` steps instead of each 500,000.  Nothing else is
-changed.  Eight photographs of the pack are held out and validated on, the same in all runs.
+the side, an eighth of the batch, and `--steps` steps instead of each 500,000.  `--rate` multiplies
+the learning rates.  Nothing else is changed.  Eight photographs of the pack are held out and
+validated on, the same in all runs.
 
 The output has a folder, a log and finally a JSON file for each row and seed.  After Ctrl-C, or if
 the program is killed, the same command continues where it stopped.  A row that several tables have
@@ -65,8 +66,11 @@ def chosen_rows(names: Sequence[str]) -> list[str]:
     return rows
 
 
-def reduced(row: str, *, steps: int, seed: int) -> Experiment:
-    """The experiment of a row with `steps` steps instead of each 500,000."""
+def reduced(row: str, *, steps: int, rate: float, seed: int) -> Experiment:
+    """The experiment of a row with `steps` steps instead of each 500,000.
+
+    Learning rates are multiplied by `rate`.
+    """
     data = read(row).model_dump(mode="json", exclude_none=True)
 
     def scaled(count: int) -> int:
@@ -75,6 +79,7 @@ def reduced(row: str, *, steps: int, seed: int) -> Experiment:
     for stage in data["stage"]:
         stage["hr_patch"] = stage["hr_patch"] * 3 // 4
         stage["batch"] //= 8
+        stage["lr"] *= rate
         for key in ("iterations", "halve_every"):
             stage[key] = scaled(stage[key])
     data |= {"about": row, "seed": seed, "validate_every": max(1, steps // VALIDATIONS)}
@@ -110,6 +115,7 @@ class Reproduction:
         pack: the photographs.
         output: the folder for the runs and their results.
         steps: for each 500,000 of the paper.
+        rate: factor of the learning rates.
         jobs: number of runs at a time.
         cpu: train on the CPU even if there is a GPU.
     """
@@ -117,11 +123,16 @@ class Reproduction:
     pack: Path
     output: Path
     steps: int
+    rate: float
     jobs: int
     cpu: bool
 
     def name(self, row: str, seed: int) -> str:
-        return f"{row.replace(':', '-')}-seed{seed}"
+        rate = "" if self.rate == 1 else f"-rate{self.rate:g}"
+        return f"{row.replace(':', '-')}{rate}-seed{seed}"
+
+    def experiment(self, row: str, seed: int) -> Experiment:
+        return reduced(row, steps=self.steps, rate=self.rate, seed=seed)
 
     def folder(self, row: str, seed: int) -> Path:
         return self.output / self.name(row, seed)
@@ -141,7 +152,7 @@ class Reproduction:
             found = reopen(folder).experiment
         else:
             return False
-        if found != reduced(row, steps=self.steps, seed=seed):
+        if found != self.experiment(row, seed):
             raise EspanError(
                 f"{folder} has other settings than {row} with --steps {self.steps}; "
                 "give another output folder"
@@ -150,7 +161,7 @@ class Reproduction:
 
     def train(self, row: str, seed: int) -> dict[str, Any]:
         """Train a row, or resume it, and write its result."""
-        experiment = reduced(row, steps=self.steps, seed=seed)
+        experiment = self.experiment(row, seed)
         folder, pack = self.folder(row, seed), Pack(self.pack)
         failed = None
         with (self.output / f"{self.name(row, seed)}.log").open("a", encoding="utf-8") as log:
@@ -169,6 +180,7 @@ class Reproduction:
         result = {
             "rows": [other for other in all_rows() if trained_as(other) == row],
             "seed": seed,
+            "rate": self.rate,
             "failed": failed,
             **measured(read_metrics(folder)),
             "machine": self._machine(),
@@ -252,11 +264,14 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--rows", nargs="+", default=TABLES, help="tables, or rows as tab7:plain")
     parser.add_argument("--steps", type=int, default=2500, help="for each 500,000 of the paper")
+    parser.add_argument("--rate", type=float, default=1, help="factor of the learning rates")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--cpu", action="store_true", help="even if there is a GPU")
     options = parser.parse_args()
-    shared = Reproduction(options.pack, options.output, options.steps, options.jobs, options.cpu)
+    shared = Reproduction(
+        options.pack, options.output, options.steps, options.rate, options.jobs, options.cpu
+    )
     try:
         held_out(Pack(shared.pack))
         shared.output.mkdir(parents=True, exist_ok=True)

@@ -42,19 +42,22 @@ def tiny(monkeypatch):
     """Every row becomes a network of two small blocks that sees 2 crops of 32x32."""
     full = reproduce.reduced
 
-    def reduced(row, *, steps, seed):
-        data = full(row, steps=steps, seed=seed).model_dump(mode="json", exclude_none=True)
+    def reduced(row, *, steps, rate, seed):
+        data = full(row, steps=steps, rate=rate, seed=seed).model_dump(
+            mode="json", exclude_none=True
+        )
         data["network"]["architecture"] = "c8d2k3x2"
         for stage in data["stage"]:
             stage |= {"hr_patch": 32, "batch": 2}
         return from_data(data, row)
 
     monkeypatch.setattr(reproduce, "reduced", reduced)
+    monkeypatch.setattr(reproduce, "VALIDATIONS", 4)
 
 
 def shared(pack, output, steps=20):
     output.mkdir(exist_ok=True)
-    return reproduce.Reproduction(pack, output, steps, jobs=1, cpu=True)
+    return reproduce.Reproduction(pack, output, steps, rate=1, jobs=1, cpu=True)
 
 
 def test_rows_are_those_of_the_paper():
@@ -67,16 +70,16 @@ def test_rows_are_those_of_the_paper():
 
 @pytest.mark.parametrize("row", reproduce.all_rows())
 def test_only_the_scale_is_reduced(row):
-    full, small = read(row), reproduce.reduced(row, steps=2500, seed=3)
+    full, small = read(row), reproduce.reduced(row, steps=2500, rate=5, seed=3)
     assert (small.network, small.optimizer) == (full.network, full.optimizer)
     assert small.seed == 3
     for before, after in zip(full.stage, small.stage, strict=True):
         assert after.iterations * 200 == before.iterations
         assert [after.learning_rate(t) for t in (0, 499, 500, 2499)] == [
-            before.learning_rate(t) for t in (0, 99_999, 100_000, 499_999)
+            5 * before.learning_rate(t) for t in (0, 99_999, 100_000, 499_999)
         ]
         assert after.batch * after.hr_patch**2 * 8 * 16 == before.batch * before.hr_patch**2 * 9
-        scale = ("hr_patch", "batch", "iterations", "halve_every")
+        scale = ("hr_patch", "batch", "lr", "iterations", "halve_every")
         assert after.model_dump(exclude=set(scale)) == before.model_dump(exclude=set(scale))
 
 
@@ -110,7 +113,7 @@ def test_result(pack, tmp_path):
     (result,) = reproduction.load(tmp_path)
     assert (result["rows"], result["seed"], result["failed"]) == (["fig5:distilled"], 1, None)
     assert (result["steps"], result["skipped"]) == (20, 0)
-    assert [step for step, _ in result["curves"]["student"]] == list(range(0, 21, 2))
+    assert [step for step, _ in result["curves"]["student"]] == [0, 5, 10, 15, 20]
     assert result["psnr"] == result["curves"]["student"][-1][1]
     assert result["psnr"] > result["curves"]["student"][0][1]
     assert result["seconds"] > 0
