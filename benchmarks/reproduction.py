@@ -86,9 +86,15 @@ def load(folder: Path) -> list[Result]:
     return [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
 
 
-def of_row(results: Sequence[Result], row: str) -> dict[int, Result]:
+def rates_of(results: Sequence[Result]) -> list[float]:
+    """The factors of the learning rates; the paper's alone if there are no results."""
+    return sorted({r["rate"] for r in results}) or [1]
+
+
+def of_row(results: Sequence[Result], row: str, rate: float) -> dict[int, Result]:
     """The results of a row, by seed."""
-    return {r["seed"]: r for r in sorted(results, key=lambda r: r["seed"]) if row in r["rows"]}
+    found = [r for r in results if row in r["rows"] and r["rate"] == rate]
+    return {r["seed"]: r for r in sorted(found, key=lambda r: r["seed"])}
 
 
 @dataclass(frozen=True)
@@ -121,8 +127,8 @@ class Difference:
         return text if self.error is None else f"{text} ± {self.error:.3f}"
 
 
-def difference(results: Sequence[Result], row: str, other: str) -> Difference:
-    ours, theirs = of_row(results, row), of_row(results, other)
+def difference(results: Sequence[Result], row: str, other: str, rate: float) -> Difference:
+    ours, theirs = of_row(results, row, rate), of_row(results, other, rate)
     return Difference(tuple(ours[s]["psnr"] - theirs[s]["psnr"] for s in ours if s in theirs))
 
 
@@ -135,29 +141,37 @@ def rows_of(table: str) -> list[str]:
     return [row for row in PAPER if row.startswith(f"{table}:")]
 
 
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first row is its heading."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def table(results: Sequence[Result], name: str) -> str:
-    """PSNR of the rows of a table, and their differences from its baseline."""
-    baseline = f"{name}:{BASELINES[name]}"
-    lines = [
-        "| | paper, dB | difference | here, dB | difference | seeds | |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    """PSNR of the rows of a table, and their differences from its baseline, at each rate."""
+    baseline, rates = f"{name}:{BASELINES[name]}", rates_of(results)
+    heading = ["", "paper", "difference"]
+    for rate in rates:
+        heading += [f"lr {1e-4 * rate:g}", "difference", "seeds"]
+    lines = [heading]
     for row in rows_of(name):
         label, paper = PAPER[row]
-        found = of_row(results, row)
-        values = [r["psnr"] for r in found.values()]
-        diverged = sum(r["failed"] is not None for r in found.values())
+        compared = row != baseline
         cells = [
             label,
             "–" if paper is None else f"{paper:.3f}",
-            "" if row == baseline else paper_difference(row, baseline),
-            f"{mean(values):.3f}" if values else "–",
-            "" if row == baseline else str(difference(results, row, baseline)),
-            str(len(values)),
-            f"{diverged} diverged" if diverged else "" if values else "not yet run",
+            paper_difference(row, baseline) if compared else "",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", where(results, name)])
+        for rate in rates:
+            found = list(of_row(results, row, rate).values())
+            diverged = sum(r["failed"] is not None for r in found)
+            cells += [
+                f"{mean(r['psnr'] for r in found):.3f}" if found else "not yet run",
+                str(difference(results, row, baseline, rate)) if compared else "",
+                f"{len(found)}, {diverged} diverged" if diverged else str(len(found)),
+            ]
+        lines.append(cells)
+    return f"{markdown(lines)}\n\n{where(results, name)}"
 
 
 def where(results: Sequence[Result], name: str) -> str:
@@ -168,81 +182,86 @@ def where(results: Sequence[Result], name: str) -> str:
     machines = sorted({r["machine"]["gpu"] or r["machine"]["processor"] for r in found})
     torches = sorted({r["machine"]["torch"] for r in found})
     commits = sorted({r["machine"]["espan"] for r in found})
-    steps = sorted({r["steps"] for r in found})
-    stages = sorted(
-        {(s["batch"], s["hr_patch"]) for r in found for s in r["experiment"]["stage"]}, reverse=True
-    )
-    crops = " and ".join(f"{batch} crops of {patch}×{patch}" for batch, patch in stages)
+    steps = sorted({s["iterations"] for r in found for s in r["experiment"]["stage"]})
+    sizes = {(s["batch"], s["hr_patch"]) for r in found for s in r["experiment"]["stage"]}
+    crops = " or ".join(f"{batch} crops of {p}×{p}" for batch, p in sorted(sizes, reverse=True))
     return (
-        f"{' and '.join(f'{n:,}' for n in steps)} steps of {crops} HR pixels; "
+        f"dB; {' or '.join(f'{n:,}' for n in steps)} steps of {crops} HR pixels in each stage; "
         f"{', '.join(machines)}; torch {', '.join(torches)}; espan at {', '.join(commits)}."
     )
 
 
 def claims(results: Sequence[Result]) -> str:
-    """What the paper says is better, and whether it was."""
-    lines = [
-        "| | better | than | paper, dB | here, dB | |",
-        "|---|---|---|---|---|---|",
-    ]
+    """What the paper says is better, and whether it was, at each rate."""
+    rates = rates_of(results)
+    heading = ["", "better", "than", "paper"]
+    for rate in rates:
+        heading += [f"lr {1e-4 * rate:g}", ""]
+    lines, verdicts = [heading], {rate: list[str]() for rate in rates}
     for row, other in CLAIMS:
-        found = difference(results, row, other)
-        where = row.partition(":")[0].replace("tab", "Tab. ").replace("fig", "Fig. ")
-        cells = [where, PAPER[row][0], PAPER[other][0], paper_difference(row, other)]
-        lines.append(f"| {' | '.join([*cells, str(found), found.verdict])} |")
-    verdicts = [difference(results, *claim).verdict for claim in CLAIMS]
+        figure = row.partition(":")[0].replace("tab", "Tab. ").replace("fig", "Fig. ")
+        cells = [figure, PAPER[row][0], PAPER[other][0], paper_difference(row, other)]
+        for rate in rates:
+            found = difference(results, row, other, rate)
+            cells += [str(found), found.verdict]
+            verdicts[rate].append(found.verdict)
+        lines.append(cells)
     names = ("held", "did not hold", "within the spread", "one seed", "not yet run")
-    counts = [f"{verdicts.count(name)} {name}" for name in names if name in verdicts]
-    return "\n".join([*lines, "", f"Of {len(CLAIMS)}: {', '.join(counts)}."])
+    sums = [
+        f"Of {len(CLAIMS)} at lr {1e-4 * rate:g}: "
+        + ", ".join(f"{found.count(name)} {name}" for name in names if name in found)
+        for rate, found in verdicts.items()
+    ]
+    return f"{markdown(lines)}\n\n{'.  '.join(sums)}."
 
 
 def photographs(results: Sequence[Result]) -> str:
     """What was trained and validated on."""
-    if not results:
-        return "Not yet run."
     sets = {r["photographs"]["sha256"]: r["photographs"] for r in results}
     return "  \n".join(
         f"{s['number'] - len(s['held_out'])} photographs to train on; held out: "
-        f"{', '.join(s['held_out'])}; SHA-256 of all {digest[:16]}."
+        f"{', '.join(s['held_out'])}; SHA-256 of all: {digest[:16]}."
         for digest, s in sets.items()
     )
 
 
+def curves(results: Sequence[Result], row: str, rate: float) -> list[list[tuple[int, float]]]:
+    """PSNR of the deployed network by steps, for each seed."""
+    found = of_row(results, row, rate).values()
+    return [r["curves"].get("student") or r["curves"]["network"] for r in found]
+
+
 def digest(results: Sequence[Result], name: str) -> str:
-    """A hash of what the curves of a table show."""
-    shown = [
-        [row, seed, r["curves"]]
-        for row in rows_of(name)
-        for seed, r in of_row(results, row).items()
-    ]
+    """A hash of what the picture of a table shows."""
+    shown = [[r, curves(results, r, rate)] for r in rows_of(name) for rate in rates_of(results)]
     return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
 
 
 def draw(results: Sequence[Result], name: str, path: Path) -> None:
-    """Write the curves of a table as a PNG: the mean over the seeds, and each seed."""
+    """Write the curves of a table as a PNG: each seed, and the mean over the seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    rates = rates_of(results)
+    figure = Figure(figsize=(1 + 6 * len(rates), 5), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for number, row in enumerate(rows_of(name)):
-        found = of_row(results, row)
-        curves = [r["curves"].get("student", r["curves"].get("network")) for r in found.values()]
-        colour = f"C{number}"
-        for curve in curves:
-            axes.plot(*zip(*curve, strict=True), color=colour, alpha=0.3, linewidth=0.8)
-        if curves:
-            shortest = min(map(len, curves))
-            steps = [point[0] for point in curves[0][:shortest]]
-            means = [mean(c[i][1] for c in curves) for i in range(shortest)]
-            axes.plot(steps, means, color=colour, label=PAPER[row][0])
-    axes.set_title(TITLES[name])
-    axes.set_xlabel("step")
-    axes.set_ylabel("PSNR of held-out photographs [dB]")
-    if axes.lines:
-        finals = [r["psnr"] for row in rows_of(name) for r in of_row(results, row).values()]
-        axes.set_ylim(median(finals) - 2, max(finals) + 0.3)  # HF alone is far below
-        axes.legend(loc="lower right", fontsize="small")
-    axes.grid(alpha=0.3)
+    for axes, rate in zip(figure.subplots(1, len(rates), squeeze=False)[0], rates, strict=True):
+        finals = []
+        for number, row in enumerate(rows_of(name)):
+            colour, found = f"C{number}", curves(results, row, rate)
+            for curve in found:
+                axes.plot(*zip(*curve, strict=True), color=colour, alpha=0.3, linewidth=0.8)
+            finals += [curve[-1][1] for curve in found]
+            if found:
+                points = list(zip(*found, strict=False))  # a run that diverged is shorter
+                steps = [point[0][0] for point in points]
+                means = [mean(psnr for _, psnr in point) for point in points]
+                axes.plot(steps, means, color=colour, label=PAPER[row][0])
+        axes.set_title(f"{TITLES[name]}, learning rate {1e-4 * rate:g}")
+        axes.set_xlabel("step")
+        axes.set_ylabel("PSNR of held-out photographs [dB]")
+        axes.grid(alpha=0.3)
+        if finals:
+            axes.set_ylim(median(finals) - 2, max(finals) + 0.3)  # HF alone is far below
+            axes.legend(loc="lower right", fontsize="small")
     figure.savefig(path, format="png", dpi=110, metadata={"Results": digest(results, name)})
