@@ -5,9 +5,9 @@
     python benchmarks/reproduce.py photos.pack -o runs/reproduction --rows tab7 tab8:l1 --jobs 4
 
 A row is a variant of an experiment in espan/training/experiments, with patches of three quarters
-the side, an eighth of the batch, and `--steps` steps instead of each 500,000.  `--rate` multiplies
-the learning rates.  Nothing else is changed.  Eight photographs of the pack are held out and
-validated on, the same in all runs.
+the side, an eighth of the batch, and `--steps` steps instead of each 500,000.  `--rates` are
+factors of the learning rates.  Nothing else is changed.  Eight photographs of the pack are held
+out and validated on, the same in all runs.
 
 The output has a folder, a log and finally a JSON file for each row and seed.  After Ctrl-C, or if
 the program is killed, the same command continues where it stopped.  A row that several tables have
@@ -28,7 +28,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
@@ -107,6 +107,18 @@ def held_out(pack: Pack) -> tuple[str, ...]:
     return tuple(names[i * len(names) // HELD_OUT] for i in range(HELD_OUT))
 
 
+class One(NamedTuple):
+    """A row, a factor of its learning rates, and a seed."""
+
+    row: str
+    rate: float
+    seed: int
+
+    def __str__(self) -> str:
+        rate = "" if self.rate == 1 else f"-rate{self.rate:g}"
+        return f"{self.row.replace(':', '-')}{rate}-seed{self.seed}"
+
+
 @dataclass(frozen=True)
 class Reproduction:
     """The settings that all runs share.
@@ -115,7 +127,6 @@ class Reproduction:
         pack: the photographs.
         output: the folder for the runs and their results.
         steps: for each 500,000 of the paper.
-        rate: factor of the learning rates.
         jobs: number of runs at a time.
         cpu: train on the CPU even if there is a GPU.
     """
@@ -123,48 +134,43 @@ class Reproduction:
     pack: Path
     output: Path
     steps: int
-    rate: float
     jobs: int
     cpu: bool
 
-    def name(self, row: str, seed: int) -> str:
-        rate = "" if self.rate == 1 else f"-rate{self.rate:g}"
-        return f"{row.replace(':', '-')}{rate}-seed{seed}"
+    def experiment(self, one: One) -> Experiment:
+        return reduced(one.row, steps=self.steps, rate=one.rate, seed=one.seed)
 
-    def experiment(self, row: str, seed: int) -> Experiment:
-        return reduced(row, steps=self.steps, rate=self.rate, seed=seed)
+    def folder(self, one: One) -> Path:
+        return self.output / str(one)
 
-    def folder(self, row: str, seed: int) -> Path:
-        return self.output / self.name(row, seed)
+    def result(self, one: One) -> Path:
+        return self.output / f"{one}.json"
 
-    def result(self, row: str, seed: int) -> Path:
-        return self.output / f"{self.name(row, seed)}.json"
-
-    def is_done(self, row: str, seed: int) -> bool:
+    def is_done(self, one: One) -> bool:
         """Whether the result of a run exists.
 
         Raises EspanError if the result, or the run that would be resumed, has other settings.
         """
-        result, folder = self.result(row, seed), self.folder(row, seed)
+        result, folder = self.result(one), self.folder(one)
         if result.exists():
             found = from_data(json.loads(result.read_text("utf-8"))["experiment"], str(result))
         elif (folder / "setup.json").exists():
             found = reopen(folder).experiment
         else:
             return False
-        if found != self.experiment(row, seed):
+        if found != self.experiment(one):
             raise EspanError(
-                f"{folder} has other settings than {row} with --steps {self.steps}; "
+                f"{folder} has other settings than {one.row} with --steps {self.steps}; "
                 "give another output folder"
             )
         return result.exists()
 
-    def train(self, row: str, seed: int) -> dict[str, Any]:
+    def train(self, one: One) -> dict[str, Any]:
         """Train a row, or resume it, and write its result."""
-        experiment = self.experiment(row, seed)
-        folder, pack = self.folder(row, seed), Pack(self.pack)
+        experiment = self.experiment(one)
+        folder, pack = self.folder(one), Pack(self.pack)
         failed = None
-        with (self.output / f"{self.name(row, seed)}.log").open("a", encoding="utf-8") as log:
+        with (self.output / f"{one}.log").open("a", encoding="utf-8") as log:
             console = Console(file=log, soft_wrap=True, highlight=False)
             try:
                 if (folder / "setup.json").exists():
@@ -178,9 +184,9 @@ class Reproduction:
                     raise
                 failed = str(error)
         result = {
-            "rows": [other for other in all_rows() if trained_as(other) == row],
-            "seed": seed,
-            "rate": self.rate,
+            "rows": [other for other in all_rows() if trained_as(other) == one.row],
+            "seed": one.seed,
+            "rate": one.rate,
             "failed": failed,
             **measured(read_metrics(folder)),
             "machine": self._machine(),
@@ -191,7 +197,7 @@ class Reproduction:
             },
             "experiment": experiment.model_dump(mode="json", exclude_none=True),
         }
-        with atomic_write(self.result(row, seed)) as path:
+        with atomic_write(self.result(one)) as path:
             path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", "utf-8")
         return result
 
@@ -237,10 +243,11 @@ def _hash(pack: Pack) -> str:
     return digest.hexdigest()
 
 
-def runs(rows: Sequence[str], seeds: int) -> Iterator[tuple[str, int]]:
-    """All rows with the first seed, then all with the next; each row once."""
+def runs(rows: Sequence[str], rates: Sequence[float], seeds: int) -> Iterator[One]:
+    """All rows with the first seed at each rate, then all with the next seed; each row once."""
     for seed in range(seeds):
-        yield from dict.fromkeys((trained_as(row), seed) for row in rows)
+        for rate in rates:
+            yield from dict.fromkeys(One(trained_as(row), rate, seed) for row in rows)
 
 
 def work(queue: Any, shared: Reproduction) -> None:
@@ -248,14 +255,14 @@ def work(queue: Any, shared: Reproduction) -> None:
     os.setpgrp()  # Ctrl-C reaches the main process alone, which then stops the others
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // shared.jobs))
     try:
-        for row, seed in iter(queue.get, None):
-            result = shared.train(row, seed)
+        for one in iter(queue.get, None):
+            result = shared.train(one)
             verdict = "diverged" if result["failed"] else f"{result['psnr']:.3f} dB"
-            print(f"{row} seed {seed}: {verdict}, {result['seconds']:.0f} s", flush=True)
+            print(f"{one}: {verdict}, {result['seconds']:.0f} s", flush=True)
     except KeyboardInterrupt:
         pass
     except EspanError as error:
-        sys.exit(f"{row} seed {seed}: {error}")
+        sys.exit(f"{one}: {error}")
 
 
 def main() -> int:
@@ -264,19 +271,24 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--rows", nargs="+", default=TABLES, help="tables, or rows as tab7:plain")
     parser.add_argument("--steps", type=int, default=2500, help="for each 500,000 of the paper")
-    parser.add_argument("--rate", type=float, default=1, help="factor of the learning rates")
+    parser.add_argument(
+        "--rates",
+        nargs="+",
+        type=float,
+        default=[1],
+        metavar="FACTOR",
+        help="of the learning rates",
+    )
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--cpu", action="store_true", help="even if there is a GPU")
     options = parser.parse_args()
-    shared = Reproduction(
-        options.pack, options.output, options.steps, options.rate, options.jobs, options.cpu
-    )
+    shared = Reproduction(options.pack, options.output, options.steps, options.jobs, options.cpu)
     try:
         held_out(Pack(shared.pack))
         shared.output.mkdir(parents=True, exist_ok=True)
-        wanted = list(runs(chosen_rows(options.rows), options.seeds))
-        left = [run for run in wanted if not shared.is_done(*run)]
+        wanted = list(runs(chosen_rows(options.rows), options.rates, options.seeds))
+        left = [run for run in wanted if not shared.is_done(run)]
     except (EspanError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import reproduce, reproduction
+from benchmarks.reproduce import One
 from espan.data.pack import Pack
 from espan.data.prepare import prepare
 from espan.errors import EspanError
@@ -57,7 +58,7 @@ def tiny(monkeypatch):
 
 def shared(pack, output, steps=20):
     output.mkdir(exist_ok=True)
-    return reproduce.Reproduction(pack, output, steps, rate=1, jobs=1, cpu=True)
+    return reproduce.Reproduction(pack, output, steps, jobs=1, cpu=True)
 
 
 def test_rows_are_those_of_the_paper():
@@ -85,12 +86,14 @@ def test_only_the_scale_is_reduced(row):
 
 def test_rows_of_several_tables_are_trained_once():
     assert reproduce.trained_as("tab8:l1") == "tab7:grep-4-0" == reproduce.trained_as("fig5:alone")
-    assert list(reproduce.runs(["tab7:plain", "tab8:l1", "fig5:alone"], 2)) == [
-        ("tab7:plain", 0),
-        ("tab7:grep-4-0", 0),
-        ("tab7:plain", 1),
-        ("tab7:grep-4-0", 1),
+    assert list(reproduce.runs(["tab7:plain", "tab8:l1", "fig5:alone"], [1, 5], 2)) == [
+        One(row, rate, seed)
+        for seed in (0, 1)
+        for rate in (1, 5)
+        for row in ("tab7:plain", "tab7:grep-4-0")
     ]
+    assert str(One("tab7:plain", 1, 0)) == "tab7-plain-seed0"
+    assert str(One("tab7:plain", 5, 1)) == "tab7-plain-rate5-seed1"
 
 
 def test_held_out(pack, tmp_path):
@@ -107,11 +110,12 @@ def test_held_out(pack, tmp_path):
 @pytest.mark.usefixtures("tiny")
 def test_result(pack, tmp_path):
     runs = shared(pack, tmp_path)
-    assert not runs.is_done("fig5:distilled", 1)
-    runs.train("fig5:distilled", 1)
-    assert runs.is_done("fig5:distilled", 1)
+    assert not runs.is_done(One("fig5:distilled", 5, 1))
+    runs.train(One("fig5:distilled", 5, 1))
+    assert runs.is_done(One("fig5:distilled", 5, 1))
     (result,) = reproduction.load(tmp_path)
-    assert (result["rows"], result["seed"], result["failed"]) == (["fig5:distilled"], 1, None)
+    assert (result["rows"], result["rate"], result["seed"]) == (["fig5:distilled"], 5, 1)
+    assert result["failed"] is None
     assert (result["steps"], result["skipped"]) == (20, 0)
     assert [step for step, _ in result["curves"]["student"]] == [0, 5, 10, 15, 20]
     assert result["psnr"] == result["curves"]["student"][-1][1]
@@ -121,12 +125,12 @@ def test_result(pack, tmp_path):
     assert len(result["photographs"]["held_out"]) == 8
     assert str(tmp_path) not in json.dumps(result)
     with pytest.raises(EspanError, match=r"other settings than fig5:distilled with --steps 30"):
-        shared(pack, tmp_path, steps=30).is_done("fig5:distilled", 1)
+        shared(pack, tmp_path, steps=30).is_done(One("fig5:distilled", 5, 1))
 
 
 @pytest.mark.usefixtures("tiny")
 def test_resumed_in_the_middle(pack, tmp_path, monkeypatch):
-    expected = shared(pack, tmp_path / "whole").train("tab7:repvgg", 0)
+    expected = shared(pack, tmp_path / "whole").train(One("tab7:repvgg", 1, 0))
 
     progress, steps = Log.progress, []
 
@@ -139,11 +143,11 @@ def test_resumed_in_the_middle(pack, tmp_path, monkeypatch):
     monkeypatch.setattr(Log, "progress", stopping)
     runs = shared(pack, tmp_path / "stopped")
     with pytest.raises(KeyboardInterrupt):
-        runs.train("tab7:repvgg", 0)
-    assert not runs.is_done("tab7:repvgg", 0)
+        runs.train(One("tab7:repvgg", 1, 0))
+    assert not runs.is_done(One("tab7:repvgg", 1, 0))
     with pytest.raises(EspanError, match="other settings"):
-        shared(pack, tmp_path / "stopped", steps=30).is_done("tab7:repvgg", 0)
-    found = runs.train("tab7:repvgg", 0)
+        shared(pack, tmp_path / "stopped", steps=30).is_done(One("tab7:repvgg", 1, 0))
+    found = runs.train(One("tab7:repvgg", 1, 0))
     for key in ("psnr", "curves", "steps", "experiment"):
         assert found[key] == expected[key]
 
@@ -156,16 +160,16 @@ def test_divergence_is_a_result_and_other_errors_are_not(pack, tmp_path, monkeyp
 
     monkeypatch.setattr(Trainer, "_train", diverged)
     runs = shared(pack, tmp_path)
-    assert "NaN or infinite" in runs.train("tab8:hf", 0)["failed"]
-    assert runs.is_done("tab8:hf", 0)
+    assert "NaN or infinite" in runs.train(One("tab8:hf", 1, 0))["failed"]
+    assert runs.is_done(One("tab8:hf", 1, 0))
 
     def full(self, crops):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Trainer, "_train", full)
     with pytest.raises(EspanError, match="No space left"):
-        runs.train("tab8:hf", 1)
-    assert not runs.is_done("tab8:hf", 1)
+        runs.train(One("tab8:hf", 1, 1))
+    assert not runs.is_done(One("tab8:hf", 1, 1))
 
 
 def start(pack, output, *arguments):
@@ -174,13 +178,17 @@ def start(pack, output, *arguments):
     return subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=environment)
 
 
+@pytest.mark.slow
 def test_command(pack, tmp_path):
     """Two runs side by side at the real scale of a step; nothing is done twice."""
     rows = ("--rows", "tab7:plain", "tab8:l2", "--jobs", 2, "--steps")
     out, err = (process := start(pack, tmp_path, *rows, 2)).communicate(timeout=120)
     assert process.returncode == 0, err
     assert out.startswith("2 runs, of which 0 are done\n")
-    assert {line.partition(":")[0] for line in out.splitlines()[1:]} == {"tab7", "tab8"}
+    assert {line.partition(":")[0] for line in out.splitlines()[1:]} == {
+        "tab7-plain-seed0",
+        "tab8-l2-seed0",
+    }
     assert {r["rows"][0] for r in reproduction.load(tmp_path)} == {"tab7:plain", "tab8:l2"}
 
     out, _ = start(pack, tmp_path, *rows, 2).communicate(timeout=60)
@@ -190,6 +198,7 @@ def test_command(pack, tmp_path):
     assert "other settings than tab7:plain with --steps 3" in err
 
 
+@pytest.mark.slow
 def test_command_is_stopped(pack, tmp_path):
     process = start(pack, tmp_path, "--rows", "tab7:plain")
     log = tmp_path / "tab7-plain-seed0.log"
