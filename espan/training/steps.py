@@ -28,6 +28,7 @@ from espan.training.networks import Trainable, build, plain_networks
 from espan.training.processes import StopRequest, run_once
 from espan.training.run import Run
 from espan.training.stages import StageRun
+from espan_kernels import backends
 
 NON_FINITE_IN_A_ROW = 20
 SECONDS_BETWEEN_READS = 0.5  # of the loss, from a GPU; each waits for all steps
@@ -117,7 +118,9 @@ class Trainer:
         """
         try:
             if self.accelerator.device.type == "cuda" and self.accelerator.num_processes == 1:
-                self._train_captured(crops, capture=True)
+                # The reference kernels copy constants from the host, which a graph cannot.
+                kernels = backends.choose(self.accelerator.device)
+                self._train_captured(crops, capture=kernels != "reference")
             else:
                 self._train(crops)
         except EspanError as error:

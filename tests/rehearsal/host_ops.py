@@ -90,11 +90,20 @@ def host_op(op: torch._ops.OpOverload) -> Callable[..., Any]:
             return value
 
         args, kwargs = tree_map(to_host, (args, kwargs))
+        capturing = torch.cuda.is_current_stream_capturing()
+        # A capture changes nothing, so what an op in place writes is put back.
+        before = (
+            [(host, host.clone()) for host, _ in given]
+            if capturing and op._schema.is_mutable
+            else []
+        )
         result = call(*args, **kwargs)
+        resized: list[tuple[Tensor, Tensor]] = []
         for host, value in given:
             if host.shape != value.shape:  # an `out` that was resized
                 value.resize_(host.shape)
-                shared(value).copy_(host)
+                resized.append((shared(value), host))
+                resized[-1][0].copy_(host)
         made: list[Tensor] = []
 
         def to_device(value: Any) -> Any:
@@ -107,16 +116,26 @@ def host_op(op: torch._ops.OpOverload) -> Callable[..., Any]:
             return made[-1]
 
         answer = tree_map(to_device, result)
-        if torch.cuda.is_current_stream_capturing():
+        with torch.no_grad():
+            for host, old in before:
+                if host.shape == old.shape:  # not an `out` that was resized
+                    host.copy_(old)
+        if capturing:
             results = [shared(t) for t in made]
-            record(lambda: replay(call, args, kwargs, [host for host, _ in given], results))
+            hosts = [host for host, _ in given]
+            record(lambda: replay(call, args, kwargs, hosts, results, resized))
         return answer
 
     return run
 
 
 def replay(
-    op: Callable[..., Any], args: Any, kwargs: Any, given: list[Tensor], results: list[Tensor]
+    op: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    given: list[Tensor],
+    results: list[Tensor],
+    resized: list[tuple[Tensor, Tensor]],
 ) -> None:
     """Run the op again, into the memory of its first results."""
     place = iter(results)
@@ -128,6 +147,8 @@ def replay(
 
     with torch.no_grad():
         tree_map(put, op(*args, **kwargs))
+        for target, host in resized:
+            target.copy_(host)
 
 
 def record(work: Callable[[], None]) -> None:
