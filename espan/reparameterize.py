@@ -45,9 +45,9 @@ def compose(first: Kernel, second: Kernel) -> Kernel:
     Padding for both is applied before `first`.
     """
     if second.weight.shape[-1] == 1:
-        weight = torch.einsum("om,mikl->oikl", second.weight[:, :, 0, 0], first.weight)
+        weight = torch.einsum("om,mikl->oikl", second.weight.flatten(1), first.weight)
     elif first.weight.shape[-1] == 1:
-        weight = torch.einsum("omkl,mi->oikl", second.weight, first.weight[:, :, 0, 0])
+        weight = torch.einsum("omkl,mi->oikl", second.weight, first.weight.flatten(1))
     else:
         raise ValueError(
             f"compose: one kernel must be 1x1, got {tuple(first.weight.shape)} "

@@ -33,12 +33,15 @@ def context(hr: np.ndarray, scale: int, top: int, left: int, size: tuple[int, in
 
     Returns (s*h + 2*reach, s*w + 2*reach, 3): a view, or a copy at a border.
     """
+    borders = []
     for axis, (start, length) in enumerate(zip((top, left), size, strict=True)):
         first, end = scale * start - reach(scale), scale * (start + length) + reach(scale)
         if first >= 0 and end <= hr.shape[axis]:
             hr = hr[first:end] if axis == 0 else hr[:, first:end]
         else:
-            hr = hr.take(mirrored(np.arange(first, end), hr.shape[axis]), axis)
+            borders.append((axis, mirrored(np.arange(first, end), hr.shape[axis])))
+    for axis, indices in borders:  # last, so that they copy no more than the crop
+        hr = hr.take(indices, axis)
     return hr
 
 

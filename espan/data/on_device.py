@@ -84,16 +84,16 @@ def finish(raw: RawCrops) -> tuple[Tensor, Tensor]:
         assert raw.rows is not None
         lr = downscale(hr.to(raw.rows.dtype), raw.rows, raw.columns, s)
         lr, hr = lr.to(torch.uint8), hr[:, reach(s) : -reach(s), reach(s) : -reach(s)]
-    return _flipped_floats(lr, raw.symmetry), _flipped_floats(hr, raw.symmetry)
+    chosen = [(raw.symmetry & 1 << bit).bool()[:, None, None, None] for bit in range(3)]
+    return _flipped_floats(lr, chosen), _flipped_floats(hr, chosen)
 
 
-def _flipped_floats(pixels: Tensor, symmetry: Tensor) -> Tensor:
+def _flipped_floats(pixels: Tensor, chosen: list[Tensor]) -> Tensor:
     """(N, P, P, 3) uint8, each flipped as by `flipped` -> (N, 3, P, P) fp32 in 0-1."""
     flips = (lambda x: x.flip(1)), (lambda x: x.flip(2)), (lambda x: x.transpose(1, 2))
-    for bit, flip in enumerate(flips):
-        chosen = (symmetry & 1 << bit).bool()[:, None, None, None]
-        pixels = torch.where(chosen, flip(pixels), pixels)
+    for bit, flip in zip(chosen, flips, strict=True):
+        pixels = torch.where(bit, flip(pixels), pixels)
     # A tensor, because CUDA divides by a Python number by multiplying with its reciprocal, which
     # rounds differently.
     largest = torch.full((), 255.0, device=pixels.device)
-    return (pixels.float() / largest).contiguous().permute(0, 3, 1, 2)
+    return (pixels.contiguous() / largest).permute(0, 3, 1, 2)

@@ -152,6 +152,7 @@ class CapturedStep:
             self._scaler.unscale_(optimizer)
         norm = torch.linalg.vector_norm(gradient)
         finite = torch.isfinite(loss + norm)
+        skip = ~finite
         if self._clip is not None:
             gradient.mul_((self._clip / (norm + 1e-6)).clamp(max=1))  # as clip_grad_norm_
         if self._scaler is not None:
@@ -159,7 +160,7 @@ class CapturedStep:
             self._scaler.update()
         else:
             # As a GradScaler does: a fused AdamW changes nothing where this is 1.
-            optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
             optimizer.step()
         flat.grad = None
         self._average.lerp_(flat.detach(), self._weight * finite)
@@ -168,8 +169,8 @@ class CapturedStep:
         self._finite.add_(finite)
         self._last.copy_(loss)
         self._norm.copy_(norm)
-        self._skipped.add_(~finite)
-        self._in_a_row.add_(1).mul_(~finite)
+        self._skipped.add_(skip)
+        self._in_a_row.add_(1).mul_(skip)
         torch.maximum(self._longest, self._in_a_row, out=self._longest)
 
     def _gradient(self) -> tuple[Tensor, Tensor]:

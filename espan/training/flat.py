@@ -64,7 +64,7 @@ class FlatAdamW:
             capturable=flat.is_cuda,
         )
         step = torch.zeros((), device=flat.device)
-        for p in parameters:
+        for p in group["params"]:
             if p not in optimizer.state:
                 moments = {k: torch.zeros_like(p) for k in ("exp_avg", "exp_avg_sq")}
                 optimizer.state[p] = {"step": step.clone(), **moments}

@@ -49,7 +49,7 @@ def state_of(folder: Path) -> dict[str, Any]:
 
 
 def tensors(state: dict[str, Any]) -> list[torch.Tensor]:
-    moments = [t for one in state["optimizer"]["state"].values() for t in one.values()]
+    moments = [t for _, one in sorted(state["optimizer"]["state"].items()) for t in one.values()]
     return [*state["network"].values(), *state["average"].values(), *moments]
 
 
