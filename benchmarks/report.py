@@ -1,21 +1,29 @@
-"""Write the tables and the chart of the documentation from the committed results.
+"""Write the tables and the pictures of the documentation from the committed results.
 
 Usage: python benchmarks/report.py
 """
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks import chart
+from benchmarks import chart, reproduction
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [
     ROOT / "docs" / name
-    for name in ("performance.md", "notes/cpu.md", "notes/gpu.md", "notes/training.md")
+    for name in (
+        "performance.md",
+        "notes/cpu.md",
+        "notes/gpu.md",
+        "notes/training.md",
+        "reproduction.md",
+    )
 ]
+CURVES = {name: ROOT / f"docs/images/{name}.png" for name in reproduction.TITLES}
 CHARTS = {theme: ROOT / f"docs/images/speed-{theme}.svg" for theme in chart.COLOURS}
 DEFAULT = "espan (default)"
 # How many times as fast as the best other of each precision espan should be, by network.
@@ -328,13 +336,18 @@ TABLES = {
     "gpu_loss": ("gpu", gpu_loss),
     "gpu_targets": ("gpu", gpu_targets),
     "training": ("training", training),
+    "photographs": ("reproduction", reproduction.photographs),
+    "claims": ("reproduction", reproduction.claims),
+    **{n: ("reproduction", partial(reproduction.table, name=n)) for n in reproduction.TITLES},
 }
 
 
 def load() -> dict[str, Any]:
-    """The committed results by file name."""
+    """The committed results by file name, and all those in the folder "reproduction"."""
     folder = ROOT / "benchmarks" / "results"
-    return {name: json.loads((folder / f"{name}.json").read_text()) for name, _ in TABLES.values()}
+    names = {source for source, _ in TABLES.values()} - {"reproduction"}
+    results = {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
+    return results | {"reproduction": reproduction.load(folder / "reproduction")}
 
 
 def updated(text: str, results: dict[str, Any]) -> str:
@@ -354,3 +367,5 @@ if __name__ == "__main__":
         document.write_text(updated(document.read_text("utf-8"), measured), "utf-8")
     for theme, path in CHARTS.items():
         path.write_text(chart.svg(panels(measured), theme), "utf-8")
+    for name, path in CURVES.items():
+        reproduction.draw(measured["reproduction"], name, path)

@@ -13,6 +13,9 @@ def other_results():
     results["training"]["benchmarks"][0]["stats"]["median"] += 1
     rows = report.gpu_rows(results["gpu"])
     rows["ESPAN cuda 510x339", "espan fp16 graphed"]["median_ms"] += 1
+    results["reproduction"].append(
+        {"rows": [], "rate": 99} | {"photographs": {"number": 1, "held_out": [], "sha256": ""}}
+    )
     return results
 
 

@@ -79,7 +79,7 @@ def test_the_papers_steps_end_in_its_network() -> None:
 def test_espan_additions_are_off_when_reproducing_the_paper(name: str) -> None:
     """Initial weights, gradient clipping and averaging are not in the paper."""
     experiment = read(name)
-    paper = name.startswith(("espan_ntire2025", "tab"))
+    paper = name.startswith(("espan_ntire2025", "tab", "fig"))
     optimizer = experiment.optimizer
     assert (optimizer.clip is None) == (optimizer.average == 0) == paper
     if name != "finetune":  # which has no new weights
