@@ -40,7 +40,6 @@ GPU_WAYS = (
     ("espan's Triton kernels, fp16, CUDA graph", "espan Triton fp16 graphed"),
     ("espan, fp16, CUDA graph", "espan fp16 graphed"),
     ("the same, 8-bit images", "espan bytes graphed"),
-    ("`espan.Upscaler(graph=True)`, 8-bit images", "espan.Upscaler graphed"),
 )
 # The networks and ways of the table of the family.
 GPU_FAMILY = (
@@ -142,16 +141,12 @@ def gpu_table(first: list[str], rows: list[list[str]]) -> list[str]:
 def gpu(results: dict[str, Any]) -> str:
     """Median milliseconds on a GPU."""
     rows = gpu_rows(results)
-    by_group = {group: row for (group, _), row in rows.items()}
     lines = []
     for label, way in GPU_WAYS:
         found = [rows.get((f"ESPAN cuda {size}", way)) for size in GPU_SIZES]
         lines.append([label, *(f"{row['median_ms']:#.3g}" if row else "" for row in found)])
         if way == "espan fp16 graphed":
             lines.append([ALONE, *(f"{row['replay_ms']:#.3g}" if row else "" for row in found)])
-    lists = [by_group.get(f"16 images {size}") for size in GPU_SIZES]
-    per_image = (f"{row['ms_per_image']:#.3g}" if row else "" for row in lists)
-    lines.append(["the same, an image of a list of 16", *per_image])
     # Not of the whole run, in which the GPU also idles.
     clocks = [row["sm_mhz"] for row in rows.values() if "sm_mhz" in row]
     return "\n".join(
@@ -165,20 +160,58 @@ def gpu(results: dict[str, Any]) -> str:
     )
 
 
+def timed_rows(results: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """The rows of pytest-benchmark's own file, by group and name."""
+    return {
+        (b["group"], (b["params"] or {}).get("name", "")): {
+            "median_ms": 1e3 * b["stats"]["median"],
+            **b["extra_info"],
+        }
+        for b in results["benchmarks"]
+    }
+
+
 def gpu_family(results: dict[str, Any]) -> str:
     """Median milliseconds of other members of the family."""
-    rows = gpu_rows(results)
+    rows = timed_rows(results)
     lines = []
     for label, network in GPU_FAMILY:
         for size in ("256x256", "1920x1080"):
-            found = [rows.get((f"{network} cuda {size}", way)) for _, way in GPU_FAMILY_WAYS]
-            alone = (rows.get((f"{network} cuda {size}", "espan fp16 graphed")) or {}).get(
-                "replay_ms"
-            )
-            cells = [f"{row['median_ms']:#.3g}" if row else "" for row in found]
-            lines.append([f"{label}, {size}", *cells, f"{alone:#.3g}" if alone else ""])
-    first = ["median ms", *(label for label, _ in GPU_FAMILY_WAYS), "espan's graph alone"]
-    return "\n".join(gpu_table(first, lines))
+            group = f"{network} cuda {size}"
+            found = [rows.get((group, way), {}).get("median_ms") for _, way in GPU_FAMILY_WAYS]
+            found.append(rows.get((group, "espan fp16 graphed"), {}).get("replay_ms"))
+            cells = [f"{median:#.3g}" if median else "" for median in found]
+            lines.append([f"{label}, {size}", *cells])
+    labels = [label for label, _ in GPU_FAMILY_WAYS]
+    table = gpu_table(["median ms", *labels, "espan's graph alone"], lines)
+    return "\n".join([*table, "", gpu_machine(results)])
+
+
+def gpu_upscaler(results: dict[str, Any]) -> str:
+    """Median milliseconds per image of `Upscaler` on 8-bit images in the GPU's memory."""
+    rows = timed_rows(results)
+    cells = (
+        ("the graph alone", "ESPAN cuda {}", "espan bytes graphed", "replay_ms"),
+        ("one image", "ESPAN cuda {}", "espan.Upscaler graphed", "median_ms"),
+        ("an image of a list of 16", "16 images {}", "", "ms_per_image"),
+    )
+    lines = []
+    for label, group, way, value in cells:
+        found = (rows.get((group.format(size), way), {}).get(value) for size in GPU_SIZES)
+        lines.append([label, *(f"{median:#.3g}" if median else "" for median in found)])
+    return "\n".join(gpu_table(["median ms", *GPU_SIZES], lines))
+
+
+def gpu_machine(results: dict[str, Any]) -> str:
+    """The card, the range of its clock, and the versions."""
+    machine = results["machine_info"]
+    clocks = [
+        b["extra_info"]["sm_mhz"] for b in results["benchmarks"] if "sm_mhz" in b["extra_info"]
+    ]
+    return (
+        f"{machine['gpu']} at {min(clocks)} to {max(clocks)} MHz; torch {machine['torch']}; "
+        f"{results['datetime'][:10]}; espan at {machine['espan']}."
+    )
 
 
 def gpu_checks(results: dict[str, Any]) -> str:
@@ -330,7 +363,8 @@ TABLES = {
     "cpu_peers_avx2": ("cpu_peers_avx2", peers),
     "cpu_targets_avx2": ("cpu_peers_avx2", targets),
     "gpu": ("gpu", gpu),
-    "gpu_family": ("gpu", gpu_family),
+    "gpu_family": ("gpu_family", gpu_family),
+    "gpu_upscaler": ("gpu_family", gpu_upscaler),
     "gpu_checks": ("gpu", gpu_checks),
     "gpu_parts": ("gpu", gpu_parts),
     "gpu_loss": ("gpu", gpu_loss),
