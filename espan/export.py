@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from espan.checkpoint_layouts import from_state_dict
 from espan.errors import EspanError
 from espan.files import atomic_write, json_text
-from espan.models import Network
+from espan.models import Architecture, Network
 
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16"}
 OPSETS = (18, 19, 20)
@@ -92,7 +92,9 @@ def to_pt2(
     module = _Exported(network, dtype, image_dtype or dtype)
     example = torch.zeros(2 if dynamic_batch else 1, 3, 16, 24, dtype=module.image_dtype)
     dims: dict[int, Any] = {0: Dim("batch", min=1)} if dynamic_batch else {}
-    dims |= {2: Dim("height", min=1), 3: Dim("width", min=1)}
+    unshuffle = network.architecture.unshuffle
+    least = 1 if unshuffle == 1 else unshuffle + 1  # torch.export takes a size of 1 as a constant
+    dims |= {2: Dim("height", min=least), 3: Dim("width", min=least)}
     program = torch.export.export(module, (example,), dynamic_shapes=(dims,))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it names the paths of source files
@@ -104,7 +106,7 @@ def to_pt2(
 
 
 def to_pth(network: Network, path: str | os.PathLike[str]) -> None:
-    """Write a state dict in the layout of the official ESPAN or SPAN files.
+    """Write a state dict in the layout of the official files of the network's kind.
 
     Programs that use spandrel read it (`espan.spandrel`), because these layouts imply what espan's
     own format says in its header.
@@ -114,38 +116,66 @@ def to_pth(network: Network, path: str | os.PathLike[str]) -> None:
         path: the file, which is written whole or not at all.
 
     Raises:
-        EspanError: a network in training form, or one that neither layout describes.
+        EspanError: a network in training form, or one that no layout describes.
         OSError: the file cannot be written; an existing file remains unchanged.
     """
-    of_espan = network.architecture.concat_last == "output"
-    tail = "tea_" if of_espan else ""
-    names = {
-        "head": "conv_1",
-        "tail.post": f"{tail}conv_2",
-        "tail.fuse": f"{tail}conv_cat",
-        "tail.upsample": f"{tail}upsampler.0",
-    }
-    convs = network.architecture.convs
-    for i, count in enumerate(convs):
-        last = of_espan and i == len(convs) - 1
-        block = "teacher_block_seq" if last else f"block_{i + 1}"
-        for j in range(count):
-            names[f"blocks.{i}.convs.{j}"] = f"{block}.c{j + 1}_r"
+    architecture = network.architecture
+    names = _official_names(architecture)
     state = {}
     for key, value in _plain_state(network).items():
         convolution, _, part = key.rpartition(".")
-        state[f"{names[convolution]}.{part}"] = value
-    if not of_espan and network.architecture.normalization is None:
+        state[f"{names.get(convolution, convolution)}.{part}"] = value
+    if {
+        "conv_1.weight",
+        "upsampler.0.weight",
+    } <= state.keys() and architecture.normalization is None:
         state["no_norm"] = torch.zeros(1)
-    if from_state_dict(state)[0] != network.architecture:
+    try:
+        described = from_state_dict(state)[0] == architecture
+    except EspanError:
+        described = False
+    if not described:
         raise EspanError(
             "the layouts of the official files cannot describe this network: ESPAN's has no "
-            "normalisation, SPAN's its own or none"
+            "normalisation, SPAN's its own or none, and each of the others one kind of activation, "
+            "gate, stem and tail"
         )
     written = io.BytesIO()
     torch.save(state, written)
     with atomic_write(path) as temporary:
         temporary.write_bytes(written.getvalue())
+
+
+def _official_names(architecture: Architecture) -> dict[str, str]:
+    """The convolutions under the names of the official files that come closest."""
+    last = len(architecture.convs) - 1
+    blocks = [f"block_{i + 1}" for i in range(last + 1)]
+    conv, gate = "{}.c{}_r", "att_conv"
+    if architecture.stem == "activated_block":  # SPANV2
+        conv, gate = "{}.c{}.conv", "guidance_map_conv"
+        names = {"tail.depthwise": "depthwise_conv", "tail.pointwise": "pointwise_conv"}
+    elif architecture.stem == "block":  # SPANF
+        names = {"tail.fuse": "conv_cat", "tail.upsample": "conv_2"}
+    elif architecture.gate == "tanh":  # SPANF3
+        head = "conv_1.1" if architecture.unshuffle > 1 else "conv_1"
+        names = {"head": head, "tail.fuse": "conv_cat", "tail.upsample": "to_pixel"}
+    elif architecture.activation == "mish":  # SPANPlus
+        blocks = ["block_1", *(f"block_n.{i}" for i in range(last - 1)), "block_end"]
+        blocks = [f"feats.1.{block}" for block in blocks]
+        names = {"head": "feats.0", "tail.upsample": "upsampler.0"}
+        names |= {"tail.post": "feats.1.conv_2", "tail.fuse": "feats.1.conv_cat"}
+    else:
+        espan = architecture.concat_last == "output"
+        tail = "tea_" if espan else ""
+        blocks[last] = "teacher_block_seq" if espan else blocks[last]
+        names = {"head": "conv_1", "tail.post": f"{tail}conv_2", "tail.fuse": f"{tail}conv_cat"}
+        names["tail.upsample"] = f"{tail}upsampler.0"
+    names["near"] = "conv_near"
+    for i, block in enumerate(blocks):
+        names[f"blocks.{i}.gate_conv"] = f"{block}.{gate}"
+        for j in range(3):
+            names[f"blocks.{i}.convs.{j}"] = conv.format(block, j + 1)
+    return names
 
 
 def onnx_name(

@@ -18,9 +18,11 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from espan.models.network import cut, unshuffled
+
 _TYPES = {torch.float32: TensorProto.FLOAT, torch.float16: TensorProto.FLOAT16}
 _BINARY = {operator.add: "Add", operator.sub: "Sub", operator.mul: "Mul"}
-_UNARY = {torch.tanh: "Tanh"}
+_UNARY = {torch.tanh: "Tanh", F.relu: "Relu"}
 
 
 def model(
@@ -103,6 +105,20 @@ class _Graph:
             x = self.operand(arguments[0])
             self.node("Sigmoid", [x], f"{name}_sigmoid")
             self.node("Mul", [x, f"{name}_sigmoid"], name)
+        elif target is F.mish:  # not every runtime has it as one operator
+            x = self.operand(arguments[0])
+            self.node("Softplus", [x], f"{name}_softplus")
+            self.node("Tanh", [f"{name}_softplus"], f"{name}_tanh")
+            self.node("Mul", [x, f"{name}_tanh"], name)
+        elif target is unshuffled:
+            self.unshuffle(name, self.operand(arguments[0]), arguments[1])
+        elif target is cut:
+            result, image = (self.operand(value) for value in arguments[:2])
+            scale = arguments[2]
+            self.node("Shape", [image], f"{name}_size", start=2)
+            self.node("Mul", [f"{name}_size", self.integers(scale, scale)], f"{name}_end")
+            ends = [self.integers(0, 0), f"{name}_end", self.integers(2, 3)]
+            self.node("Slice", [result, *ends], name)
         elif target is torch.cat:
             parts = [self.operand(part) for part in arguments[0]]
             self.node("Concat", parts, name, axis=node.kwargs["dim"])
@@ -114,17 +130,38 @@ class _Graph:
         else:
             raise NotImplementedError(f"no ONNX operator is known for {target} in {node.name}")
 
+    def unshuffle(self, name: str, x: str, u: int) -> None:
+        """Extend by reflection to a multiple of u, then as F.pixel_unshuffle."""
+        self.node("Shape", [x], f"{name}_size", start=2)
+        self.node("Neg", [f"{name}_size"], f"{name}_minus")
+        self.node("Mod", [f"{name}_minus", self.integers(u, u)], f"{name}_missing")
+        pads = [self.integers(*[0] * 6), f"{name}_missing"]
+        self.node("Concat", pads, f"{name}_pads", axis=0)
+        self.node("Pad", [x, f"{name}_pads"], f"{name}_extended", mode="reflect")
+        self.node("SpaceToDepth", [f"{name}_extended"], f"{name}_blocks", blocksize=u)
+        # Its channels are ordered (dy, dx, colour), those of pixel_unshuffle (colour, dy, dx).
+        order = self.integers(*torch.arange(3 * u * u).view(-1, 3).T.flatten().tolist())
+        self.node("Gather", [f"{name}_blocks", order], name, axis=1)
+
+    def integers(self, *values: int) -> str:
+        name = "integers_" + "_".join(map(str, values))
+        self.constant(name, torch.tensor(values))
+        return name
+
     def convolution(self, name: str, node: torch.fx.Node) -> None:
         path = str(node.target)
         conv = self.traced.get_submodule(path)
-        if not isinstance(conv, nn.Conv2d) or conv.bias is None:
+        if not isinstance(conv, nn.Conv2d):
             raise NotImplementedError(f"{path} is a {type(conv).__name__}, not a plain convolution")
         self.constant(f"{path}.weight", conv.weight)
-        self.constant(f"{path}.bias", conv.bias)
+        inputs = [self.operand(node.args[0]), f"{path}.weight"]
+        if conv.bias is not None:
+            self.constant(f"{path}.bias", conv.bias)
+            inputs.append(f"{path}.bias")
         padding: Any = conv.padding
         self.node(
             "Conv",
-            [self.operand(node.args[0]), f"{path}.weight", f"{path}.bias"],
+            inputs,
             name,
             kernel_shape=conv.kernel_size,
             pads=[*padding, *padding],

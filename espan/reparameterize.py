@@ -96,7 +96,11 @@ def merged_state(module: nn.Module) -> dict[str, Tensor]:
     inside: tuple[str, ...] = ()  # prefixes of the parts of merged convolutions
     for name, part in module.named_modules():
         if isinstance(part, Reparameterized):
-            state[f"{name}.weight"], state[f"{name}.bias"] = part.merged(torch.float64)
+            kernel = part.merged(torch.float64)
+            state[f"{name}.weight"] = kernel.weight
+            assert isinstance(part, nn.Module)
+            if any(key.endswith("bias") for key, _ in part.named_parameters()):
+                state[f"{name}.bias"] = kernel.bias
             inside += (f"{name}.",)
         elif isinstance(part, nn.Conv2d) and not name.startswith(inside):
             state[f"{name}.weight"] = part.weight
@@ -126,9 +130,10 @@ def expand(network: Network, conv: ConvFactory, *, gate: Gate = reference.gate) 
     for name, module in expanded.named_modules():
         source = plain.get(name)
         if isinstance(source, nn.Conv2d):
-            assert source.bias is not None
             if isinstance(module, Reparameterized):
-                module.absorb(Kernel(source.weight, source.bias))
+                bias = source.bias
+                zeros = torch.zeros_like(source.weight[:, 0, 0, 0])
+                module.absorb(Kernel(source.weight, zeros if bias is None else bias))
             else:
                 module.load_state_dict(source.state_dict())
     expanded.record = dict(network.record)

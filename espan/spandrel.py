@@ -1,8 +1,8 @@
 """Makes spandrel, and the programs that load models with it, use espan.
 
 Importing this module registers one architecture with `spandrel.MAIN_REGISTRY`, which is detected
-before spandrel's own SPAN.  From then on, `spandrel.ModelLoader` returns SPAN and ESPAN models that
-run on espan's kernels.
+before spandrel's own SPAN.  From then on, `spandrel.ModelLoader` returns models of SPAN, ESPAN and
+the newer members of the family that run on espan's kernels.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Model(nn.Module):
 
 
 class _Family(Architecture):
-    """What espan reads: SPAN, merged or with its branches, and ESPAN."""
+    """What espan reads: the layouts of the family, merged or with their branches."""
 
     def __init__(self) -> None:
         super().__init__(id="espan", name="SPAN (espan)", detect=_detect)
@@ -115,13 +115,19 @@ def _detect(state_dict: dict[str, Any]) -> bool:
     except EspanError:
         # spandrel's own SPAN also reads networks that espan does not, such as gray ones.
         parts = {key.partition(".")[0] for key in state_dict}
-        damaged = parts >= {"conv_1", "block_1"} and not MAIN_REGISTRY["SPAN"].detect(state_dict)
-        return damaged or _is_own(state_dict)
+        of_span = parts >= {"conv_1", "block_1"} and not MAIN_REGISTRY["SPAN"].detect(state_dict)
+        newer = "block_1" in parts and bool(parts & {"conv_near", "to_pixel"})
+        return of_span or newer or _is_spanplus(state_dict) or _is_own(state_dict)
     return True
 
 
+def _is_spanplus(state_dict: Mapping[str, Any]) -> bool:
+    return any(key.startswith("feats.1.block_1.c1_r.") for key in state_dict)
+
+
 def _is_own(state_dict: Mapping[str, Any]) -> bool:
-    return {"blocks.0.convs.0.weight", "tail.fuse.weight"} <= set(state_dict)
+    tails = {"tail.fuse.weight", "tail.depthwise.weight"}
+    return "blocks.0.convs.0.weight" in state_dict and not tails.isdisjoint(state_dict)
 
 
 def _read(state_dict: Mapping[str, Any]) -> Network:

@@ -7,16 +7,22 @@ import pytest
 import torch
 
 import espan
-from espan import checkpoints
+from espan import checkpoints, export
+from espan.branches import conv_factory
 from espan.engines import Composed
 from espan.errors import CheckpointError, EspanError, RangeWarning
 from espan.evaluation.evaluate import evaluate, find_pairs
 from espan.folding import fold
 from espan.models import ESPAN, NAMED, Architecture, Network, complexity
+from espan.reparameterize import collapse, expand
 from espan.tiling import tiles
+from espan.training.experiment import Change
+from espan.training.initialise import initialise
+from espan.training.networks import Shape, build, start
 from espan.upscaling import Upscaler
 from espan_kernels import reference
 from tests.family import MEMBERS, SPANF3, SPANV2, SPANPlus
+from tests.tolerance import assert_accurate
 
 FORMS = [
     (name, branches)
@@ -374,3 +380,102 @@ def test_the_range_guard(name, make_network):
     last.weight.mul_(1000)
     with pytest.warns(RangeWarning, match="the output left the plausible range"):
         Upscaler(network, device="cpu")(torch.rand(3, 9, 12))
+
+
+# Training
+
+
+@pytest.mark.parametrize("kind", ["plain", "grep"])
+@pytest.mark.parametrize("name", ["spanv2 x3", "spanf x2", "spanf3 b5f48", "spanplus x1"])
+def test_training_forms(name, kind, make_network):
+    """A network becomes one in training form and back, bit for bit; gradients reach all weights."""
+    network = make_network(MEMBERS[name].architecture.replace(channels=8))
+    trained = expand(network, conv_factory(kind, grep=(1, 1)))
+    merged = collapse(trained).state_dict()
+    assert all(torch.equal(merged[key], value) for key, value in network.state_dict().items())
+    assert merged.keys() == network.state_dict().keys()
+    trained.requires_grad_().train()
+    x = torch.rand(2, 3, 7, 9)
+    trained(x).square().mean().backward()
+    unused = [k for k, p in trained.named_parameters() if p.grad is None or p.grad.isnan().any()]
+    assert not unused
+    fresh = Network(network.architecture, conv=conv_factory(kind, grep=(1, 1))).double()
+    x = x.double()
+    assert_equal(collapse(fresh)(x), fresh(x))
+
+
+def test_convolutions_without_bias_cannot_have_all_branches():
+    with pytest.raises(EspanError, match="conv = 'edbb': its branches have biases"):
+        Network(NAMED["spanv2"], conv=conv_factory("edbb"))
+
+
+@pytest.mark.parametrize("name", ["spanv2", "spanf", "spanf3_b5f48"])
+def test_the_bilinear_start_is_for_span_and_espan(name):
+    network = Network(NAMED[name].replace(channels=8))
+    with pytest.raises(EspanError, match='init = "bilinear" is for networks such as SPAN'):
+        initialise(network, torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["spanv2 x3", "spanf x2", "spanf3 b5f48", "spanplus x1"])
+def test_another_scale_keeps_what_does_not_depend_on_it(name):
+    shape = Shape(MEMBERS[name].architecture.replace(channels=8))
+    change = Change(scale=4)
+    conv = conv_factory("grep", grep=(1, 0))
+    old = build(shape, conv=conv, gate=reference.gate).requires_grad_(False)
+    new = build(shape.changed(change), conv=conv, gate=reference.gate).requires_grad_(False)
+    text = start(new, old, change, images=None)
+    assert ("near" in text) == name.startswith(("spanv2", "spanf x"))
+    for key, value in old.blocks.state_dict().items():
+        assert torch.equal(new.blocks.state_dict()[key], value)
+    assert new(torch.rand(1, 3, 6, 6)).shape == (1, 3, 24, 24)
+
+
+# Other programs
+
+
+@pytest.mark.parametrize("name", [n for n in MEMBERS if "b8f64" not in n])
+def test_pth(name, make_network, tmp_path):
+    """Written in the published layout, and every bit is kept."""
+    network = make_network(MEMBERS[name].architecture)
+    export.to_pth(network, tmp_path / "w.pth")
+    read = espan.load(tmp_path / "w.pth")
+    assert read.architecture == network.architecture
+    assert all(torch.equal(read.state_dict()[k], v) for k, v in network.state_dict().items())
+    theirs = MEMBERS[name].network().state_dict()
+    kept = {key.replace(".eval_conv", "") for key in theirs}
+    assert kept - torch.load(tmp_path / "w.pth").keys() <= {"upsampler.weight", "upsampler.bias"}
+
+
+def test_pth_cannot_describe_mixtures(make_network, tmp_path):
+    mixed = MEMBERS["spanf x2"].architecture.replace(activation="mish")
+    with pytest.raises(EspanError, match="cannot describe this network"):
+        export.to_pth(make_network(mixed), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    "name", ["spanv2 x3", "spanf x2", "spanf3 b5f48", "spanf3 x1, unshuffled by 4", "spanplus x1"]
+)
+def test_onnx(name, dtype, make_network, tmp_path):
+    """Also images whose sides are not multiples of the unshuffled pixels."""
+    pytest.importorskip("onnx", reason='onnx is not installed (pip install ".[onnx]")')
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    network = make_network(MEMBERS[name].architecture)
+    export.to_onnx(network, tmp_path / "n.onnx", dtype=dtype, opset=18)
+    session = runtime.InferenceSession(tmp_path / "n.onnx", providers=["CPUExecutionProvider"])
+    plain = {d: make_network(MEMBERS[name].architecture).to(d) for d in (torch.float64, dtype)}
+    for size in [(4, 4), (7, 13)]:
+        x = torch.rand(1, 3, *size).to(dtype)
+        found = torch.from_numpy(session.run(["output"], {"input": x.numpy()})[0])
+        assert_accurate(found, lambda d, x=x: plain[d](x.to(d)), factor=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["spanv2 x3", "spanf3 b5f48", "spanf3 x1, unshuffled by 4"])
+def test_pt2(name, make_network, tmp_path):
+    network = make_network(MEMBERS[name].architecture)
+    export.to_pt2(network, tmp_path / "n.pt2")
+    loaded = torch.export.load(tmp_path / "n.pt2").module()
+    for size in [(5, 5), (7, 13), (10, 8)]:
+        x = torch.rand(1, 3, *size)
+        torch.testing.assert_close(loaded(x), network(x))

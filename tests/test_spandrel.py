@@ -15,6 +15,7 @@ import espan.imaging
 from espan import checkpoints, export
 from espan.errors import CheckpointError, RangeWarning
 from espan.models import SPAN, Architecture
+from tests.family import MEMBERS
 from tests.test_checkpoints import official
 
 SMALL = Architecture(8, (3, 2), scale=2, head_kernel=5)
@@ -124,6 +125,22 @@ def test_what_espan_does_not_read(spandrel):
     assert spandrel.ModelLoader().load_from_state_dict(state).architecture.id == "SPAN"
     with pytest.raises(spandrel.UnsupportedModelError):
         spandrel.ModelLoader().load_from_state_dict({"conv_1.weight": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("name", ["spanv2 x3", "spanf x2", "spanf3 b5f48", "spanplus x1"])
+def test_newer_members(spandrel, name):
+    member = MEMBERS[name]
+    theirs = member.network()
+    state = {key: value.float() for key, value in theirs.state_dict().items()}
+    model = spandrel.ModelLoader().load_from_state_dict(state)
+    assert model.architecture.id == "espan"
+    assert model.scale == member.architecture.scale
+    image = smooth(9, 14)
+    expected = theirs(image.double())
+    assert (model(image) - expected.clamp(0, 1)).abs().max() < 1e-5
+    last = next(k for k in state if k.endswith(("c3.conv.weight", "c3_r.eval_conv.weight")))
+    with pytest.raises(CheckpointError, match="state dict: lacks"):
+        spandrel.ModelLoader().load_from_state_dict({k: v for k, v in state.items() if k != last})
 
 
 def test_wrapped_weights(load):

@@ -1,6 +1,7 @@
 """Re-parameterised convolutions: several branches in training, one convolution in inference.
 
-Each class is constructed as ``Conv(in_channels, out_channels, kernel)``, maps (N, in, H, W) to
+Each class is constructed as ``Conv(in_channels, out_channels, kernel)``, `GRepConv` also with
+``bias=False``, maps (N, in, H, W) to
 (N, out, H, W) with zero padding of kernel // 2, and has these methods:
 
 * ``merged(dtype)``: the single kernel equal to all branches, also at the border; differentiable;
@@ -14,7 +15,10 @@ Each class is constructed as ``Conv(in_channels, out_channels, kernel)``, maps (
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Literal, get_args
+
+from torch import nn
 
 from espan.branches.edbb import EDBBConv
 from espan.branches.grep import GRepConv
@@ -39,19 +43,43 @@ def conv_factory(
             input.
 
     Raises:
-        EspanError: an unknown kind.
+        EspanError: an unknown kind.  The factory raises it for a convolution without bias, unless
+            the kind is plain or grep.
     """
     makers: dict[str, ConvFactory] = {
         "plain": plain_conv,
         "grep": functools.partial(GRepConv, sequences=grep, middle=middle),
-        "repvgg": RepVGGConv,
-        "edbb": EDBBConv,
-        "rrrb": RRRBConv,
-        "repmbconv": RepMBConv,
     }
+    for name, conv in _BIASED.items():
+        makers[name] = functools.partial(_biased, name, conv)
     if kind not in makers:
         raise EspanError(f"unknown convolution {kind!r}; choose one of {', '.join(get_args(Kind))}")
     return makers[kind]
+
+
+_BIASED = {
+    "repvgg": RepVGGConv,
+    "edbb": EDBBConv,
+    "rrrb": RRRBConv,
+    "repmbconv": RepMBConv,
+}
+
+
+def _biased(
+    name: str,
+    conv: Callable[[int, int, int], nn.Module],
+    in_channels: int,
+    out_channels: int,
+    kernel: int,
+    *,
+    bias: bool = True,
+) -> nn.Module:
+    if not bias:
+        raise EspanError(
+            f"conv = {name!r}: its branches have biases, but the 3x3 convolutions of this network "
+            "have none; use 'plain' or 'grep'"
+        )
+    return conv(in_channels, out_channels, kernel)
 
 
 __all__ = [

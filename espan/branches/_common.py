@@ -28,28 +28,31 @@ def check_kernel(kernel: Kernel, weight: Tensor) -> None:
 
 def kernel_of(conv: nn.Conv2d, dtype: torch.dtype | None) -> Kernel:
     """The kernel of a convolution, in `dtype` (default: that of the convolution)."""
-    assert conv.bias is not None
-    return Kernel(conv.weight.to(dtype=dtype), conv.bias.to(dtype=dtype))
+    weight = conv.weight.to(dtype=dtype)
+    bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.to(dtype=dtype)
+    return Kernel(weight, bias)
 
 
 def set_(conv: nn.Conv2d, kernel: Kernel) -> None:
-    assert conv.bias is not None
     conv.weight.copy_(kernel.weight)
-    conv.bias.copy_(kernel.bias)
+    if conv.bias is not None:
+        conv.bias.copy_(kernel.bias)
+    elif kernel.bias.any():
+        raise EspanError("this convolution has no bias, but the kernel has one")
 
 
 def zero_(*convs: nn.Conv2d) -> None:
     for conv in convs:
-        assert conv.bias is not None
         conv.weight.zero_()
-        conv.bias.zero_()
+        if conv.bias is not None:
+            conv.bias.zero_()
 
 
 def multiply_(factor: Tensor | float, *convs: nn.Conv2d) -> None:
     for conv in convs:
-        assert conv.bias is not None
         conv.weight.mul_(factor)
-        conv.bias.mul_(factor)
+        if conv.bias is not None:
+            conv.bias.mul_(factor)
 
 
 def collapsed(conv: Reparameterized, x: Tensor) -> Tensor:

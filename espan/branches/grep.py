@@ -28,6 +28,7 @@ class GRepConv(nn.Module):
         in_channels, out_channels, kernel: of the convolution that it replaces.
         sequences: (a, b), the number of sequences of each kind.
         middle: channels between the two convolutions of a sequence; default: those of its input.
+        bias: whether the convolutions have one, and the merged kernel.
 
     Raises:
         EspanError: an even kernel, a negative number of sequences, or no channels.
@@ -41,6 +42,7 @@ class GRepConv(nn.Module):
         *,
         sequences: tuple[int, int] = (2, 0),
         middle: int | None = None,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         check_sizes(in_channels, out_channels, kernel)
@@ -50,11 +52,12 @@ class GRepConv(nn.Module):
             raise EspanError(f"the middle of a sequence must have 1 channel or more, got {middle}")
         middle = middle or in_channels
         wide_last, wide_first = sequences
-        self.wide = nn.Conv2d(in_channels, out_channels, kernel)
-        self.point = nn.Conv2d(in_channels, out_channels, 1)
+        self.wide = nn.Conv2d(in_channels, out_channels, kernel, bias=bias)
+        self.point = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
         self.sequences = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(in_channels, middle, first), nn.Conv2d(middle, out_channels, second)
+                nn.Conv2d(in_channels, middle, first, bias=bias),
+                nn.Conv2d(middle, out_channels, second, bias=bias),
             )
             for first, second in [(1, kernel)] * wide_last + [(kernel, 1)] * wide_first
         )

@@ -60,10 +60,21 @@ def _rows(architecture: Architecture) -> list[tuple[str, str]]:
         ("scale", f"x{architecture.scale}"),
         ("channels", str(architecture.channels)),
         ("convolutions per block", " ".join(map(str, architecture.convs))),
-        ("head", f"{architecture.head_kernel}x{architecture.head_kernel}"),
+        ("activation", architecture.activation),
+        ("gate", architecture.gate),
+        ("3x3 convolutions of blocks", "with bias" if architecture.bias else "without bias"),
+        ("stem", _stem(architecture)),
+        ("tail", architecture.tail),
         ("concat uses the last block's", architecture.concat_last),
         ("normalisation", "none" if norm is None else f"(x - {norm.mean}) * {norm.img_range:g}"),
     ]
+
+
+def _stem(architecture: Architecture) -> str:
+    if architecture.has_near:
+        return f"the first {architecture.stem.replace('_', ' ')}, beside a depthwise 3x3"
+    u, kernel = architecture.unshuffle, architecture.head_kernel
+    return f"{kernel}x{kernel} head" + (f" of {u}x{u} pixels unshuffled" if u > 1 else "")
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -35,10 +35,11 @@ def unshuffled(image: Tensor, u: int) -> Tensor:
     Raises EspanError for images of less than u x u pixels.
     """
     check_size(image.shape[-2:], u)
-    height, width = image.shape[-2:]
-    below, right = -height % u, -width % u
-    if below or right:
-        image = F.pad(image, (0, right, 0, below), mode="reflect")
+    # By indices, because torch.export cannot pad by amounts that depend on the size.
+    for dim in (-2, -1):
+        size = image.shape[dim]
+        at = torch.arange((size + u - 1) // u * u, device=image.device)
+        image = image.index_select(dim, torch.where(at < size, at, 2 * (size - 1) - at))
     return F.pixel_unshuffle(image, u)
 
 
@@ -55,7 +56,12 @@ def check_size(size: Sequence[int], unshuffle: int) -> None:
 @torch.fx.wrap
 def cut(result: Tensor, image: Tensor, scale: int) -> Tensor:
     """The part of the result that belongs to the image, without its extension."""
-    return result[..., : scale * image.shape[-2], : scale * image.shape[-1]]
+    height, width = (scale * side for side in image.shape[-2:])
+    if torch.compiler.is_compiling():  # which cannot tell that a slice is within the result
+        for dim, size in ((-2, height), (-1, width)):
+            result = result.index_select(dim, torch.arange(size, device=result.device))
+        return result
+    return result[..., :height, :width]
 
 
 class SPAB(nn.Module):

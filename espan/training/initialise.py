@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from espan.errors import EspanError
 from espan.models import Network
 from espan.reparameterize import Kernel, Reparameterized
 
@@ -42,6 +43,7 @@ def initialise(network: Network, images: Tensor) -> None:
     the concat has zeros for the head and the first block.  The first three channels of the head and
     of that 1x1 carry the input, and the last convolution upsamples it bilinearly.
     """
+    _check(network)
     head, post, fuse = network.head, network.tail.post, network.tail.fuse
     upsample, channels, scale = network.tail.upsample, fuse.out_channels, network.scale
     # If there is a bias between two convolutions of a branch, each step of the second one moves the
@@ -82,6 +84,17 @@ def initialise(network: Network, images: Tensor) -> None:
     _set(upsample, weight, weight.new_zeros(len(weight)))
 
 
+def _check(network: Network) -> None:
+    """Raise EspanError for a network that has no such start: its parts are SPAN's and ESPAN's."""
+    a = network.architecture
+    if (a.gate, a.unshuffle, a.stem, a.tail) != ("sigmoid", 1, "conv", "conv"):
+        raise EspanError(
+            'init = "bilinear" is for networks such as SPAN and ESPAN, with the gate "sigmoid", '
+            f'the tail "conv", the stem "conv", unshuffle 1; this one has {a.gate!r}, {a.tail!r}, '
+            f'{a.stem!r} and {a.unshuffle}; use init = "pytorch"'
+        )
+
+
 @torch.no_grad()
 def initialise_added(network: Network, names: Sequence[str], images: Tensor) -> None:
     """Initialise blocks that were added to a trained network as `initialise` does, in place.
@@ -91,6 +104,7 @@ def initialise_added(network: Network, names: Sequence[str], images: Tensor) -> 
         names: of the new modules; those that are not convolutions of a block are left unchanged.
         images: as for `initialise`.
     """
+    _check(network)
     convs = [network.get_submodule(name) for name in names if name.startswith("blocks.")]
     for conv in convs:
         _zero_biases(conv)

@@ -172,8 +172,8 @@ def start(
 def transfer(old: Trainable, new: Trainable, change: Change) -> Transfer:
     """Copy the weights of `old` into `new`, whose shape is that of `old` after `change`, by name.
 
-    A new teacher's tail starts as a copy of the student's.  New blocks, and an upsampling
-    convolution for another scale with all its branches, keep their initial weights.
+    A new teacher's tail starts as a copy of the student's.  New blocks, and convolutions that
+    depend on the scale, with all their branches, keep their initial weights for another scale.
     """
     state = _by_name(old)
     dropped: set[str] = set()
@@ -201,6 +201,9 @@ def transfer(old: Trainable, new: Trainable, change: Change) -> Transfer:
             if name.startswith("tail.")
         }
     wanted = _by_name(new)
+    # `near`, and the first convolution of a tail that reads it, have other sizes for another scale.
+    other = [name for name in state.keys() & wanted if state[name].shape != wanted[name].shape]
+    dropped |= _pop(state, *(f"{name.rpartition('.')[0]}." for name in other))
     dropped |= state.keys() - wanted.keys()
     for name, value in wanted.items():
         if name in state:
@@ -243,6 +246,6 @@ def _pop(state: dict[str, Tensor], *prefixes: str) -> set[str]:
 
 def _modules(names: Iterable[str]) -> tuple[str, ...]:
     """The blocks, convolutions or tails that the tensors belong to, each once."""
-    depth = {"head": 1, "blocks": 4, "tail": 2, "student_tail": 2}
+    depth = {"head": 1, "near": 1, "blocks": 4, "tail": 2, "student_tail": 2}
     parts = (name.split(".") for name in names)
-    return tuple(sorted({".".join(p[: depth[p[0]]]) for p in parts}))
+    return tuple(sorted({".".join(p[: 3 if "gate_conv" in p else depth[p[0]]]) for p in parts}))
