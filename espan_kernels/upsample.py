@@ -71,9 +71,10 @@ def pack_upsample(
     _checks.check_weight("pack_upsample", "bias", bias, (3 * scale * scale,))
     rows = _rows(near_weight.detach().double().cpu(), last_weight.detach().double().cpu())
     bias = up_rows(bias.detach().double().cpu(), scale)
-    streamed = cuda_fragments.streamed_conv3x3(rows, apart=_taps_apart(rows.shape[1]))
-    weights = [cuda_fragments.conv3x3(rows)]
-    return cuda_fragments.join(weights, [bias], dtype, [streamed]).to(device)
+    streamed = []
+    if _is_streamed(scale):
+        streamed = [cuda_fragments.streamed_conv3x3(rows, apart=_taps_apart(rows.shape[1]))]
+    return cuda_fragments.join([cuda_fragments.conv3x3(rows)], [bias], dtype, streamed).to(device)
 
 
 def _rows(near: Tensor, last: Tensor) -> Tensor:
@@ -99,6 +100,11 @@ def _shapes(channels: int, scale: int) -> tuple[tuple[int, ...], tuple[int, ...]
     return (outputs, outputs, 3, 3), (outputs, channels, 3, 3)
 
 
+def _is_streamed(scale: int) -> bool:
+    """Whether csrc/cuda/upsample_hopper.cuh has kernels for this scale."""
+    return scale > 2
+
+
 def _taps_apart(inputs: int) -> bool:
     """Whether the taps of the streamed convolution are apart, to save shared memory."""
     return inputs > 96
@@ -108,7 +114,7 @@ def sizes(channels: int, scale: int) -> cuda_fragments.Sizes:
     """The sizes of the parts of a packed tensor."""
     inputs, up = padded(3 * scale * scale) + padded(channels), up_columns(scale)
     streamed = cuda_fragments.streamed_size(inputs, up, apart=_taps_apart(inputs))
-    return cuda_fragments.Sizes(9 * inputs * up, up, streamed)
+    return cuda_fragments.Sizes(9 * inputs * up, up, streamed if _is_streamed(scale) else 0)
 
 
 def unpack(packed: Tensor, channels: int, scale: int) -> tuple[Tensor, Tensor, Tensor]:

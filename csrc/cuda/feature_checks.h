@@ -131,7 +131,7 @@ inline PackedSizes tail_sizes(int64_t channels, int64_t scale, int64_t sides, in
 
 inline PackedSizes upsample_sizes(int64_t channels, int64_t scale) {
   const int64_t inputs = padded(3 * scale * scale) + padded(channels), up = scale > 2 ? 48 : 16;
-  return {9 * inputs * up, up, streamed_up(inputs, up, inputs > 96)};
+  return {9 * inputs * up, up, scale > 2 ? streamed_up(inputs, up, inputs > 96) : 0};
 }
 
 // `packed` must have the dtype of `dtype_of`.

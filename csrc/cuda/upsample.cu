@@ -13,7 +13,7 @@ namespace {
 
 constexpr char kOp[] = "espan::upsample";
 
-// Runs the streamed kernel if there is one for this GPU; returns whether it did.
+// Runs the streamed kernel if there is one for this GPU and scale; returns whether it did.
 template <class T>
 bool stream(const Launch& launch, const Tensor& last, UpsampleArguments p) {
   const int up_tiles = p.scale > 2 ? 6 : 2, channels = p.near_channels + p.last_channels;

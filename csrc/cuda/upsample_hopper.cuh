@@ -27,11 +27,7 @@ struct UpsampleStream {
 
 template <class T, class F>
 void for_each_upsample_stream(F f) {
-  // Scales 1 and 2: 16 channels and 16 to 64; 3 and 4: 32 or 48 and 16 to 64.
-  f(UpsampleStream<T, 32, 2>{});
-  f(UpsampleStream<T, 48, 2>{});
-  f(UpsampleStream<T, 64, 2>{});
-  f(UpsampleStream<T, 80, 2>{});
+  // Scales 3 and 4: 32 or 48 channels, and 16 to 64.  No published network has another.
   f(UpsampleStream<T, 48, 6>{});
   f(UpsampleStream<T, 64, 6>{});
   f(UpsampleStream<T, 80, 6>{});

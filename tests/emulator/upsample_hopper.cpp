@@ -48,7 +48,7 @@ void add_instances(std::vector<Instance>& list, bool bfloat16) {
                     &run_upsample<S>});
   };
 #ifdef ESPAN_ONE_TYPE
-  add(cuda::UpsampleStream<T, 32, 2>{});
+  add(cuda::UpsampleStream<T, 48, 6>{});
 #else
   cuda::for_each_upsample_stream<T>(add);
 #endif

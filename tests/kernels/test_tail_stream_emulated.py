@@ -73,9 +73,11 @@ def emulated() -> Module:
     return load("tail_hopper")
 
 
-@pytest.mark.parametrize("scale", [1, 2, 3, 4])
-@pytest.mark.parametrize("sides", [2, 3])
-@pytest.mark.parametrize(("p", "channels"), CHANNELS)
+INSTANCES = [(p, c, 3, scale) for p, c in CHANNELS for scale in (1, 2, 3, 4)]
+INSTANCES += [(32, 26, 2, 3), (32, 26, 2, 4)]
+
+
+@pytest.mark.parametrize(("p", "channels", "sides", "scale"), INSTANCES)
 def test_values(emulated: Module, p: int, channels: int, sides: int, scale: int) -> None:
     for order, (rows, shape) in enumerate([(1, (1, 1, 1)), (4, (2, 6, 7)), (5, (1, 5, 63))]):
         dtype = FLOATS[(order + scale + sides) % 2]

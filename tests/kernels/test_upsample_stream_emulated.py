@@ -96,7 +96,7 @@ def emulated() -> Module:
     return load("upsample_hopper")
 
 
-@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+@pytest.mark.parametrize("scale", [3, 4])
 @pytest.mark.parametrize("channels", [13, 32, 41, 64])
 def test_values(emulated: Module, channels: int, scale: int) -> None:
     # (rows of a segment, blocks): one segment; several per block; several per warpgroup.
@@ -111,7 +111,7 @@ def test_values(emulated: Module, channels: int, scale: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+@pytest.mark.parametrize("scale", [3, 4])
 @pytest.mark.parametrize("channels", [16, 28, 48, 64])
 def test_all_sizes_and_orders(
     emulated: Module, channels: int, scale: int, dtype: torch.dtype
@@ -142,4 +142,4 @@ def test_a_planted_bug_is_found(planted: dict[str, Module], name: str) -> None:
     for order in range(4):
         run = runner(planted[name], torch.float16, 5, 1, order)
         with pytest.raises((AssertionError, RuntimeError)):
-            check(run, 16, 2, torch.float16, torch.float32, (1, 18, 70))
+            check(run, 16, 3, torch.float16, torch.float32, (1, 18, 70))
