@@ -1,17 +1,17 @@
 // A whole SPAN block of 64 channels in one launch on Hopper: what spab.cuh computes, streamed.
 //
 // The weights of three convolutions are 221 KB, too many for the shared memory of an SM beside the
-// rings.  So the operands are exchanged, against stream.cuh: A are weights, of which two thirds
-// stay in registers (96 of a thread's 168) and one third in shared memory, and B are the pixels of
-// a row in shared memory.  Each convolution has its own warpgroup, which computes an output row of
-// 64 pixels from three input rows: 36 products of N = 64, for 9 taps and 4 groups of 16 channels.
-// A row takes 1,152 cycles of the tensor cores and 800 of the shared memory port, the weights
-// included.
+// rings.  So the operands of stream.cuh are exchanged.  A are weights, two thirds of which stay in
+// registers (96 of a thread's 168) and one third in shared memory.  B are the pixels of a row in
+// shared memory.  Each convolution has its own warpgroup, which computes an output row of 64 pixels
+// from three input rows: 36 products of N = 64, for 9 taps and 4 groups of 16 channels.  They take
+// 1,152 cycles of the tensor cores and 768 of the shared memory port; a row's other loads and
+// stores take about 130.
 //
-// The 128 bytes of a pixel are swizzled, in a way that wgmma, copies of tensors, ldmatrix and
-// stmatrix all access without conflicts, and that allows B to start at any pixel.  A result has its
-// channels in the rows of the accumulators, so ldmatrix and stmatrix transpose it.  wgmma reads
-// what other warps stored, so a proxy fence is needed before a row is passed on.
+// The 128 bytes of a pixel are swizzled as wgmma, copies of tensors, ldmatrix and stmatrix access
+// them without conflicts.  B may start at any pixel.  A result has its channels in the rows of the
+// accumulators, so ldmatrix and stmatrix transpose.  wgmma reads what other warps stored, so a
+// proxy fence is needed before a row is passed on.
 #pragma once
 
 #include "spab.cuh"

@@ -5,7 +5,7 @@ A packed tensor is flat and has the dtype of the feature maps.  It contains:
 * the weights, in the register layout of `mma.m16n8k16`;
 * the biases in float32, viewed as the dtype of the feature maps;
 * for `head` with a kernel of 3 or more, for `spab`, and for `tail` with up to 48 channels, the
-  weights again, in the shared-memory layout of `wgmma`.
+  weights again, in the layouts of `wgmma`.
 
 A warp reads the weights of a step with one 16-byte load per lane and pair of output tiles, or a
 block reads all weights with one bulk copy.  The GPU does not rearrange them.  The reference unpacks

@@ -95,7 +95,9 @@ def runner(module: Module, dtype: torch.dtype, rows: int, order: int) -> Any:
 
 
 @pytest.mark.parametrize("convs", [2, 3])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [k if k in (SPAN, LEARNED) else pytest.param(k, marks=pytest.mark.slow) for k in KINDS]
+)
 def test_values(kind: Kind, convs: int) -> None:
     module = load_kind(kind)
     for order, (rows, shape) in enumerate([(1, (1, 1, 1)), (4, (2, 6, 7)), (12, (1, 12, 61))]):
