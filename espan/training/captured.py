@@ -75,11 +75,15 @@ class CapturedStep:
         skipped: int,
         capture: bool,
     ) -> None:
-        self._merging = Merging(network)
+        # cuDNN has no fp32 kernels without TF32 for channels last, and converts around each call.
+        self._channels_last = layout = autocast is not None
+        self._merging = Merging(network, channels_last=layout)
         self._flat = self._merging.flat
-        self._average = flatten(Merging.in_order(average))
+        self._average = flatten(Merging.in_order(average), channels_last=layout)
         self._plain, self._loss, self._clip = plain, loss, clip
-        self._adamw = FlatAdamW(optimizer, self._merging.parameters, self._flat)
+        self._adamw = FlatAdamW(
+            optimizer, self._merging.parameters, self._flat, channels_last=layout
+        )
         self._autocast, self._scaler = autocast, scaler
         self._weight = self._flat.new_zeros(())  # of the average's update
         numbers = torch.zeros(7, dtype=torch.float64, device=self._flat.device)
@@ -136,6 +140,10 @@ class CapturedStep:
         total, finite, last, norm, skipped, _, longest = self._numbers.tolist()
         return Numbers(total / max(1, finite), last, norm, int(skipped), int(longest))
 
+    def waiting(self) -> bool:
+        """Whether the GPU has nothing left to do."""
+        return not self._launched or self._launched[-1].query()
+
     def reset(self) -> None:
         self._sum.zero_()
         self._finite.zero_()
@@ -180,6 +188,8 @@ class CapturedStep:
         dtype = self._autocast or self._flat.dtype
         for crops in self._crops:
             lr, hr = finish(crops)
+            if not self._channels_last:
+                lr, hr = lr.contiguous(), hr.contiguous()
             weights = self._merging(dtype)
             with torch.autocast(
                 lr.device.type, self._autocast, self._autocast is not None, cache_enabled=False

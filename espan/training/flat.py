@@ -8,28 +8,32 @@ import torch
 from torch import Tensor
 
 
-def flatten(tensors: Sequence[Tensor]) -> Tensor:
+def flatten(tensors: Sequence[Tensor], *, channels_last: bool) -> Tensor:
     """Move tensors into one new buffer, one after the other; each becomes a view of its part.
 
-    Kernels of convolutions (out, in, k, k) are laid out channels last.  Returns the buffer.
+    With `channels_last`, the kernels of convolutions (out, in, k, k) are laid out so.  Returns the
+    buffer.
     """
     with torch.no_grad():
-        flat = torch.cat([_in_memory_order(t).reshape(-1) for t in tensors])
+        flat = torch.cat([line(t, channels_last=channels_last) for t in tensors])
     for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        tensor.data = shaped(part, tensor.shape)
+        tensor.data = shaped(part, tensor.shape, channels_last=channels_last)
     return flat
 
 
-def shaped(part: Tensor, shape: torch.Size, *counts: int) -> Tensor:
+def shaped(part: Tensor, shape: torch.Size, *counts: int, channels_last: bool) -> Tensor:
     """A part of a buffer as a tensor of this shape, or (*counts, *shape) as so many in a row."""
-    if len(shape) != 4:
+    if len(shape) != 4 or not channels_last:
         return part.view(*counts, *shape)
     outputs, inputs, height, width = shape
     return part.view(*counts, outputs, height, width, inputs).movedim(-1, -3)
 
 
-def _in_memory_order(t: Tensor) -> Tensor:
-    return t.permute(0, 2, 3, 1) if t.ndim == 4 else t
+def line(t: Tensor, *counts: int, channels_last: bool) -> Tensor:
+    """The inverse of `shaped`, for one tensor or (*counts, ...) of them: (*counts, elements)."""
+    if t.ndim - len(counts) == 4 and channels_last:
+        t = t.movedim(-3, -1)
+    return t.reshape(*counts, -1)
 
 
 class FlatAdamW:
@@ -41,7 +45,8 @@ class FlatAdamW:
     Args:
         optimizer: with one group; its state, new or loaded, is moved.
         parameters: those of the optimizer, in the order of the buffer.
-        flat: from `flatten(parameters)`.
+        flat: from `flatten(parameters, channels_last=channels_last)`.
+        channels_last: layout of the kernels of convolutions.
 
     Attributes:
         rate: (), float32: the learning rate.
@@ -49,7 +54,12 @@ class FlatAdamW:
     """
 
     def __init__(
-        self, optimizer: torch.optim.AdamW, parameters: Sequence[Tensor], flat: Tensor
+        self,
+        optimizer: torch.optim.AdamW,
+        parameters: Sequence[Tensor],
+        flat: Tensor,
+        *,
+        channels_last: bool,
     ) -> None:
         self.optimizer, self.parameters = optimizer, parameters
         (group,) = optimizer.param_groups
@@ -71,8 +81,10 @@ class FlatAdamW:
         states = [optimizer.state[p] for p in parameters]
         self.flat.state[flat] = {
             "step": states[0]["step"].to(flat.device, copy=True),
-            "exp_avg": flatten([s["exp_avg"] for s in states]),
-            "exp_avg_sq": flatten([s["exp_avg_sq"] for s in states]),
+            **{
+                name: flatten([s[name] for s in states], channels_last=channels_last)
+                for name in ("exp_avg", "exp_avg_sq")
+            },
         }
 
     def write_steps(self) -> None:

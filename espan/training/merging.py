@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from espan.reparameterize import Kernel, Reparameterized
-from espan.training.flat import flatten, shaped
+from espan.training.flat import flatten, line, shaped
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,18 @@ class Merging:
 
     Args:
         network: in training form.  Its parameters become views of the buffer.
+        channels_last: layout of all kernels, of the branches and merged.
 
     Attributes:
         parameters: those of the network, in the order of the buffer.
         flat: the buffer, a leaf that requires a gradient.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, channels_last: bool) -> None:
+        self._channels_last = channels_last
         self._alike = _alike(network)
         self.parameters = self.in_order(network)
-        self.flat = flatten(self.parameters).requires_grad_()
+        self.flat = flatten(self.parameters, channels_last=channels_last).requires_grad_()
 
     @staticmethod
     def in_order(network: nn.Module) -> list[Tensor]:
@@ -62,22 +64,23 @@ class Merging:
         """
         lists = [alike for group in self._alike for alike in group.parameters.values()]
         parts = iter(self.flat.split([len(alike) * alike[0].numel() for alike in lists]))
+        layout = self._channels_last
         result: dict[str, Tensor] = {}
         for group in self._alike:
             module, count = group.modules[0], len(group.modules)
             stacks = {
-                name: shaped(next(parts), p.shape, count) for name, p in module.named_parameters()
+                name: shaped(next(parts), p.shape, count, channels_last=layout)
+                for name, p in module.named_parameters()
             }
             if isinstance(module, nn.Conv2d):
                 weight, bias = stacks["weight"], stacks["bias"]
             else:
                 weight, bias = torch.vmap(_merge(module))(stacks)
             # Cast at once; the cast of each convolution's would be two launches, with its gradient.
-            lines = weight.permute(0, 1, 3, 4, 2).reshape(count, -1).to(dtype)
-            for name, line, b in zip(
-                group.names, lines.unbind(), bias.to(dtype).unbind(), strict=True
-            ):
-                result[f"{name}.weight"] = shaped(line, weight.shape[1:])
+            lines = line(weight, count, channels_last=layout).to(dtype).unbind()
+            biases = bias.to(dtype).unbind()
+            for name, one, b in zip(group.names, lines, biases, strict=True):
+                result[f"{name}.weight"] = shaped(one, weight.shape[1:], channels_last=layout)
                 result[f"{name}.bias"] = b
         return result
 

@@ -104,6 +104,10 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        # A fused AdamW reads parameters and moments in the order of their memory.
+        for parameter, moments in self.optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments[name] = torch.empty_like(parameter).copy_(moments[name])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.best, self.skipped = state["step"], state["best"], state["skipped"]
@@ -267,7 +271,8 @@ class Trainer:
                 numbers()
                 self._save()
                 raise
-            speed.waited += time.perf_counter() - started
+            if step.waiting():  # otherwise the GPU works meanwhile, and no time is lost
+                speed.waited += time.perf_counter() - started
             rate = stage.learning_rate(self.step)
             step(raw, rate=rate, weight=average_weight(self.step + 1, decay=options.average))
             self.optimizer.param_groups[0]["lr"] = rate

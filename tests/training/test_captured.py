@@ -75,7 +75,8 @@ def check_tensors(found: dict[str, Any], expected: dict[str, Any], tolerance: fl
 
 
 @pytest.mark.parametrize("conv", ["plain", "grep", "repvgg", "edbb", "rrrb", "repmbconv"])
-def test_kernels_merged_together_equal_those_merged_alone(conv: Any) -> None:
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_kernels_merged_together_equal_those_merged_alone(conv: Any, channels_last: bool) -> None:
     torch.manual_seed(0)
     network = Network(architecture_from_name("c8d3k5x2"), conv=conv_factory(conv, grep=(2, 1)))
     network.double()
@@ -95,7 +96,7 @@ def test_kernels_merged_together_equal_those_merged_alone(conv: Any) -> None:
     )
     of = dict(zip(parameters, gradients, strict=True))
 
-    merging = Merging(network)
+    merging = Merging(network, channels_last=channels_last)
     found = merging(torch.float64)
     assert len(found) == 2 * (2 + 3 * 3 + 2)
     for name, kernel in expected.items():
