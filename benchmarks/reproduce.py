@@ -28,6 +28,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -35,17 +36,21 @@ import torch
 from rich.console import Console
 
 from benchmarks import conftest as machine
+from espan.data import open_images
 from espan.data.pack import Pack
 from espan.errors import EspanError
+from espan.evaluation.metrics import psnr
 from espan.files import atomic_write
+from espan.imaging import imresize
+from espan.training.data import ValidationImage
 from espan.training.experiment import Experiment, from_data, read, shipped, variants
 from espan.training.log import read_metrics
 from espan.training.run import Setup, reopen
 from espan.training.train import resume, train
 
 TABLES = ("tab7", "tab8", "tab6", "fig5")
-FULL_STEPS = 500_000
-HELD_OUT, VALIDATIONS = 8, 10
+FULL_STEPS, SCALE = 500_000, 4
+HELD_OUT, VALIDATIONS = 8, 8
 # What the trainer says when a run has diverged.  That is a result, as in Tab. 8.
 DIVERGED = "was NaN or infinite for"
 
@@ -119,6 +124,14 @@ class One(NamedTuple):
         return f"{self.row.replace(':', '-')}{rate}-seed{self.seed}"
 
 
+def bicubic(pack: Pack) -> float:
+    """PSNR of bicubic interpolation on what is held out, in dB."""
+    images, _ = open_images((pack.path,), scale=SCALE, smallest=1)
+    chosen = [image for image in images if image.name in held_out(pack)]
+    pairs = (ValidationImage(image).pair(SCALE) for image in chosen)
+    return mean(psnr(imresize(lr, SCALE), hr, border=SCALE) for lr, hr in pairs)
+
+
 @dataclass(frozen=True)
 class Reproduction:
     """The settings that all runs share.
@@ -127,6 +140,7 @@ class Reproduction:
         pack: the photographs.
         output: the folder for the runs and their results.
         steps: for each 500,000 of the paper.
+        precision: of the convolutions, "fp32" or "bf16".
         jobs: number of runs at a time.
         cpu: train on the CPU even if there is a GPU.
     """
@@ -134,6 +148,7 @@ class Reproduction:
     pack: Path
     output: Path
     steps: int
+    precision: str
     jobs: int
     cpu: bool
 
@@ -153,15 +168,17 @@ class Reproduction:
         """
         result, folder = self.result(one), self.folder(one)
         if result.exists():
-            found = from_data(json.loads(result.read_text("utf-8"))["experiment"], str(result))
+            data = json.loads(result.read_text("utf-8"))
+            found, precision = from_data(data["experiment"], str(result)), data["precision"]
         elif (folder / "setup.json").exists():
-            found = reopen(folder).experiment
+            run = reopen(folder)
+            found, precision = run.experiment, run.setup.precision
         else:
             return False
-        if found != self.experiment(one):
+        if (found, precision) != (self.experiment(one), self.precision):
             raise EspanError(
-                f"{folder} has other settings than {one.row} with --steps {self.steps}; "
-                "give another output folder"
+                f"{folder} has other settings than {one.row} with --steps {self.steps} --precision "
+                f"{self.precision}; give another output folder"
             )
         return result.exists()
 
@@ -177,7 +194,12 @@ class Reproduction:
                     resume(folder, console=console)
                 else:
                     shutil.rmtree(folder, ignore_errors=True)  # killed before the first save
-                    setup = Setup(data=(self.pack,), hold_out=held_out(pack), cpu=self.cpu)
+                    setup = Setup(
+                        data=(self.pack,),
+                        hold_out=held_out(pack),
+                        precision=self.precision,
+                        cpu=self.cpu,
+                    )
                     train(folder, experiment, setup, console=console)
             except EspanError as error:
                 if DIVERGED not in str(error):
@@ -187,6 +209,7 @@ class Reproduction:
             "rows": [other for other in all_rows() if trained_as(other) == one.row],
             "seed": one.seed,
             "rate": one.rate,
+            "precision": self.precision,
             "failed": failed,
             **measured(read_metrics(folder)),
             "machine": self._machine(),
@@ -194,6 +217,7 @@ class Reproduction:
                 "number": len(pack.entries),
                 "sha256": _hash(pack),
                 "held_out": held_out(pack),
+                "bicubic": round(bicubic(pack), 4),
             },
             "experiment": experiment.model_dump(mode="json", exclude_none=True),
         }
@@ -252,6 +276,7 @@ def runs(rows: Sequence[str], rates: Sequence[float], seeds: int) -> Iterator[On
 
 def work(queue: Any, shared: Reproduction) -> None:
     """Train the runs in the queue, in a process."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until the trainer handles it
     os.setpgrp()  # Ctrl-C reaches the main process alone, which then stops the others
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // shared.jobs))
     try:
@@ -280,10 +305,18 @@ def main() -> int:
         help="of the learning rates",
     )
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--cpu", action="store_true", help="even if there is a GPU")
     options = parser.parse_args()
-    shared = Reproduction(options.pack, options.output, options.steps, options.jobs, options.cpu)
+    shared = Reproduction(
+        options.pack,
+        options.output,
+        options.steps,
+        options.precision,
+        options.jobs,
+        options.cpu,
+    )
     try:
         held_out(Pack(shared.pack))
         shared.output.mkdir(parents=True, exist_ok=True)
@@ -294,9 +327,8 @@ def main() -> int:
         return 2
     print(f"{len(wanted)} runs, of which {len(wanted) - len(left)} are done", flush=True)
 
-    # The server imports the trainer once for all processes.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["espan.training.train"])
+    # Forked, because importing PyTorch and the trainer takes seconds; nothing here uses a GPU.
+    context = multiprocessing.get_context("fork")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     queue = context.SimpleQueue()
     processes = [context.Process(target=work, args=(queue, shared)) for _ in range(shared.jobs)]

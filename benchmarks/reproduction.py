@@ -182,12 +182,14 @@ def where(results: Sequence[Result], name: str) -> str:
     machines = sorted({r["machine"]["gpu"] or r["machine"]["processor"] for r in found})
     torches = sorted({r["machine"]["torch"] for r in found})
     commits = sorted({r["machine"]["espan"] for r in found})
+    precisions = sorted({r["precision"] for r in found})
     steps = sorted({s["iterations"] for r in found for s in r["experiment"]["stage"]})
     sizes = {(s["batch"], s["hr_patch"]) for r in found for s in r["experiment"]["stage"]}
     crops = " or ".join(f"{batch} crops of {p}×{p}" for batch, p in sorted(sizes, reverse=True))
+    scale = f"{' or '.join(f'{n:,}' for n in steps)} steps of {crops} HR pixels in each stage"
     return (
-        f"dB; {' or '.join(f'{n:,}' for n in steps)} steps of {crops} HR pixels in each stage; "
-        f"{', '.join(machines)}; torch {', '.join(torches)}; espan at {', '.join(commits)}."
+        f"dB; {scale}, convolutions in {' or '.join(precisions)}; {', '.join(machines)}; "
+        f"torch {', '.join(torches)}; espan at {', '.join(commits)}."
     )
 
 
@@ -220,7 +222,8 @@ def photographs(results: Sequence[Result]) -> str:
     sets = {r["photographs"]["sha256"]: r["photographs"] for r in results}
     return "  \n".join(
         f"{s['number'] - len(s['held_out'])} photographs to train on; held out: "
-        f"{', '.join(s['held_out'])}; SHA-256 of all: {digest[:16]}."
+        f"{', '.join(s['held_out'])}; SHA-256 of all: {digest[:16]}. On those held out, bicubic "
+        f"interpolation has {s['bicubic']:.3f} dB."
         for digest, s in sets.items()
     )
 

@@ -53,12 +53,12 @@ def tiny(monkeypatch):
         return from_data(data, row)
 
     monkeypatch.setattr(reproduce, "reduced", reduced)
-    monkeypatch.setattr(reproduce, "VALIDATIONS", 4)
+    monkeypatch.setattr(reproduce, "VALIDATIONS", 2)
 
 
 def shared(pack, output, steps=20):
     output.mkdir(exist_ok=True)
-    return reproduce.Reproduction(pack, output, steps, jobs=1, cpu=True)
+    return reproduce.Reproduction(pack, output, steps, "fp32", jobs=1, cpu=True)
 
 
 def test_rows_are_those_of_the_paper():
@@ -117,14 +117,17 @@ def test_result(pack, tmp_path):
     assert (result["rows"], result["rate"], result["seed"]) == (["fig5:distilled"], 5, 1)
     assert result["failed"] is None
     assert (result["steps"], result["skipped"]) == (20, 0)
-    assert [step for step, _ in result["curves"]["student"]] == [0, 5, 10, 15, 20]
+    assert [step for step, _ in result["curves"]["student"]] == [0, 10, 20]
     assert result["psnr"] == result["curves"]["student"][-1][1]
     assert result["psnr"] > result["curves"]["student"][0][1]
     assert result["seconds"] > 0
     assert result["photographs"]["number"] == 10
     assert len(result["photographs"]["held_out"]) == 8
+    assert 5 < result["photographs"]["bicubic"] < 50
     assert str(tmp_path) not in json.dumps(result)
-    with pytest.raises(EspanError, match=r"other settings than fig5:distilled with --steps 30"):
+    with pytest.raises(
+        EspanError, match=r"other settings than fig5:distilled with --steps 30 --precision fp32;"
+    ):
         shared(pack, tmp_path, steps=30).is_done(One("fig5:distilled", 5, 1))
 
 
