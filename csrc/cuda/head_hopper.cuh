@@ -178,8 +178,8 @@ struct PixelRows : StreamStrip<S> {
   int value, y, end;  // y: the next row to load; end: the first one that is not needed
   const unsigned char* image;
   int64_t row_bytes, pixel_bytes;
-  int column[kLoads];           // of a value in an image row; negative outside
-  uint32_t window[S::kRuns];    // of the lane in a row
+  int column[kLoads];         // of a value in an image row; negative outside
+  uint32_t window[S::kRuns];  // of the lane in a row
   float mean = 0;
 
   __device__ __forceinline__ PixelRows(const HeadArguments& p, int item, int thread)
