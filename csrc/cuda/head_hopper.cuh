@@ -168,8 +168,9 @@ struct PixelRows : StreamStrip<S> {
   using Base = StreamStrip<S>;
   using Base::left, Base::rows, Base::top;
   static constexpr int u = S::kUnshuffle;
-  // Of each of the u image rows in a row, a thread loads values `value`, `value` + kApart, ...: the
-  // same colour at the same place in pixels of the unshuffled image.
+  // A row of the unshuffled image is u image rows.  Of each, a thread loads the values `value`,
+  // `value` + kApart, ...: the same colour at the same place in different unshuffled pixels.
+  static_assert(S::kPixel == 16);  // a run is a pixel
   static constexpr int kApart = 128 / (3 * u) * (3 * u), kValues = 3 * u * 66;
   static constexpr int kLoads = (kValues + kApart - 1) / kApart;
   using Raw = uint32_t[u][kLoads];
@@ -177,8 +178,8 @@ struct PixelRows : StreamStrip<S> {
   int value, y, end;  // y: the next row to load; end: the first one that is not needed
   const unsigned char* image;
   int64_t row_bytes, pixel_bytes;
-  int column[kLoads];           // of a value in an image row; negative outside
-  uint32_t window[S::kKernel];  // of the lane in a row, for each column of the kernel
+  int column[kLoads];         // of a value in an image row; negative outside
+  uint32_t window[S::kRuns];  // of the lane in a row
   float mean = 0;
 
   __device__ __forceinline__ PixelRows(const HeadArguments& p, int item, int thread)
@@ -200,7 +201,7 @@ struct PixelRows : StreamStrip<S> {
       column[i] = stored(i) ? reflected(x, p.image_width, u * p.width) : -1;
     }
 #pragma unroll
-    for (int dx = 0; dx < S::kKernel; ++dx)
+    for (int dx = 0; dx < S::kRuns; ++dx)
       window[dx] = S::Pixels::offset(thread / 32 % 4 * 16 + thread % 16 + dx, thread / 16 % 2);
   }
 
@@ -245,10 +246,7 @@ struct PixelRows : StreamStrip<S> {
   }
   __device__ __forceinline__ void load(uint32_t (&a)[S::kRuns][4], uint32_t slot) const {
 #pragma unroll
-    for (int run = 0; run < S::kRuns; ++run) {
-      constexpr int kSteps = S::kPixel / 16;
-      load_matrix(a[run], slot + window[run / kSteps] + run % kSteps * 32);
-    }
+    for (int run = 0; run < S::kRuns; ++run) load_matrix(a[run], slot + window[run]);
   }
   // Clears a ring, and with it the padding of the pixels.
   __device__ __forceinline__ static void prepare(uint32_t ring, int thread) {
