@@ -135,6 +135,14 @@ __device__ __forceinline__ int recompute(int v) {
   return v;
 }
 
+// threadIdx.x of a block of one dimension, from another register: the compiler computes anew what
+// depends on it, where it would keep what depends on threadIdx.
+__device__ __forceinline__ int thread_again() {
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return threadIdx.x / 32 * 32 + lane;
+}
+
 // One instruction.  Its relative error of 2^-11 is that of rounding to float16.
 __device__ __forceinline__ float tanh_approximate(float x) {
   float y;

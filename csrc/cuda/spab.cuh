@@ -8,8 +8,8 @@
 // other instructions per value.
 //
 // The activation and the gate are branches that every thread takes the same way, once for each row
-// of a strip after its convolution.  That makes the time to compile a third longer; template
-// parameters would multiply it by six, and branches around whole strips by three.
+// of a strip after its convolution.  With them, compilation takes about 1.5 times as long; with
+// branches around whole strips it would be 3 times, and with template parameters 6 times.
 #pragma once
 
 #include "conv.cuh"
@@ -97,12 +97,37 @@ struct SpabWork : Part<S> {
                                            bool with_activation) const {
     constexpr int kRows = S::kHeight + 2 * kHalo, kColumns = S::kWidth + 2 * kHalo;
     constexpr int kStripRows = (kRows + S::kRowWarps - 1) / S::kRowWarps;
-    constexpr int kGroup = Group<S::P>::kTiles;
     const Share rows(row_warp, kStripRows, kRows), columns(column_warp, 16, kColumns);
     const auto strip = convolve<kStripRows, In>(in, conv, rows, columns);
+    // Computed anew, these need no registers during the convolution.
+    const SpabWork now(p, recompute(blockIdx.x), thread_again());
+    now.template store<kHalo, kRows, kColumns, kStripRows, Out>(strip, out, with_activation);
+  }
+
+  // The activation of a strip, stored to `out` and, if `with_activation`, to memory.
+  template <int kHalo, int kRows, int kColumns, int kStripRows, class Out>
+  __device__ __forceinline__ void store(const Strip<kStripRows, S::kTiles>& strip, uint32_t out,
+                                        bool with_activation) const {
+    constexpr int kGroup = Group<S::P>::kTiles;
+    const Share rows(row_warp, kStripRows, kRows), columns(column_warp, 16, kColumns);
 #pragma unroll
     for (int r = 0; r < kStripRows; ++r) {
       const int row = rows.begin + r, y = top - kHalo + row;
+      uint32_t pairs[2][S::kTiles];
+      const auto compute = [&](auto function) {
+#pragma unroll
+        for (int high = 0; high < 2; ++high)
+#pragma unroll
+          for (int j = 0; j < S::kTiles; ++j)
+            pairs[high][j] =
+                activated<typename S::T, decltype(function)::value>(strip.pair(r, j, high));
+      };
+      if (p.function == Activation::silu)
+        compute(std::integral_constant<Activation, Activation::silu>{});
+      else if (p.function == Activation::relu)
+        compute(std::integral_constant<Activation, Activation::relu>{});
+      else
+        compute(std::integral_constant<Activation, Activation::mish>{});
 #pragma unroll
       for (int high = 0; high < 2; ++high) {
         const int column = columns.begin + at.pixel + 8 * high, x = left - kHalo + column;
@@ -110,23 +135,11 @@ struct SpabWork : Part<S> {
         const bool real = inside(y, x);
         const bool centre = row >= kHalo && row < kHalo + S::kHeight && column >= kHalo &&
                             column < kHalo + S::kWidth;
-        uint32_t pairs[S::kTiles];
-        const auto compute = [&](auto function) {
-#pragma unroll
-          for (int j = 0; j < S::kTiles; ++j)
-            pairs[j] = activated<typename S::T, decltype(function)::value>(strip.pair(r, j, high));
-        };
-        if (p.function == Activation::silu)
-          compute(std::integral_constant<Activation, Activation::silu>{});
-        else if (p.function == Activation::relu)
-          compute(std::integral_constant<Activation, Activation::relu>{});
-        else
-          compute(std::integral_constant<Activation, Activation::mish>{});
 #pragma unroll
         for (int g = 0; g < S::kTiles / kGroup; ++g) {
           Lane<kGroup> lane;
 #pragma unroll
-          for (int j = 0; j < kGroup; ++j) lane.pair[j] = real ? pairs[g * kGroup + j] : 0;
+          for (int j = 0; j < kGroup; ++j) lane.pair[j] = real ? pairs[high][g * kGroup + j] : 0;
           const int c = channel(g);
           store_shared(out + row * Out::kRow + Out::offset(column, c / 8) + c % 8 * 2,
                        lane.vector(), own);

@@ -170,6 +170,7 @@ void store_global(V* to, V v) {
 inline int round_to_int(float v) { return static_cast<int>(std::nearbyint(v)); }
 
 inline int recompute(int v) { return v; }
+inline int thread_again() { return threadIdx.x; }
 
 // y with a relative error of 2^-bits, the largest that an approximate instruction may have; a hash
 // of its argument x picks the sign.
