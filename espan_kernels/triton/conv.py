@@ -7,11 +7,12 @@ A program processes a strip of ``block`` columns from top to bottom.  It reads e
 times, once for each column of taps, and multiplies it by all three rows of taps.  The products are
 added to the sums of three output rows.  The weights stay in shared memory.
 
-With up to 32 channels, the three rows of taps are one matrix.  With more, its products would take
-too many registers, so each tap is a matrix of its own.
+The three rows of taps are one matrix.  Its products take many registers, so a program computes 32
+output channels at most.
 
-The 1x1 convolution of a learned gate needs all channels of a pixel, and they are in the registers
-of one program: the sums, rounded to 16 bits, are an operand of one more product.
+The 1x1 convolution of a learned gate needs all channels of a pixel in the registers of one program:
+the sums, rounded to 16 bits, are an operand of one more product.  With more than 32 channels, each
+tap is then a matrix of its own.
 """
 # Triton does not allow the annotations of typing inside a kernel, nor unpacking in a tuple:
 # mypy: disable-error-code="no-untyped-def, assignment, misc"
@@ -29,7 +30,8 @@ from espan_kernels.triton.point import activated, gated
 SIZES = ["height", "width", "across"]
 
 BLOCK = 64  # pixel columns per program: the M of a tensor-core product on Hopper
-# Maximum number of output channels whose three rows of taps are one matrix.
+# Maximum number of output channels whose three rows of taps are one matrix: with 64, registers
+# would spill.
 COLUMNS = 32
 
 
@@ -184,6 +186,7 @@ def conv_kernel(
     across,
     p: tl.constexpr,
     depth: tl.constexpr,
+    columns: tl.constexpr,
     function: tl.constexpr,
     apart: tl.constexpr,
     rows: tl.constexpr,
@@ -193,12 +196,13 @@ def conv_kernel(
     """Compute ``block`` x ``rows`` pixels of a convolution with the activation ``function``.
 
     With a residual, ``function`` is a gate, learned if it has weights.  ``depth`` is P rounded up
-    to a power of 2.
+    to a power of 2; ``columns`` is the number of output channels per program.
     """
     x, y0, before = _strip(across, height, rows, block)
     k = tl.arange(0, depth)
-    kept = k < p
-    column = _column(k, p)
+    channel = tl.program_id(1) * columns + tl.arange(0, columns)
+    kept = channel < p
+    column = _column(channel, p)
     if apart:
         taps = _taps_apart(weight_ptr, k, column, kept, p)
     else:
@@ -207,8 +211,8 @@ def conv_kernel(
     if gate_weight_ptr is not None:
         gate_taps = _gate_taps(gate_weight_ptr, k, column, kept, p)
         gate_bias = tl.load(gate_bias_ptr + column, mask=kept, other=0.0)[None, :]
-    upper = tl.zeros((block, depth), tl.float32)
-    middle = tl.zeros((block, depth), tl.float32)
+    upper = tl.zeros((block, columns), tl.float32)
+    middle = tl.zeros((block, columns), tl.float32)
     for i in tl.range(rows + 2, num_stages=stages):
         y = y0 - 1 + i
         if apart:
@@ -220,7 +224,7 @@ def conv_kernel(
                 x_ptr, y, x, before, height, width, k, taps, upper, middle, p
             )
         o = total + bias
-        at = (((before + y - 1) * width + x) * p)[:, None] + k[None, :]
+        at = (((before + y - 1) * width + x) * p)[:, None] + channel[None, :]
         row = tl.where((y > y0) & (y <= height), width, 0)
         valid = (x < row)[:, None] & kept[None, :]
         if residual_ptr is not None:
@@ -278,18 +282,19 @@ def strips(
 
 
 def options_of(depth: int, major: int, learned: bool) -> dict[str, int]:
-    """``block``, ``stages`` and ``apart`` of :func:`conv_kernel` on compute capability ``major``.
+    """Options of :func:`conv_kernel` on compute capability ``major``.
 
-    Without the matrix instructions of Hopper and Blackwell, whose operands are in shared memory,
-    wide sums leave registers for 32 columns of pixels only.  All kernels fit in 99 KB of shared
-    memory.
+    A learned gate needs all channels in one program.  Without the matrix instructions of Hopper and
+    Blackwell, whose operands are in shared memory, the sums of 64 leave registers for 32 columns of
+    pixels only.
     """
+    options = {"columns": depth, "block": BLOCK, "stages": 3, "apart": False}
     if depth <= COLUMNS:
         # For Blackwell, Triton 3.6 would spill 208 bytes of a learned gate with three rows of taps.
-        return {"block": BLOCK, "stages": 3, "apart": learned and major == 10}
-    if major in (9, 10):
-        return {"block": BLOCK, "stages": 1, "apart": True}
-    return {"block": BLOCK // 2, "stages": 1 if learned else 2, "apart": True}
+        return options | {"apart": learned and major == 10}
+    if not learned:
+        return options | {"columns": COLUMNS, "stages": 2}
+    return options | {"block": BLOCK if major in (9, 10) else 32, "stages": 1, "apart": True}
 
 
 def conv(
@@ -317,7 +322,8 @@ def conv(
     height, width, p = x.shape[1:]
     depth = triton.next_power_of_2(p)
     options = options_of(depth, major_of(x), gate_conv[0] is not None)
-    grid, across, rows = strips(x, 1, 2, 3 if depth <= 32 else 2, options["block"])
+    groups = triton.cdiv(p, options["columns"])
+    grid, across, rows = strips(x, groups, 2, 3 if depth <= 32 else 2, options["block"])
     with torch.cuda.device_of(x):
         _launchable(conv_kernel)[grid](
             x,

@@ -102,6 +102,7 @@ def test_memory_outside_is_not_accessed(p: int) -> None:
         1,
         p=p,
         depth=64 if p == 48 else 32,
+        columns=64 if p == 48 else 32,
         function="tanh",
         rows=4,
         block=BLOCK,
