@@ -248,7 +248,7 @@ class SegmentWriter:
                 self._container.mux(packet)
 
     def _decoding_time(self, packet: Packet) -> int:
-        """That of the encoder, unless it is senseless, as x265's first ones if there are few frames.
+        """That of the encoder, unless it is senseless: x265's first are if there are few frames.
 
         `join` makes better ones, from all packets.
         """
