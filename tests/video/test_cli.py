@@ -70,8 +70,10 @@ def test_errors_are_one_sentence(tmp_path, espan, monkeypatch, arguments, messag
 
 def test_without_pyav(tmp_path, espan, monkeypatch):
     """It says what to install."""
-    for name in [name for name in sys.modules if name.startswith("espan.video")]:
-        monkeypatch.delitem(sys.modules, name)
+    import espan.video.run as imported
+
+    monkeypatch.delitem(sys.modules, imported.__name__)
+    monkeypatch.delattr(sys.modules[imported.__package__], "run")
     monkeypatch.setitem(sys.modules, "av", None)
     status, _, err = espan("video", tmp_path / "a.mkv", tmp_path / "b.mkv")
     assert status == 1
