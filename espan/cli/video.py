@@ -132,8 +132,8 @@ def command(
 
         def progress(state: run.Progress) -> None:
             total = None if state.total is None else max(state.total, state.done)
-            bar.update(task, completed=state.done, total=total)
-            bar.tasks[0].fields["new"] = state.done - state.resumed
+            new = state.done - state.resumed
+            bar.update(task, completed=state.done, total=total, new=new)
 
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: note(str(message))

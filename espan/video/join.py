@@ -29,11 +29,6 @@ from espan.video.times import decoding_times
 _OF_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "encoder"}
 _OF_THE_VIDEO = ("BPS", "DURATION", "NUMBER_OF_", "_STATISTICS", "ENCODER", "encoder")
 _PICTURES = {"mjpeg": "image/jpeg", "png": "image/png", "webp": "image/webp", "bmp": "image/bmp"}
-_OPTIONS = {
-    # Keep the disposition of tracks, instead of making the first one the default.
-    "matroska": {"default_mode": "passthrough"},
-    "webm": {"default_mode": "passthrough"},
-}
 
 
 @dataclass(frozen=True)
@@ -114,7 +109,7 @@ def join(
 
 def _options(original: InputContainer, encoding: Encoding) -> dict[str, str]:
     if encoding.container not in ("mp4", "mov"):
-        return _OPTIONS.get(encoding.container, {})
+        return {}
     # The beginning of each stream is stored in this unit, in milliseconds by default, which is too
     # coarse for audio.
     units = [s.time_base.denominator for s in original.streams if s.time_base is not None]
@@ -175,7 +170,6 @@ def _add_streams(
         if stream.index == source.index:
             video = result.add_stream_from_template(part.streams.video[0], opaque=True)
             video.time_base = encoding.time_base
-            video.set_display_matrix(encoding.display_matrix)
             video.codec_context.framerate = encoding.rate
             if video.codec_context.name == "hevc" and encoding.container in ("mp4", "mov"):
                 video.codec_context.codec_tag = "hvc1"  # Apple's players know no other

@@ -70,6 +70,7 @@ def make_clip(
         if audio is not None:
             sound = container.add_stream(audio[0], rate=audio[1], layout="mono")
             sound.metadata["language"] = "fra"
+            sound.disposition = 1  # the default
         words = container.add_mux_stream("subrip") if subtitle else None
         if words is not None:
             words.time_base = Fraction(1, 1000)

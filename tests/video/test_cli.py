@@ -1,8 +1,6 @@
 """The command line."""
 
 import itertools
-import os
-import subprocess
 import sys
 from fractions import Fraction
 
@@ -70,14 +68,17 @@ def test_errors_are_one_sentence(tmp_path, espan, monkeypatch, arguments, messag
     assert err.count("\n") == 1
 
 
-def test_without_pyav(tmp_path):
-    """It says what to install; nothing else needs PyAV."""
-    code = "import sys; sys.modules['av'] = None; from espan.cli import main; main()"
-    command = [sys.executable, "-c", code, "video", "a.mkv", "b.mkv"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ)
-    assert result.returncode == 1
-    assert result.stderr.startswith("espan: error: video needs an additional package (")
-    assert 'pip install ".[video]"' in result.stderr
+def test_without_pyav(tmp_path, espan, monkeypatch):
+    """It says what to install."""
+    import espan.video.run as imported
+
+    monkeypatch.delitem(sys.modules, imported.__name__)
+    monkeypatch.delattr(sys.modules[imported.__package__], "run")
+    monkeypatch.setitem(sys.modules, "av", None)
+    status, _, err = espan("video", tmp_path / "a.mkv", tmp_path / "b.mkv")
+    assert status == 1
+    assert err.startswith("espan: error: video needs an additional package (")
+    assert 'pip install ".[video]"' in err
 
 
 @pytest.mark.parametrize(
