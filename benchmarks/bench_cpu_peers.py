@@ -33,12 +33,32 @@ sys.path.insert(0, str(Path(__file__).parent))
 import conftest as machine
 
 from espan.fused import FusedNetwork
-from espan.models import ESPAN, SPAN_C48, Architecture, Network
+from espan.models import (
+    ESPAN,
+    SPAN_C48,
+    SPANF3_B5F48,
+    SPANF3_B8F64,
+    SPANV2,
+    Architecture,
+    Network,
+)
 from espan_kernels import backends
 
 Run = Callable[[], Tensor]
-SIZES = {"ESPAN": [(256, 256), (339, 510)], "SPAN c48": [(256, 256)]}
-ARCHITECTURES = {"ESPAN": ESPAN, "SPAN c48": SPAN_C48}
+SIZES = {
+    "ESPAN": [(256, 256), (339, 510)],
+    "SPAN c48": [(256, 256)],
+    "SPANV2": [(256, 256), (1080, 1920)],
+    "SPANF3 b5f48": [(256, 256), (1080, 1920)],
+    "SPANF3 b8f64": [(256, 256), (1080, 1920)],
+}
+ARCHITECTURES = {
+    "ESPAN": ESPAN,
+    "SPAN c48": SPAN_C48,
+    "SPANV2": SPANV2,
+    "SPANF3 b5f48": SPANF3_B5F48,
+    "SPANF3 b8f64": SPANF3_B8F64,
+}
 PACKAGES = ("torch", "onnxruntime", "openvino", "ncnn")
 # The allowed error of an fp32 result, relative to the largest value, and of a bf16 result, relative
 # to the error of PyTorch eager in bf16.
