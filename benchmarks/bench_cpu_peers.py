@@ -72,6 +72,9 @@ def random_network(architecture: Architecture) -> Network:
     for parameter in plain.parameters():
         fan_in = parameter[0].numel() if parameter.ndim > 1 else 25
         parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
+    for name, parameter in plain.named_parameters():
+        if name.endswith("gate_conv.bias"):
+            parameter.add_(1)  # without it, products of small values become subnormal, and slow
     return plain
 
 
