@@ -80,7 +80,7 @@ class AmxStrip {
       if (layer.kind == Layer::image)
         size = plan.columns(strip, layer).count * (layer.outputs + padded(layer));
       if (layer.kind == Layer::head)
-        size += head_rows(layer, plan.columns(strip, layer), plan.first_row(layer, 1)).floats();
+        size += head_rows(layer, plan.columns(strip, layer), plan.group_rows()).floats();
       floats = std::max(floats, size);
     }
     return (floats + 15) / 16 * 16;

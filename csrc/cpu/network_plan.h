@@ -85,6 +85,7 @@ class Plan {
 
   const std::vector<Layer>& layers() const { return layers_; }
   int64_t groups() const { return groups_; }
+  int64_t group_rows() const { return group_rows_; }  // the most rows of a group
   int64_t strips() const { return strips_; }
   int64_t height() const { return height_; }
   int64_t width() const { return width_; }

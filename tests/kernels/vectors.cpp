@@ -73,23 +73,25 @@ void exponential_errors(double* worst_exp, double* worst_expm1) {
   }
 }
 
-// The largest errors of e^x, tanh(x/2)/2 and SiLU on [-87, 87].
+// The largest errors of e^x, tanh(x/2)/2, SiLU and Mish on [-87, 87].
 struct Activations {
-  double exp = 0, tanh = 0, silu = 0;
+  double exp = 0, tanh = 0, silu = 0, mish = 0;
 
   Activations() {
     std::vector<float> x{0.0f, -0.0f};
     for (double magnitude = 1e-30; magnitude < 87; magnitude *= 1.00001)
       for (double sign : {1.0, -1.0}) x.push_back(static_cast<float>(sign * magnitude));
     x.resize((x.size() + 15) / 16 * 16, -1.0f);
-    std::vector<float> e(x.size()), t(x.size()), s(x.size());
-    ESPAN_ON_ISA(
-        activations(x.data(), e.data(), t.data(), s.data(), static_cast<int64_t>(x.size())));
+    std::vector<float> e(x.size()), t(x.size()), s(x.size()), m(x.size());
+    ESPAN_ON_ISA(activations(x.data(), e.data(), t.data(), s.data(), m.data(),
+                             static_cast<int64_t>(x.size())));
     for (size_t i = 0; i < x.size(); ++i) {
       const double wide = x[i];
       exp = std::max(exp, ulps(e[i], std::exp(wide)));
       tanh = std::max(tanh, ulps(t[i], std::tanh(wide / 2) / 2));
       silu = std::max(silu, ulps(s[i], wide / (1 + std::exp(-wide))));
+      const double softplus = std::max(wide, 0.0) + std::log1p(std::exp(-std::fabs(wide)));
+      mish = std::max(mish, ulps(m[i], wide * std::tanh(softplus)));
     }
   }
 };
@@ -101,6 +103,6 @@ int main(int, char** argv) {
   double exp = 0, expm1 = 0;
   exponential_errors(&exp, &expm1);
   const Activations a;
-  std::printf("%d %d %.2f %.2f %.2f %.2f %.2f\n", conversion_errors<espan::Half>(),
-              conversion_errors<espan::BFloat16>(), exp, expm1, a.exp, a.tanh, a.silu);
+  std::printf("%d %d %.2f %.2f %.2f %.2f %.2f %.2f\n", conversion_errors<espan::Half>(),
+              conversion_errors<espan::BFloat16>(), exp, expm1, a.exp, a.tanh, a.silu, a.mish);
 }

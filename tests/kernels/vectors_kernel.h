@@ -20,12 +20,14 @@ inline void exponentials(const float* x, float* exp, float* expm1, int64_t n) {
 
 #include "cpu/activation.h"
 
-inline void activations(const float* x, float* exp, float* tanh, float* silu_of_x, int64_t n) {
+inline void activations(const float* x, float* exp, float* tanh, float* silu_of_x, float* mish_of_x,
+                        int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) {
     const VecF v = load(x + i);
     const Exp e = exp_small(v);
     store(exp + i, e.scale * e.series + e.scale);
     store(tanh + i, half_tanh(v));
     store(silu_of_x + i, silu(v));
+    store(mish_of_x + i, mish(v));
   }
 }
