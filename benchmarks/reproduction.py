@@ -256,8 +256,9 @@ def draw(results: Sequence[Result], name: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
     rates = rates_of_table(results, name)
-    figure = Figure(figsize=(1 + 6 * len(rates), 5), layout="constrained")
+    figure = Figure(figsize=(2.5 + 5.5 * len(rates), 5), layout="constrained")
     FigureCanvasAgg(figure)
+    lines: dict[str, Any] = {}
     for axes, rate in zip(figure.subplots(1, len(rates), squeeze=False)[0], rates, strict=True):
         finals = []
         for number, row in enumerate(rows_of(name)):
@@ -275,6 +276,8 @@ def draw(results: Sequence[Result], name: str, path: Path) -> None:
         axes.set_ylabel("PSNR of held-out photographs [dB]")
         axes.grid(alpha=0.3)
         if finals:
-            axes.set_ylim(median(finals) - 2, max(finals) + 0.3)  # HF alone is far below
-            axes.legend(loc="lower right", fontsize="small")
+            near = [psnr for psnr in finals if psnr > median(finals) - 8]  # not HF alone
+            axes.set_ylim(min(near) - 1, max(near) + 0.3)
+            lines = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True)) | lines
+    figure.legend(lines.values(), lines.keys(), loc="outside right upper", fontsize="small")
     figure.savefig(path, format="png", dpi=110, metadata={"Results": digest(results, name)})
