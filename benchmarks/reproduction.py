@@ -141,6 +141,15 @@ def rows_of(table: str) -> list[str]:
     return [row for row in PAPER if row.startswith(f"{table}:")]
 
 
+def rates_of_table(results: Sequence[Result], name: str) -> list[float]:
+    """The rates at which several rows of a table have results; the paper's if there are none."""
+    counts = {
+        rate: sum(bool(of_row(results, row, rate)) for row in rows_of(name))
+        for rate in rates_of(results)
+    }
+    return [rate for rate, count in counts.items() if count > 1] or [1]
+
+
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A table whose first row is its heading."""
     lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
@@ -149,7 +158,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 def table(results: Sequence[Result], name: str) -> str:
     """PSNR of the rows of a table, and their differences from its baseline, at each rate."""
-    baseline, rates = f"{name}:{BASELINES[name]}", rates_of(results)
+    baseline, rates = f"{name}:{BASELINES[name]}", rates_of_table(results, name)
     heading = ["", "paper", "difference"]
     for rate in rates:
         heading += [f"lr {1e-4 * rate:g}", "difference", "seeds"]
@@ -236,7 +245,8 @@ def curves(results: Sequence[Result], row: str, rate: float) -> list[list[tuple[
 
 def digest(results: Sequence[Result], name: str) -> str:
     """A hash of what the picture of a table shows."""
-    shown = [[r, curves(results, r, rate)] for r in rows_of(name) for rate in rates_of(results)]
+    rates = rates_of_table(results, name)
+    shown = [[row, rate, curves(results, row, rate)] for row in rows_of(name) for rate in rates]
     return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
 
 
@@ -245,9 +255,10 @@ def draw(results: Sequence[Result], name: str, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rates = rates_of(results)
-    figure = Figure(figsize=(1 + 6 * len(rates), 5), layout="constrained")
+    rates = rates_of_table(results, name)
+    figure = Figure(figsize=(2.5 + 5.5 * len(rates), 5), layout="constrained")
     FigureCanvasAgg(figure)
+    lines: dict[str, Any] = {}
     for axes, rate in zip(figure.subplots(1, len(rates), squeeze=False)[0], rates, strict=True):
         finals = []
         for number, row in enumerate(rows_of(name)):
@@ -265,6 +276,8 @@ def draw(results: Sequence[Result], name: str, path: Path) -> None:
         axes.set_ylabel("PSNR of held-out photographs [dB]")
         axes.grid(alpha=0.3)
         if finals:
-            axes.set_ylim(median(finals) - 2, max(finals) + 0.3)  # HF alone is far below
-            axes.legend(loc="lower right", fontsize="small")
+            near = [psnr for psnr in finals if psnr > median(finals) - 8]  # not HF alone
+            axes.set_ylim(min(near) - 1, max(near) + 0.3)
+            lines = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True)) | lines
+    figure.legend(lines.values(), lines.keys(), loc="outside right upper", fontsize="small")
     figure.savefig(path, format="png", dpi=110, metadata={"Results": digest(results, name)})
