@@ -126,7 +126,8 @@ def measure(folder: Path, options: argparse.Namespace, network: fused.FusedNetwo
     upscale_video(path, target, network, checked)
     after = describe(target)
     read = read_planes(next(iter(read_frames(after))), after.layout)
-    assert all(torch.equal(a, b) for a, b in zip(read, planes, strict=True))
+    # On a GPU, a frame in a batch and the same frame alone differ by rounding.
+    assert all((a.int() - b.int()).abs().max() <= 1 for a, b in zip(read, planes, strict=True))
     for name, step in (
         ("decode", decode),
         ("to RGB", convert_to_rgb),

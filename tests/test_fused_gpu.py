@@ -148,5 +148,8 @@ def test_equal_images_of_a_list_share_a_call(graph, monkeypatch):
         FusedNetwork, "forward", lambda self, x: (sizes.append(len(x)), call(self, x))[1]
     )
     for result, wanted in zip(upscaler(images), expected, strict=True):
-        assert torch.equal(result, wanted)
+        # The order of sums in the first convolution depends on how images are cut into segments.
+        difference = (result.int() - wanted.int()).abs()
+        assert difference.max() <= 1
+        assert (difference > 0).float().mean() < 0.01
     assert sizes == [5]
