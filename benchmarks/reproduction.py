@@ -247,7 +247,7 @@ def digest(results: Sequence[Result], name: str) -> str:
     """A hash of what the picture of a table shows."""
     rates = rates_of_table(results, name)
     shown = [[row, rate, curves(results, row, rate)] for row in rows_of(name) for rate in rates]
-    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(shown, allow_nan=False).encode()).hexdigest()
 
 
 def draw(results: Sequence[Result], name: str, path: Path) -> None:
