@@ -205,9 +205,9 @@ def gpu_upscaler(results: dict[str, Any]) -> str:
 def gpu_machine(results: dict[str, Any]) -> str:
     """The card, the range of its clock, and the versions."""
     machine = results["machine_info"]
-    clocks = [
-        b["extra_info"]["sm_mhz"] for b in results["benchmarks"] if "sm_mhz" in b["extra_info"]
-    ]
+    networks = tuple(network for _, network in GPU_FAMILY)
+    shown = (b["extra_info"] for b in results["benchmarks"] if b["group"].startswith(networks))
+    clocks = [row["sm_mhz"] for row in shown]
     return (
         f"{machine['gpu']} at {min(clocks)} to {max(clocks)} MHz; torch {machine['torch']}; "
         f"{results['datetime'][:10]}; espan at {machine['espan']}."
