@@ -238,9 +238,9 @@ def photographs(results: Sequence[Result]) -> str:
 
 
 def curves(results: Sequence[Result], row: str, rate: float) -> list[list[tuple[int, float]]]:
-    """PSNR of the deployed network by steps, for each seed."""
-    found = of_row(results, row, rate).values()
-    return [r["curves"].get("student") or r["curves"]["network"] for r in found]
+    """PSNR of the deployed network by steps, for each seed: a student, then what it became."""
+    found = (r["curves"] for r in of_row(results, row, rate).values())
+    return [[*curve.get("student", []), *curve.get("network", [])] for curve in found]
 
 
 def digest(results: Sequence[Result], name: str) -> str:

@@ -102,6 +102,16 @@ def test_photographs():
     )
 
 
+def test_curves_follow_a_student_into_the_next_stage():
+    run = result("tab6:d5d6d6", 23.0)
+    run["curves"]["student"] = [[0, 8.0], [50, 21.0]]
+    run["curves"]["network"] = [[50, 20.0], [100, 23.0]]
+    (curve,) = reproduction.curves([run], "tab6:d5d6d6", 1)
+    assert curve == [[0, 8.0], [50, 21.0], [50, 20.0], [100, 23.0]]
+    (student,) = reproduction.curves(RESULTS, "fig5:distilled", 1)
+    assert student[-1] == [50, 22.5]
+
+
 @pytest.mark.parametrize("name", reproduction.TITLES)
 def test_pictures(name, tmp_path):
     pytest.importorskip("matplotlib")
