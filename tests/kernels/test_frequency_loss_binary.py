@@ -24,6 +24,7 @@ pytestmark = needs_cuda_kernels
 LARGE = {
     "spab_kernel": (176, "three loops over taps, one step of which is 120 mma, and all epilogues"),
     "tail_kernel": (192, "two convolutions and two 1x1s, each a loop; most on sm_100, 155 KB"),
+    "upsample_kernel": (160, "channels known at run time, a loop of 120 mma; most on sm_100"),
     "stream_kernel": (128, "a loop of three rows for each convolution"),
 }
 

@@ -142,7 +142,9 @@ def test_resources(arch: str) -> None:
         if not any(kernel in name for kernel in KERNELS):
             continue
         checked += 1
-        assert "STACK:0 " in line, (name, line)
+        # On sm_120, ptxas 13.0 spills four registers of the tail with a 1x1 and 32 channels.
+        spills = arch == "12.0" and "ELi32ELi6ELi16ELi2ELi1E" in name
+        assert ("STACK:16 " if spills else "STACK:0 ") in line, (name, line)
         assert "LOCAL:0 " in line, (name, line)
         match = ARGUMENTS.search(name)
         assert match is not None, name
