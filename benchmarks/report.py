@@ -27,7 +27,12 @@ CURVES = {name: ROOT / f"docs/images/{name}.png" for name in reproduction.TITLES
 CHARTS = {theme: ROOT / f"docs/images/speed-{theme}.svg" for theme in chart.COLOURS}
 DEFAULT = "espan (default)"
 # How many times as fast as the best other of each precision espan should be, by network.
-TARGETS = {"ESPAN": {"fp32": 3.0, "bf16": 1.5}, "SPAN": {"fp32": 2.5}}
+TARGETS = {
+    "ESPAN": {"fp32": 3.0, "bf16": 1.5},
+    "SPAN": {"fp32": 2.5},
+    "SPANV2": {"fp32": 2.5},
+    "SPANF3": {"fp32": 2.5},
+}
 
 # The rows of the GPU tables: the label, and the name in the results.
 GPU_WAYS = (
@@ -108,6 +113,8 @@ def targets(results: dict[str, Any]) -> str:
         for precision, target in TARGETS[case["case"].split()[0]].items():
             allowed = [n for n in ours if precision != "fp32" or n.endswith("fp32")]
             others = [n for n in medians.keys() - ours if n.endswith(precision)]
+            if not others:  # bf16, on a processor that has no instructions for it
+                continue
             best = min(others, key=lambda n: medians[n])
             if not allowed:
                 cells = [case["case"], f"{best}, {medians[best]:.0f} ms", "espan fp32", "–"]
