@@ -9,8 +9,9 @@ result must be below 1e-4 of the largest value; that of a bf16 result, at most t
 eager in bf16.  "espan (default)" runs with the default dtype, which with AMX keeps 17 bits; "espan
 fp32" runs with dtype=torch.float32, and is the one to which the targets apply.  bf16 is timed only
 on processors that have instructions for it; on others, PyTorch emulates it slowly.  A round runs
-each once, in random order, so that other load on the machine affects all alike; the result is the
-median over the rounds.
+each twice, in random order, so that other load on the machine affects all alike, and times the
+second: threads of another runtime that still spin slow down the first.  The result is the median
+over the rounds, of which there are fewer, at least 3, if they would take more than half a minute.
 """
 
 import argparse
@@ -64,6 +65,12 @@ PACKAGES = ("torch", "onnxruntime", "openvino", "ncnn")
 # The allowed error of an fp32 result, relative to the largest value, and of a bf16 result, relative
 # to the error of PyTorch eager in bf16.
 FP32_ALLOWED, BF16_FACTOR = 1e-4, 2
+LEAST_ROUNDS, SECONDS = 3, 30
+
+
+def isa() -> str:
+    """The instruction set of espan's kernels."""
+    return dict(backends.available()["cpu"].details)["path"]
 
 
 def random_network(architecture: Architecture) -> Network:
@@ -162,7 +169,6 @@ def ncnn(plain: Network, x: Tensor, folder: Path, threads: int, precision: str) 
 def runtimes(plain: Network, x: Tensor, folder: Path, threads: int) -> dict[str, Run]:
     """All runtimes that can run on this machine, by name and precision."""
     makers: dict[str, Callable[[], Run]] = {
-        "espan (default)": lambda: espan_network(plain, x, None),
         "espan fp32": lambda: espan_network(plain, x, torch.float32),
         "PyTorch eager fp32": lambda: eager(plain, x),
         "PyTorch compiled fp32": lambda: compiled(plain, x),
@@ -170,6 +176,8 @@ def runtimes(plain: Network, x: Tensor, folder: Path, threads: int) -> dict[str,
         "OpenVINO fp32": lambda: openvino(plain, x, folder, threads, "fp32"),
         "ncnn fp32": lambda: ncnn(plain, x, folder, threads, "fp32"),
     }
+    if isa() == "amx":  # elsewhere, the default is fp32
+        makers = {"espan (default)": lambda: espan_network(plain, x, None), **makers}
     if torch.cpu._is_avx512_bf16_supported():  # and so on every processor with AMX
         narrow, narrow_x = in_bfloat16(plain), x.bfloat16()
         makers |= {
@@ -209,9 +217,13 @@ def measure(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
     """The milliseconds of each round, by name."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     order = list(runs)
-    for _ in range(rounds):
+    first = time.perf_counter()
+    for done in range(rounds):
+        if done >= LEAST_ROUNDS and time.perf_counter() - first > SECONDS:
+            break
         random.shuffle(order)
         for name in order:
+            runs[name]()
             start = time.perf_counter()
             runs[name]()
             times[name].append(1e3 * (time.perf_counter() - start))
@@ -226,7 +238,7 @@ def report(name: str, times: dict[str, list[float]]) -> dict[str, object]:
         least = min(times[runtime])
         print(f"  {runtime:24s} {median:8.1f}  x{median / baseline:.2f}  (min {least:.1f})")
     entries = {
-        r: {"median_ms": round(m, 2), "least_ms": round(min(times[r]), 2)}
+        r: {"median_ms": round(m, 2), "least_ms": round(min(times[r]), 2), "rounds": len(times[r])}
         for r, m in medians.items()
     }
     return {"case": name, "times": entries}
@@ -249,7 +261,6 @@ def main() -> None:
                 x = torch.rand(1, 3, height, width)
                 print(f"{name} {width}x{height}: verifying", flush=True)
                 runs = runtimes(plain, x, Path(folder), options.threads)
-                measure(runs, 2)
                 cases.append(report(f"{name} {width}x{height}", measure(runs, options.rounds)))
     about = {
         "processor": machine._processor(),
@@ -260,7 +271,7 @@ def main() -> None:
         "python": platform.python_version(),
         "versions": {p: version(p) for p in PACKAGES},
         "espan": machine._commit(),
-        "path": dict(backends.available()["cpu"].details)["path"],
+        "path": isa(),
     }
     if options.output:
         options.output.write_text(

@@ -267,9 +267,9 @@ def _hash(pack: Pack) -> str:
     return digest.hexdigest()
 
 
-def runs(rows: Sequence[str], rates: Sequence[float], seeds: int) -> Iterator[One]:
+def runs(rows: Sequence[str], rates: Sequence[float], seeds: Sequence[int]) -> Iterator[One]:
     """All rows with the first seed at each rate, then all with the next seed; each row once."""
-    for seed in range(seeds):
+    for seed in seeds:
         for rate in rates:
             yield from dict.fromkeys(One(trained_as(row), rate, seed) for row in rows)
 
@@ -304,7 +304,7 @@ def main() -> int:
         metavar="FACTOR",
         help="of the learning rates",
     )
-    parser.add_argument("--seeds", type=int, default=1, help="number of seeds")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--cpu", action="store_true", help="even if there is a GPU")
