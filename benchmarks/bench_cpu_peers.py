@@ -12,6 +12,7 @@ on processors that have instructions for it; on others, PyTorch emulates it slow
 each twice, in random order, so that other load on the machine affects all alike, and times the
 second: threads of another runtime that still spin slow down the first.  The result is the median
 over the rounds, of which there are fewer, at least 3, if they would take more than half a minute.
+Cases that FILE has already are not measured again.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -154,8 +156,8 @@ def ncnn(plain: Network, x: Tensor, folder: Path, threads: int, precision: str) 
     net.opt.num_threads = threads
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
     net.opt.use_bf16_storage = precision == "bf16"
-    net.load_param(f"{stem}.ncnn.param")
-    net.load_model(f"{stem}.ncnn.bin")
+    if net.load_param(f"{stem}.ncnn.param") or net.load_model(f"{stem}.ncnn.bin"):
+        raise RuntimeError("pnnx cannot convert this network")
     array = ncnn.Mat(x[0].numpy())
 
     def run() -> Tensor:
@@ -199,7 +201,7 @@ def runtimes(plain: Network, x: Tensor, folder: Path, threads: int) -> dict[str,
     for name, make in makers.items():
         try:
             run = make()
-        except ImportError as error:
+        except (ImportError, RuntimeError) as error:
             print(f"  {name}: not measured: {error}", flush=True)
             continue
         error, allowed = error_of(run()), FP32_ALLOWED
@@ -230,7 +232,7 @@ def measure(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
     return times
 
 
-def report(name: str, times: dict[str, list[float]]) -> dict[str, object]:
+def report(name: str, times: dict[str, list[float]]) -> dict[str, Any]:
     medians = {runtime: statistics.median(t) for runtime, t in times.items()}
     baseline = medians["espan fp32"]
     print(f"{name}: median ms")
@@ -253,19 +255,31 @@ def main() -> None:
     # The other runtimes read it when their thread pools start.
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     torch.set_num_threads(options.threads)
-    cases = []
+    cases: list[dict[str, Any]] = []
+    if options.output and options.output.exists():
+        cases = json.loads(options.output.read_text())["cases"]
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         for name, sizes in SIZES.items():
             plain = random_network(ARCHITECTURES[name])
             for height, width in sizes:
+                case = f"{name} {width}x{height}"
+                if case in [c["case"] for c in cases]:
+                    continue
                 x = torch.rand(1, 3, height, width)
-                print(f"{name} {width}x{height}: verifying", flush=True)
+                print(f"{case}: verifying", flush=True)
                 runs = runtimes(plain, x, Path(folder), options.threads)
-                cases.append(report(f"{name} {width}x{height}", measure(runs, options.rounds)))
-    about = {
+                cases.append(report(case, measure(runs, options.rounds)))
+                if options.output:
+                    about = about_machine(options.threads)
+                    text = json.dumps({"machine": about, "cases": cases}, indent=1, allow_nan=False)
+                    options.output.write_text(text + "\n")
+
+
+def about_machine(threads: int) -> dict[str, Any]:
+    return {
         "processor": machine._processor(),
         "cores": os.cpu_count(),
-        "threads": options.threads,
+        "threads": threads,
         "load_when_done": round(os.getloadavg()[0], 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -273,10 +287,6 @@ def main() -> None:
         "espan": machine._commit(),
         "path": isa(),
     }
-    if options.output:
-        options.output.write_text(
-            json.dumps({"machine": about, "cases": cases}, indent=1, allow_nan=False) + "\n"
-        )
 
 
 def version(package: str) -> str | None:

@@ -261,6 +261,35 @@ def test_weights_are_inputs_too(run, folder, tmp_path):
     assert weights.read_bytes() == bundled.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("weights", "scale", "photo", "name"),
+    [
+        (None, None, False, checkpoints.DEFAULT),
+        (None, 4, False, "espan_x4"),
+        (None, 2, False, "espan_x2"),
+        (None, None, True, "espan_x4_photo"),
+        (None, 2, True, "espan_x2_photo"),
+        ("mine.pth", None, False, "mine.pth"),
+    ],
+)
+def test_the_scale_and_photo_choose_bundled_weights(weights, scale, photo, name):
+    assert options.chosen_weights(weights, scale, photo) == name
+
+
+def test_weights_that_are_not_bundled(run, folder, tmp_path):
+    upscale = ["upscale", folder / "in/a.png", "-o", tmp_path / "b.png"]
+    result = run(*upscale, "--scale", 5, status=1)
+    assert "no bundled weights espan_x5; there are espan_x2, " in result.stderr
+    result = run(*upscale, "--weights", "mine.pth", "--photo", status=1)
+    assert "--scale and --photo choose bundled weights" in result.stderr
+
+
+def test_upscale_by_scale(run, folder, tmp_path):
+    run("upscale", folder / "in/a.png", "-o", tmp_path / "b.png", "--scale", 3)
+    small, large = (read_image(p).pixels.shape for p in (folder / "in/a.png", tmp_path / "b.png"))
+    assert large == (3 * small[0], 3 * small[1], small[2])
+
+
 def test_upscale_reports_an_implausible_output(run, folder, tmp_path, make_network):
     network = make_network(Architecture(8, (2,), scale=2))
     network.tail.upsample.bias.fill_(9)

@@ -18,6 +18,22 @@ from espan.upscaling import TileOption
 Weights = Annotated[
     str, typer.Option(help="A weight file, or the name of bundled weights.", show_default=True)
 ]
+WeightsOrChoice = Annotated[
+    str | None,
+    typer.Option(
+        help="A weight file, or the name of bundled weights; default: those that --scale and "
+        "--photo choose."
+    ),
+]
+Scale = Annotated[
+    int | None, typer.Option(help="Choose the bundled weights of this scale; default: 4.")
+]
+Photo = Annotated[
+    bool,
+    typer.Option(
+        "--photo", help="Choose the bundled weights for photographs with JPEG artefacts and noise."
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(
@@ -91,6 +107,22 @@ def parse_tile(text: str) -> TileOption:
     if not (text.isascii() and text.isdigit()):
         raise EspanError(f"--tile {text!r}: expected auto, off or a number of LR pixels")
     return int(text)
+
+
+def chosen_weights(weights: str | None, scale: int | None, photo: bool) -> str:
+    """The --weights option, or the name of the bundled weights that --scale and --photo choose."""
+    if weights is not None:
+        if scale is not None or photo:
+            raise EspanError(
+                "--scale and --photo choose bundled weights, and cannot be combined with --weights"
+            )
+        return weights
+    name = f"espan_x{4 if scale is None else scale}{'_photo' if photo else ''}"
+    if name not in checkpoints.bundled():
+        raise EspanError(
+            f"there are no bundled weights {name}; there are {', '.join(checkpoints.bundled())}"
+        )
+    return name
 
 
 def weights_file(weights: str) -> Path:

@@ -33,7 +33,9 @@ def command(
             "-o", "--output", help="A file for one input file, else a folder.", readable=False
         ),
     ],
-    weights: options.Weights = options.DEFAULT_WEIGHTS,
+    weights: options.WeightsOrChoice = None,
+    scale: options.Scale = None,
+    photo: options.Photo = False,
     device: options.Device = None,
     dtype: options.Dtype = "auto",
     backend: options.Backend = "auto",
@@ -62,6 +64,7 @@ def command(
     Where --format would give several images the same name, as a.png, a.jpg and a.webp, they become
     a.png, a_jpg.png and a_webp.png.
     """
+    weights = options.chosen_weights(weights, scale, photo)
     rank, processes = batch.share_of_process()
     jobs = batch.plan(inputs, output, suffix=suffix, format=format, overwrite=overwrite)
     refuse_inputs((job.target for job in jobs), [options.weights_file(weights)])

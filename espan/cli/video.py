@@ -37,7 +37,9 @@ def command(
     target: Annotated[
         Path, typer.Argument(help="A .mkv, .mp4, .m4v, .mov or .webm file.", metavar="OUT")
     ],
-    weights: options.Weights = options.DEFAULT_WEIGHTS,
+    weights: options.WeightsOrChoice = None,
+    scale: options.Scale = None,
+    photo: options.Photo = False,
     crf: Annotated[
         float | None,
         typer.Option(
@@ -92,6 +94,7 @@ def command(
             '`pip install ".[video]"` in the source folder of espan, with Python 3.11 or later'
         ) from error
 
+    weights = options.chosen_weights(weights, scale, photo)
     wanted = run.Options(
         codec=codec,
         crf=crf,
