@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from espan.data.degrade import draw, generator, run
+from espan.data.downscale import region
 from espan.data.images import TrainingImage
 from espan.errors import EspanError
+
+if TYPE_CHECKING:  # pydantic is a dependency of training only
+    from espan.data.degrade_table import DegradeTable
 
 
 class Crops:
@@ -24,11 +30,20 @@ class Crops:
         images: of one scale; LR is given for all of them or for none.
         patch: side of the LR crops.
         seed: 0 or more.
+        degrade: how LR is made; None: it is that of the image.  The same HR crops either way.
 
-    Raises EspanError if there are no images, or one is smaller than the patch.
+    Raises EspanError if there are no images, one is smaller than the patch, or LR is given and to
+    be degraded.
     """
 
-    def __init__(self, images: Sequence[TrainingImage], *, patch: int, seed: int) -> None:
+    def __init__(
+        self,
+        images: Sequence[TrainingImage],
+        *,
+        patch: int,
+        seed: int,
+        degrade: DegradeTable | None = None,
+    ) -> None:
         if not images:
             raise EspanError("there are no images to crop")
         for image in images:
@@ -37,10 +52,13 @@ class Crops:
                     f"{image.name}: LR has {image.width} x {image.height} pixels, too few for a "
                     f"patch of {patch}"
                 )
+        if degrade is not None and images[0].lr_pixels is not None:
+            raise EspanError("LR images are given; [degrade] makes LR from HR and needs HR alone")
         self.images = images
         self.patch = patch
         self.seed = seed
         self.scale = images[0].scale
+        self.degrade = degrade
 
     def place(self, index: int) -> tuple[TrainingImage, int, int, int]:
         """Sample `index` (0 or more) of the run: image, LR row and column, symmetry (`flipped`)."""
@@ -53,8 +71,26 @@ class Crops:
     def sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """LR (p, p, 3) and HR (s*p, s*p, 3), uint8: sample `index` of the run."""
         image, y, x, symmetry = self.place(index)
-        lr, hr = image.crop(y, x, self.patch, self.patch)
+        lr, hr = self.crop(index, image, y, x)
         return flipped(lr, symmetry), flipped(hr, symmetry)
+
+    def crop(
+        self, index: int, image: TrainingImage, y: int, x: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """LR and HR of a sample before its symmetry, given its place."""
+        p, s = self.patch, self.scale
+        drawn = None
+        if self.degrade is not None:
+            drawn = draw(self.degrade, generator(self.seed, index), s)
+        if drawn is None:
+            return image.crop(y, x, p, p)
+        margin, (down, right) = drawn.margin(s), drawn.phase
+        top, left = margin + down, margin + right
+        size = (top + p + margin, left + p + margin)
+        hr = image.hr
+        around = region(hr, s * (y - top), s * (x - left), s * size[0], s * size[1])
+        lr = run(around, drawn.steps, size)[top : top + p, left : left + p]
+        return lr, hr[s * y : s * (y + p), s * x : s * (x + p)]
 
     def zeros(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Tensors of the shape of a batch."""

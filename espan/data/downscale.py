@@ -33,14 +33,21 @@ def context(hr: np.ndarray, scale: int, top: int, left: int, size: tuple[int, in
 
     Returns (s*h + 2*reach, s*w + 2*reach, 3): a view, or a copy at a border.
     """
+    r = reach(scale)
+    height, width = (scale * n + 2 * r for n in size)
+    return region(hr, scale * top - r, scale * left - r, height, width)
+
+
+def region(hr: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
+    """(height, width, 3) of HR, mirrored beyond its borders: a view, or a copy at a border."""
     borders = []
-    for axis, (start, length) in enumerate(zip((top, left), size, strict=True)):
-        first, end = scale * start - reach(scale), scale * (start + length) + reach(scale)
+    for axis, (first, length) in enumerate(((top, height), (left, width))):
+        end = first + length
         if first >= 0 and end <= hr.shape[axis]:
             hr = hr[first:end] if axis == 0 else hr[:, first:end]
         else:
             borders.append((axis, mirrored(np.arange(first, end), hr.shape[axis])))
-    for axis, indices in borders:  # last, so that they copy no more than the crop
+    for axis, indices in borders:  # last, so that they copy no more than the region
         hr = hr.take(indices, axis)
     return hr
 

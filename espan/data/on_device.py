@@ -61,10 +61,10 @@ def cut(crops: Crops, first: int, count: int, *, pin: bool) -> RawCrops:
     def empty(*shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
         return torch.empty(count, *shape, dtype=dtype, pin_memory=pin)
 
-    if crops.images[0].lr_pixels is not None:
+    if crops.images[0].lr_pixels is not None or crops.degrade is not None:
         lr, hr = empty(p, p, 3), empty(s * p, s * p, 3)
         for i, (image, y, x, _) in enumerate(places):
-            lr.numpy()[i], hr.numpy()[i] = image.crop(y, x, p, p)
+            lr.numpy()[i], hr.numpy()[i] = crops.crop(first + i, image, y, x)
         return RawCrops(s, hr, symmetry, lr=lr)
 
     side = s * p + 2 * reach(s)

@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from espan.data import TrainingImage, fingerprint, move_to_pack, open_images
+from espan.data.degrade import degraded
+from espan.data.degrade_table import DegradeTable
 from espan.errors import EspanError, RangeWarning
 from espan.evaluation.evaluate import Score, find_pairs, read_rgb, score
 from espan.evaluation.metrics import SSIM_WINDOW
@@ -31,6 +33,7 @@ from espan.training.stages import StageRun
 from espan.upscaling import Upscaler
 
 HELD_OUT_CROP = 512  # HR pixels
+DEGRADED_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,13 @@ class ValidationImage:
 
     Attributes:
         hr: a file, or a held-out photograph, of which the central 512 x 512 pixels are used.
-        lr: the file of its LR image; None: LR is made from HR as MATLAB's imresize does.
+        lr: the file of its LR image; None: LR is made from HR.
+        index: position among the images, the index of its degradation.
     """
 
     hr: Path | TrainingImage
     lr: Path | None = None
+    index: int = 0
 
     @property
     def name(self) -> str:
@@ -57,11 +62,18 @@ class ValidationImage:
         y, x = (max(0, n - HELD_OUT_CROP) // 2 for n in hr.shape[:2])
         return hr[y : y + HELD_OUT_CROP, x : x + HELD_OUT_CROP], None
 
-    def pair(self, scale: int) -> tuple[np.ndarray, np.ndarray]:
-        """LR and HR, cropped to a multiple of the scale."""
+    def pair(
+        self, scale: int, degrade: DegradeTable | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """LR and HR, cropped to a multiple of the scale.
+
+        LR that is not given is degraded, always in the same way, or made as MATLAB's imresize does.
+        """
         hr, lr = self.read()
         self.check(hr, lr, scale)
         hr = modcrop(hr, scale)
+        if lr is None and degrade is not None:
+            lr = degraded(hr, degrade, scale, seed=DEGRADED_SEED, index=self.index)
         return imresize(hr, Fraction(1, scale)) if lr is None else lr, hr
 
     def check(self, hr: np.ndarray, lr: np.ndarray | None, scale: int) -> None:
@@ -147,13 +159,17 @@ def read_data(
 
 
 def validate(
-    network: Network, images: Sequence[ValidationImage], *, device: torch.device
+    network: Network,
+    images: Sequence[ValidationImage],
+    *,
+    degrade: DegradeTable | None = None,
+    device: torch.device,
 ) -> list[Score]:
     """PSNR in dB and SSIM of a plain network, run by `espan.fused`."""
     upscaler = Upscaler(network, device=device)
     scores = []
     for image in images:
-        lr, hr = image.pair(network.scale)
+        lr, hr = image.pair(network.scale, degrade)
         with warnings.catch_warnings():
             # Expected of a network at the start of its training.
             warnings.simplefilter("ignore", RangeWarning)
@@ -175,7 +191,7 @@ def _read(
     validation: list[ValidationImage] = []
     if setup.validate is not None:
         pairs = find_pairs(setup.validate, setup.validate_lr, sorted(scales))
-        validation = [ValidationImage(pair.hr, pair.lr) for pair in pairs]
+        validation = [ValidationImage(pair.hr, pair.lr, i) for i, pair in enumerate(pairs)]
         _check(validation, scales)
     first = stages[0].scale
     largest_patch = max(stage.stage.hr_patch for stage in stages)
@@ -202,7 +218,8 @@ def _read(
     held_out: set[str] = set()
     if setup.validate is None:
         held_out = _named(images, setup.hold_out) if setup.hold_out else _drawn(images, seed)
-        validation = [ValidationImage(image) for image in images if image.name in held_out]
+        chosen = [image for image in images if image.name in held_out]
+        validation = [ValidationImage(image, None, i) for i, image in enumerate(chosen)]
         _check(validation, scales)
     training = [image for image in images if image.name not in held_out]
     if not training:

@@ -7,28 +7,21 @@ import sys
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from espan.data.degrade_table import DegradeTable
 from espan.errors import EspanError
+from espan.tables import Positive, Table, Weight
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-Positive = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-
-class _Table(BaseModel):
-    """A table of the file.  Unknown keys and values of the wrong type are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class NetworkTable(_Table):
+class NetworkTable(Table):
     """The network of the first stage.
 
     Attributes:
@@ -55,7 +48,7 @@ class NetworkTable(_Table):
         return self
 
 
-class OptimizerTable(_Table):
+class OptimizerTable(Table):
     """AdamW, and two additions that are off by default.
 
     Attributes:
@@ -72,7 +65,7 @@ class OptimizerTable(_Table):
     average: float = Field(default=0.0, ge=0, lt=1)
 
 
-class Change(_Table):
+class Change(Table):
     """How a stage changes the network of the stage before it.  Applied in this order.
 
     Attributes:
@@ -92,7 +85,7 @@ class Change(_Table):
     teacher: int = Field(default=0, ge=0)
 
 
-class LossTable(_Table):
+class LossTable(Table):
     """The loss: ``pixel + hf * HF + dct * DCT + fft * FFT + dwt * DWT`` (Eq. 9, Tab. 8).
 
     Attributes:
@@ -119,7 +112,7 @@ class LossTable(_Table):
         return self
 
 
-class Stage(_Table):
+class Stage(Table):
     """One stage: a change of the network, then `iterations` steps, `repeats` times.
 
     Attributes:
@@ -166,7 +159,7 @@ class Stage(_Table):
         return self.lr * rise * fall
 
 
-class Experiment(_Table):
+class Experiment(Table):
     """A training run.
 
     Attributes:
@@ -175,6 +168,7 @@ class Experiment(_Table):
         validate_every: number of steps between two validations, each followed by a save.
         network: the network of the first stage.
         optimizer: used in all stages.
+        degrade: how LR images are made from HR; None: as MATLAB's imresize does.
         stage: the stages, in order.
     """
 
@@ -183,6 +177,7 @@ class Experiment(_Table):
     validate_every: Positive = 1000
     network: NetworkTable
     optimizer: OptimizerTable = OptimizerTable()
+    degrade: DegradeTable | None = None
     stage: list[Stage] = Field(min_length=1)
 
     @property

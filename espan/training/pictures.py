@@ -10,6 +10,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from espan.data.degrade_table import DegradeTable
 from espan.files import atomic_write
 from espan.imaging import Image, imresize, write_image
 from espan.models import Network
@@ -47,13 +48,18 @@ def curves(folder: Path) -> None:
 
 
 def crops(
-    path: Path, network: Network, images: Sequence[ValidationImage], *, device: torch.device
+    path: Path,
+    network: Network,
+    images: Sequence[ValidationImage],
+    *,
+    degrade: DegradeTable | None,
+    device: torch.device,
 ) -> None:
     """Write a PNG with centres of a few validation images; columns: bicubic, network, HR."""
     upscaler = Upscaler(network, device=device)
     scale, rows = network.scale, []
     for image in images[:CROPS]:
-        lr, hr = image.pair(scale)
+        lr, hr = image.pair(scale, degrade)
         height, width = (min(CROP, n) // scale * scale for n in hr.shape[:2])
         y, x = ((n - m) // 2 for n, m in zip(hr.shape, (height, width), strict=False))
         columns = (imresize(lr, scale), upscaler(lr), hr)

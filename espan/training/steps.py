@@ -321,16 +321,24 @@ class Trainer:
         raise KeyboardInterrupt
 
     def _validate(self, values: dict[str, Any]) -> None:
-        """Measure PSNR and SSIM of the averaged networks; write the last and the best weights."""
+        """Measure PSNR and SSIM of the averaged networks; write the last and the best weights.
+
+        Where LR is degraded, also of LR made as MATLAB's imresize does ("clean"), which does not
+        affect what is best.
+        """
         run, stage, accelerator = self.run, self.stage, self.accelerator
         images = self.data.validation
         share = images[accelerator.process_index :: accelerator.num_processes]
         networks = plain_networks(self.average, stage.shape)
-        for name, network in networks.items():
+        degrade = run.experiment.degrade
+        cases = {name: (network, degrade) for name, network in networks.items()}
+        if degrade is not None:
+            cases |= {f"clean {name}": (network, None) for name, network in networks.items()}
+        for name, (network, table) in cases.items():
             error: EspanError | None = None
             sums = torch.zeros(3)
             try:
-                for score in validate(network, share, device=accelerator.device):
+                for score in validate(network, share, degrade=table, device=accelerator.device):
                     sums += torch.tensor([score.psnr, score.ssim, 0])
             except EspanError as found:  # an image that was removed or replaced
                 error, sums[2] = found, 1
@@ -370,7 +378,8 @@ class Trainer:
                 f"  loss {values['loss']:.5f}  {values['steps per second']:.2f} steps/s  "
                 f"data {values['waiting for data']:.1%}"
             )
-        for name in ("network", "student", "teacher"):
+        names = ("network", "student", "teacher")
+        for name in (*names, *(f"clean {name}" for name in names)):
             if f"psnr {name}" in values:
                 psnr, ssim = values[f"psnr {name}"], values[f"ssim {name}"]
                 line += f"  {name} {psnr:.3f} dB, SSIM {ssim:.4f}"

@@ -128,6 +128,11 @@ def _stages(run: Run, console: Console | None, stop: StopRequest, *, new: bool) 
                 f"stage {stage.name}: batch {stage.stage.batch} is not a multiple of {parts} "
                 "(processes times accumulate)"
             )
+    if experiment.degrade is not None and setup.data_lr is not None:
+        raise EspanError(
+            f"{setup.data_lr}: the experiment makes its LR images from HR ([degrade]); without "
+            "[degrade], the given ones can be used, or without --data-lr, [degrade]"
+        )
     data = read_data(setup, stages, seed=experiment.seed, console=console, accelerator=accelerator)
     if state is not None and state["data"] != data.fingerprint:
         raise EspanError(
@@ -158,7 +163,12 @@ def _stages(run: Run, console: Console | None, stop: StopRequest, *, new: bool) 
                 continue
             torch.manual_seed(stage.seed)
             network = build(stage.shape, conv=conv, gate=gate).to(dtype)
-            crops = Crops(data.images(stage.scale), patch=stage.patch, seed=stage.seed)
+            crops = Crops(
+                data.images(stage.scale),
+                patch=stage.patch,
+                seed=stage.seed,
+                degrade=experiment.degrade,
+            )
             if state is not None:
                 origin = f"resuming after step {state['step']}"
             else:
@@ -182,7 +192,11 @@ def _stages(run: Run, console: Console | None, stop: StopRequest, *, new: bool) 
             pictures.curves(run.folder)
             network = checkpoints.load(str(run.best))
             pictures.crops(
-                run.folder / "crops.png", network, data.validation, device=accelerator.device
+                run.folder / "crops.png",
+                network,
+                data.validation,
+                degrade=experiment.degrade,
+                device=accelerator.device,
             )
             log.message(f"done; the best weights are {run.best}")
     accelerator.wait_for_everyone()
