@@ -70,6 +70,14 @@ def command(
     about: Annotated[
         str, typer.Option(help="A description of the images, stored with the weights.")
     ] = "",
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check everything, time a few steps of each stage, print a table, and write "
+            "nothing.",
+        ),
+    ] = False,
     list_: Annotated[
         bool, typer.Option("--list", help="List the experiments that come with espan.")
     ] = False,
@@ -81,6 +89,7 @@ def command(
     espan train mine.toml train.pack -o run        an experiment file, on a pack
     espan train finetune photos/ -o run --from W   start from weights
     espan train --resume run                       after an interruption
+    espan train mine.toml photos/ --dry-run        check it, and estimate its time and memory
 
     Under `torchrun -m espan` or `accelerate launch -m espan`, all processes train one network.
     """
@@ -118,7 +127,7 @@ def command(
         )
         print(best)
         return
-    if experiment is None or not data or output is None:
+    if experiment is None or not data or (output is None and not dry_run):
         raise EspanError(
             "expected: espan train EXPERIMENT DATA... -o RUN, or espan train --resume RUN "
             "(espan train --list: the experiments that come with espan)"
@@ -138,4 +147,10 @@ def command(
         workers=workers,
         about=about,
     )
+    if dry_run:
+        from espan.training import dry_run as rehearsal
+
+        rehearsal.dry_run(experiments.read(experiment), setup, folder=output)
+        return
+    assert output is not None
     print(training.train(output, experiments.read(experiment), setup))

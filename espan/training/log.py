@@ -14,6 +14,11 @@ from torch.utils.tensorboard import SummaryWriter
 from espan.files import atomic_write, json_text
 
 
+def stderr() -> Console:
+    """A console for messages, which leaves lines and numbers as they are."""
+    return Console(stderr=True, soft_wrap=True, highlight=False)
+
+
 class Speed:
     """Steps per second, and the share of the time that was spent waiting for data."""
 

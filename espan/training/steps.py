@@ -7,6 +7,8 @@ import datetime
 import math
 import platform
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -32,6 +34,26 @@ from espan_kernels import backends
 
 NON_FINITE_IN_A_ROW = 20
 SECONDS_BETWEEN_READS = 0.5  # of the loss, from a GPU; each waits for all steps
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that was taken, or discarded because data could not be read.
+
+    Attributes:
+        stop: whether any process was asked to stop.
+        loss, norm: the loss and the norm of its gradient; NaN if they have not left the GPU.
+        error: why the step was discarded.
+    """
+
+    stop: bool = False
+    loss: float = math.nan
+    norm: float = math.nan
+    error: EspanError | None = None
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss + self.norm)
 
 
 class Trainer:
@@ -79,6 +101,7 @@ class Trainer:
         self.step = 0
         self.best = -math.inf
         self.skipped = 0
+        self._speed = Speed()
         self._captured: CapturedStep | None = None
 
     def state(self) -> dict[str, Any]:
@@ -121,10 +144,8 @@ class Trainer:
             KeyboardInterrupt: after the run was asked to stop and its state was saved.
         """
         try:
-            if self.accelerator.device.type == "cuda" and self.accelerator.num_processes == 1:
-                # The reference kernels copy constants from the host, which a graph cannot.
-                kernels = backends.choose(self.accelerator.device)
-                self._train_captured(crops, capture=kernels != "reference")
+            if self._on_one_gpu:
+                self._train_captured(crops, capture=self._can_capture)
             else:
                 self._train(crops)
         except EspanError as error:
@@ -143,14 +164,53 @@ class Trainer:
                 "in smaller parts"
             ) from error
 
+    def steps(self, crops: Crops) -> Iterator[Step]:
+        """Take the steps of the stage, without validating or writing anything."""
+        if self._on_one_gpu:
+            return self._captured_steps(crops, capture=self._can_capture)
+        return self._plain_steps(crops)
+
     @property
     def _where(self) -> str:
         return f"stage {self.stage.name}, step {self.step}"
 
+    @property
+    def _on_one_gpu(self) -> bool:
+        return self.accelerator.device.type == "cuda" and self.accelerator.num_processes == 1
+
+    @property
+    def _can_capture(self) -> bool:
+        # The reference kernels copy constants from the host, which a graph cannot.
+        return backends.choose(self.accelerator.device) != "reference"
+
     def _train(self, crops: Crops) -> None:
+        stage, every = self.stage.stage, self.run.experiment.validate_every
+        self._begin()
+        in_a_row = 0
+        losses: list[float] = []
+        for taken in self._plain_steps(crops):
+            if taken.error is not None:
+                self._save()
+                raise taken.error
+            if taken.finite:
+                losses.append(taken.loss)
+                in_a_row = 0
+            else:
+                self.skipped, in_a_row = self.skipped + 1, in_a_row + 1
+                if in_a_row == NON_FINITE_IN_A_ROW:
+                    raise self._diverged()
+            total = self.stage.first + self.step
+            self.log.progress(total, self.stage.name, taken.loss, self._speed)
+
+            if self.step % every == 0 or self.step == stage.iterations:
+                self._measured(sum(losses) / max(1, len(losses)), taken.norm)
+                losses = []
+            if taken.stop:
+                self._stopped()
+
+    def _plain_steps(self, crops: Crops) -> Iterator[Step]:
         stage, options = self.stage.stage, self.run.experiment.optimizer
-        accelerator = self.accelerator
-        parts, every = self.run.setup.accumulate, self.run.experiment.validate_every
+        accelerator, parts = self.accelerator, self.run.setup.accumulate
         network, optimizer = accelerator.prepare(self.network, self.optimizer)
         dtype = next(self.network.parameters()).dtype
         stream = batches(
@@ -163,11 +223,6 @@ class Trainer:
             workers=self.run.setup.workers,
             device=accelerator.device,
         )
-        if self.step == 0:
-            self._validate({})
-            self._save()
-        speed, in_a_row = Speed(), 0
-        losses: list[float] = []
         while self.step < stage.iterations:
             for group in optimizer.param_groups:
                 group["lr"] = stage.learning_rate(self.step)
@@ -184,7 +239,7 @@ class Trainer:
                     lr, hr = crops.zeros(
                         stage.batch // parts // accelerator.num_processes, accelerator.device
                     )
-                speed.waited += time.perf_counter() - started
+                self._speed.waited += time.perf_counter() - started
                 with accelerator.accumulate(network):
                     part = loss_of(stage.loss, network(lr.to(dtype)), hr)
                     accelerator.backward(part)
@@ -197,39 +252,46 @@ class Trainer:
             loss, norm, stop, failed = accelerator.reduce(status, "mean").tolist()
             if failed:
                 optimizer.zero_grad()
-                self._save()
-                raise error or EspanError("another process could not read its training data")
-            finite = math.isfinite(loss + norm)
-            if finite or accelerator.scaler is not None:  # which skips such steps and adapts
+                text = "another process could not read its training data"
+                yield Step(error=error or EspanError(text))
+                return
+            taken = Step(bool(stop), loss, norm)
+            if taken.finite or accelerator.scaler is not None:  # which skips such steps and adapts
                 optimizer.step()
             optimizer.zero_grad()
-
             self.step += 1
-            speed.steps += 1
-            if finite:
+            self._speed.steps += 1
+            if taken.finite:
                 update_average(self.average, self.network, self.step, decay=options.average)
-                losses.append(loss)
-                in_a_row = 0
-            else:
-                self.skipped, in_a_row = self.skipped + 1, in_a_row + 1
-                if in_a_row == NON_FINITE_IN_A_ROW:
-                    raise self._diverged()
-            self.log.progress(self.stage.first + self.step, self.stage.name, loss, speed)
-
-            if self.step % every == 0 or self.step == stage.iterations:
-                self._measured(sum(losses) / max(1, len(losses)), norm, speed)
-                speed, losses = Speed(), []
-            if stop:
-                self._stopped()
+            yield taken
 
     def _train_captured(self, crops: Crops, *, capture: bool) -> None:
         """The steps of one process on a GPU: the host reads numbers twice a second, if that."""
+        stage, every = self.stage.stage, self.run.experiment.validate_every
+        self._begin()
+        read = time.perf_counter()
+        for taken in self._captured_steps(crops, capture=capture):
+            if taken.error is not None:
+                self._numbers()
+                self._save()
+                raise taken.error
+            if self.step % every == 0 or self.step == stage.iterations:
+                found = self._numbers()
+                self._measured(found.loss, found.norm)
+                assert self._captured is not None
+                self._captured.reset()
+                read = time.perf_counter()
+            elif time.perf_counter() - read > SECONDS_BETWEEN_READS:
+                self._numbers()
+                read = time.perf_counter()
+            if taken.stop:
+                self._numbers()
+                self._stopped()
+
+    def _captured_steps(self, crops: Crops, *, capture: bool) -> Iterator[Step]:
         stage, options = self.stage.stage, self.run.experiment.optimizer
         device, scaler = self.accelerator.device, self.accelerator.scaler
-        parts, every = self.run.setup.accumulate, self.run.experiment.validate_every
-        if self.step == 0:
-            self._validate({})
-            self._save()
+        parts = self.run.setup.accumulate
         types = {"fp16": torch.float16, "bf16": torch.bfloat16}
         plain = build(self.stage.shape, conv=plain_conv, gate=espan_kernels.gate)
         step = self._captured = CapturedStep(
@@ -252,47 +314,42 @@ class Trainer:
             workers=self.run.setup.workers,
             device=device,
         )
-        speed, read = Speed(), time.perf_counter()
-
-        def numbers() -> Numbers:
-            found = step.read()
-            self.skipped = found.skipped
-            if found.longest >= NON_FINITE_IN_A_ROW:
-                raise self._diverged()
-            total = self.stage.first + self.step
-            self.log.progress(total, self.stage.name, found.last_loss, speed)
-            return found
-
         while self.step < stage.iterations:
             started = time.perf_counter()
             try:
                 raw = [next(stream) for _ in range(parts)]
-            except EspanError:  # a pack that was damaged or changed
-                numbers()
-                self._save()
-                raise
+            except EspanError as error:  # a pack that was damaged or changed
+                yield Step(error=error)
+                return
             if step.waiting():  # otherwise the GPU works meanwhile, and no time is lost
-                speed.waited += time.perf_counter() - started
+                self._speed.waited += time.perf_counter() - started
             rate = stage.learning_rate(self.step)
             step(raw, rate=rate, weight=average_weight(self.step + 1, decay=options.average))
             self.optimizer.param_groups[0]["lr"] = rate
             self.step += 1
-            speed.steps += 1
-            stop = self.stop.requested
-            if self.step % every == 0 or self.step == stage.iterations:
-                found = numbers()
-                self._measured(found.loss, found.norm, speed)
-                step.reset()
-                speed, read = Speed(), time.perf_counter()
-            elif time.perf_counter() - read > SECONDS_BETWEEN_READS:
-                numbers()
-                read = time.perf_counter()
-            if stop:
-                numbers()
-                self._stopped()
+            self._speed.steps += 1
+            yield Step(stop=self.stop.requested)
 
-    def _measured(self, loss: float, norm: float, speed: Speed) -> None:
+    def _numbers(self) -> Numbers:
+        """What the captured steps measured, after waiting for them."""
+        assert self._captured is not None
+        found = self._captured.read()
+        self.skipped = found.skipped
+        if found.longest >= NON_FINITE_IN_A_ROW:
+            raise self._diverged()
+        total = self.stage.first + self.step
+        self.log.progress(total, self.stage.name, found.last_loss, self._speed)
+        return found
+
+    def _begin(self) -> None:
+        if self.step == 0:
+            self._validate({})
+            self._save()
+        self._speed = Speed()
+
+    def _measured(self, loss: float, norm: float) -> None:
         """Validate, log and save after some steps."""
+        speed = self._speed
         values = {
             "loss": loss,
             "lr": self.stage.stage.learning_rate(self.step - 1),
@@ -305,6 +362,7 @@ class Trainer:
             self._validate(values)
         finally:
             self._save()
+        self._speed = Speed()
 
     def _diverged(self) -> EspanError:
         return EspanError(
