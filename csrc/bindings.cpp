@@ -57,6 +57,10 @@ PyObject* cpu_path(PyObject*, PyObject*) {
   return PyUnicode_FromString(espan::cpu::name(espan::cpu::isa()));
 }
 
+PyObject* cpu_path_has_bfloat16(PyObject*, PyObject*) {
+  return PyBool_FromLong(espan::cpu::has_bfloat16());
+}
+
 PyObject* select_cpu_path(PyObject*, PyObject* args) {
   const char* requested = nullptr;
   if (!PyArg_ParseTuple(args, "s", &requested)) return nullptr;
@@ -75,6 +79,8 @@ PyMethodDef methods[] = {
     {"built_without_cuda_because", built_without_cuda_because, METH_NOARGS,
      "'cpu_requested', 'nvcc_not_found', or '' if the CUDA kernels are built in."},
     {"cpu_path", cpu_path, METH_NOARGS, "The path in use: amx, avx512, avx2 or portable."},
+    {"cpu_path_has_bfloat16", cpu_path_has_bfloat16, METH_NOARGS,
+     "Whether the path in use multiplies bf16 values: amx, or avx512 with avx512_bf16."},
     {"select_cpu_path", select_cpu_path, METH_VARARGS,
      "Select a path: auto, amx, avx512, avx2 or portable.  ValueError if it cannot run here."},
     {nullptr, nullptr, 0, nullptr}};

@@ -85,6 +85,11 @@ def cpu_path() -> str:
     return "" if _library.compiled is None else _library.compiled.cpu_path()
 
 
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU path in use multiplies bf16: amx, or avx512 with avx512_bf16."""
+    return _library.compiled is not None and _library.compiled.cpu_path_has_bfloat16()
+
+
 def _why_not(name: str, gpu: torch.device | None) -> str:
     """Why the backend cannot run (cuda and triton: on ``gpu``); empty if it can."""
     if name == "cuda":
@@ -190,6 +195,12 @@ def _code_for(archs: str, capability: tuple[int, int]) -> str:
     return best
 
 
+def _bfloat16(path: str) -> str:
+    if not cpu_has_bfloat16():
+        return "by PyTorch's operators"
+    return "on the matrix unit" if path == "amx" else "with avx512_bf16"
+
+
 def _details(name: str) -> dict[str, str]:
     details: dict[str, str] = {}
     if name == "triton" and _library.triton_installed:
@@ -206,5 +217,6 @@ def _details(name: str) -> dict[str, str]:
         details["chosen by"] = "ESPAN_CPU" if by_name else "default (the widest available)"
         if details["path"] == "amx":
             details["default fp32"] = "three products of bf16, 17 bits"
+        details["bf16"] = _bfloat16(details["path"])
         details["threads"] = str(torch.get_num_threads())
     return details

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from espan_kernels import _library
-from espan_kernels.packing import cpu_amx_tiles, cpu_winograd
+from espan_kernels import _library, backends
+from espan_kernels.packing import cpu_amx_tiles, cpu_winograd, cpu_winograd_bf16
 
 Kernel = tuple[Tensor, Tensor]
 Kind = Literal["image", "head", "conv", "pointwise", "upsample", "depthwise"]
@@ -119,7 +120,8 @@ def pack_network(
     The layout of the weights selects the arithmetic.  Winograd-transformed weights, in float32, run
     on every CPU path.  The path ``amx`` also has a layout of bf16 tiles for the matrix unit, which
     other paths reject.  It stores each weight as two bf16 halves, which keep 17 bits of each value
-    and take three products, or as a single bf16 value.
+    and take three products, or as a single bf16 value.  The path ``avx512`` has a layout of
+    Winograd-transformed weights in bf16, for processors with avx512_bf16.
 
     Args:
         layers: with weights in float64 or float32.  The Winograd transform of the weights is
@@ -128,25 +130,30 @@ def pack_network(
             ``pixel_shuffle``.
         unshuffle, scale: as for :func:`network`.
         mean: RGB in 0-1, subtracted from the image before the zero padding.
-        dtype: selects the arithmetic.  float32 uses Winograd's algorithm.  bfloat16, on the path
-            ``amx`` only, rounds weights and feature maps to 8 bits and sums in float32.  None is
-            the fastest that is as accurate as float32 on photographs: bf16 halves on ``amx``,
-            float32 elsewhere.
+        dtype: selects the arithmetic.  float32 uses Winograd's algorithm.  bfloat16 rounds the
+            factors of the products to 8 bits and sums in float32: on ``amx`` weights and feature
+            maps, on ``avx512`` with avx512_bf16 those of 3x3 convolutions after Winograd's
+            transforms; elsewhere it is not supported.  None is the fastest that is as accurate as
+            float32 on photographs: bf16 halves on ``amx``, float32 elsewhere.
 
     Returns:
-        A 1-D tensor: float32 for Winograd, bfloat16 for tiles.
+        A 1-D tensor, float32 or bfloat16.
 
     Raises:
         ValueError: if the shapes of the weights do not match, or the CPU path does not support
             ``dtype``.
     """
-    amx = _library.compiled is not None and _library.compiled.cpu_path() == "amx"
-    if dtype not in (None, torch.float32) and not (amx and dtype == torch.bfloat16):
+    bfloat16 = dtype == torch.bfloat16 and backends.cpu_has_bfloat16()
+    if dtype not in (None, torch.float32) and not bfloat16:
         raise ValueError(
-            f"pack_network: dtype is {dtype}; it must be float32 or, on the CPU path amx, bfloat16"
+            f"pack_network: dtype is {dtype}; it must be float32 or, on the CPU path amx and on "
+            "avx512 with avx512_bf16, bfloat16"
         )
-    tiles = amx and dtype != torch.float32
-    form = cpu_amx_tiles if tiles else cpu_winograd
+    form: ModuleType = cpu_winograd
+    if backends.cpu_path() == "amx" and dtype != torch.float32:
+        form = cpu_amx_tiles
+    elif bfloat16:
+        form = cpu_winograd_bf16
     parts = [form.vector(torch.tensor(mean, dtype=torch.float64))]
     for i, layer in enumerate(layers):
         if layer.kind == "image":

@@ -3,8 +3,10 @@
 #include <atomic>
 #include <stdexcept>
 
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -12,16 +14,27 @@
 namespace espan::cpu {
 namespace {
 
+// Whether the processor has AVX-512's conversions and products of bf16.
+bool has_avx512_bf16() {
+#if defined(__x86_64__)
+  unsigned a, b, c, d;
+  constexpr unsigned kBFloat16 = 1u << 5;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || a < 1) return false;
+  __get_cpuid_count(7, 1, &a, &b, &c, &d);
+  return (a & kBFloat16) != 0;
+#else
+  return false;
+#endif
+}
+
 // Whether the processor has AMX tiles, bf16 products and AVX-512 bf16 conversions, and the Linux
 // kernel permits tiles.  They add 8 KB to a thread's state, so each process must request them.
 bool has_amx() {
 #if defined(__x86_64__) && defined(__linux__)
   unsigned a, b, c, d;
-  constexpr unsigned kTiles = 1u << 24, kProducts = 1u << 22, kConversions = 1u << 5;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  if (!(d & kTiles) || !(d & kProducts) || a < 1) return false;
-  __get_cpuid_count(7, 1, &a, &b, &c, &d);
-  if (!(a & kConversions)) return false;
+  constexpr unsigned kTiles = 1u << 24, kProducts = 1u << 22;
+  if (!has_avx512_bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  if (!(d & kTiles) || !(d & kProducts)) return false;
   constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
   return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 #else
@@ -73,6 +86,11 @@ const char* name(Isa isa) {
 }
 
 Isa isa() { return current().load(std::memory_order_relaxed); }
+
+bool has_bfloat16() {
+  static const bool avx512_bf16 = has_avx512_bf16();
+  return isa() == Isa::amx || (isa() == Isa::avx512 && avx512_bf16);
+}
 
 void select(const std::string& requested) {
   if (requested == "auto") {

@@ -15,6 +15,10 @@ const char* name(Isa isa);
 // The path in use: the widest that this machine can run, unless select() was called.
 Isa isa();
 
+// Whether the path in use multiplies bf16 values: `amx`, and `avx512` if the processor has
+// avx512_bf16.
+bool has_bfloat16();
+
 // Selects "auto" or a path by name.  Throws std::invalid_argument if this machine cannot run it.
 void select(const std::string& requested);
 

@@ -123,7 +123,7 @@ void check(const Tensor& image, const Tensor& packed, int64_t unshuffle) {
     fail(kOp, "packed must be a contiguous 1-D float32 or bfloat16 tensor from pack_network");
 }
 
-// The number of packed values: fp32, or bf16 with two to a float.
+// The number of packed values: fp32, or in the other forms bf16, with two to a float.
 int64_t packed_size(const std::vector<Layer>& layers, Form form) {
   return (kMean + network_layers(layers, form, nullptr).size()) * (form == Form::winograd ? 1 : 2);
 }
@@ -136,14 +136,20 @@ Form form_of(const Tensor& packed, const std::vector<Layer>& layers) {
            packed_size(layers, Form::winograd));
     return Form::winograd;
   }
-  for (Form form : {Form::bfloat16, Form::bfloat16x3}) {
+  for (Form form : {Form::winograd_bfloat16, Form::bfloat16, Form::bfloat16x3}) {
     if (packed.numel() != packed_size(layers, form)) continue;
-    if (isa() != Isa::amx)
-      fail(kOp, "packed is for the CPU path amx, but the path in use is ", name(isa()),
+    const Isa path = by_winograd(form) ? Isa::avx512 : Isa::amx;
+    if (isa() != path)
+      fail(kOp, "packed is for the CPU path ", name(path), ", but the path in use is ", name(isa()),
            "; pack the weights again");
+    if (!has_bfloat16())
+      fail(kOp, "packed is for processors with avx512_bf16; pack the weights again");
     return form;
   }
   fail(kOp, "packed has ", packed.numel(), " values; for this network it must have ",
+       packed_size(layers, Form::winograd_bfloat16),
+       " in bfloat16 for the CPU path avx512; for "
+       "amx ",
        packed_size(layers, Form::bfloat16x3), ", or ", packed_size(layers, Form::bfloat16),
        " if rounded to bfloat16");
 }
@@ -179,7 +185,7 @@ std::tuple<Tensor, Tensor> network(const Tensor& image, const Tensor& packed,
       range[2] = r.finite == 0 ? 0 : 1;
     }
   };
-  if (form == Form::winograd)
+  if (by_winograd(form))
     run_batch(Stream(layers, height, width));
   else
     run_batch(AmxStream(layers, height, width));

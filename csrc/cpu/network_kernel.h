@@ -1,5 +1,9 @@
-// The layers of the network, row by row.  Compiled once per instruction set by for_each_isa.h.
+// The layers of the network, row by row.  Compiled once per instruction set by for_each_isa.h, and
+// once more by network_bf16.cpp.
 #include "activation.h"
+#if ESPAN_BFLOAT16
+#include "vec_bf16.h"
+#endif
 #include "product.h"
 #include "to_image.h"
 #include "winograd.h"

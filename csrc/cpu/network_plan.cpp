@@ -8,7 +8,7 @@ namespace {
 // The limit for all rings.  56 MB, two threads' scratch memory and the allocator's rounding are 64
 // MB.  On the matrix unit a strip's border costs ESPAN 19 pixels instead of 76, and 32 MB took two
 // threads 8% less time than 56 MB for 1920x1080; one thread took no less.
-int64_t ring_bytes(Form form) { return (form == Form::winograd ? 56 : 32) << 20; }
+int64_t ring_bytes(Form form) { return (by_winograd(form) ? 56 : 32) << 20; }
 
 // The bytes that a task reads and writes.  The output of the previous layer is then still in the
 // second-level cache, except for five rows.
@@ -27,17 +27,20 @@ int64_t chunked(int64_t values) { return (values + 31) / 32 * 32; }
 
 }  // namespace
 
+bool Layers::of_image(const Layer& l) const {
+  return l.kind == Layer::head || layers_[l.input].kind == Layer::image;
+}
+
 int64_t Layers::weights_of(const Layer& l) const {
   const int64_t stride = padded(l.outputs), taps = l.kernel * l.kernel;
   if (l.kind == Layer::image) return 0;
-  if (form_ == Form::winograd) {
+  if (by_winograd(form_)) {
     if (l.kind == Layer::head) return taps * l.inputs * stride;
     if (l.kind == Layer::pointwise) return l.inputs * stride;
     if (l.kind == Layer::depthwise) return 9 * padded(l.inputs) + l.inputs * stride;
-    return 36 * l.inputs * stride;
+    return 36 * (l.bfloat16 ? (l.inputs + 1) / 2 : l.inputs) * stride;
   }
-  const bool of_image = l.kind == Layer::head || layers_[l.input].kind == Layer::image;
-  const bool halves = form_ == Form::bfloat16x3 || of_image;
+  const bool halves = form_ == Form::bfloat16x3 || of_image(l);
   if (l.kind == Layer::head)
     return tiles_of(l.kernel * chunked(l.kernel * l.inputs), l.outputs, halves);
   if (l.kind == Layer::pointwise) return tiles_of(chunked(l.inputs), l.outputs, halves);
@@ -50,7 +53,7 @@ int64_t Layers::weights_of(const Layer& l) const {
 
 int64_t Layers::gate_weights_of(const Layer& l) const {
   if (!has_gate_conv(l.activation)) return 0;
-  if (form_ == Form::winograd) return l.outputs * padded(l.outputs);
+  if (by_winograd(form_)) return l.outputs * padded(l.outputs);
   return tiles_of(chunked(padded(l.outputs)), l.outputs, form_ == Form::bfloat16x3);
 }
 
@@ -62,6 +65,8 @@ const float* Layers::take(int64_t floats) {
 
 void Layers::add(Layer layer) {
   layer.weight_stride = padded(layer.outputs);
+  layer.bfloat16 = form_ == Form::winograd_bfloat16 &&
+                   (layer.kind == Layer::conv || layer.kind == Layer::upsample) && !of_image(layer);
   layer.weights = take(weights_of(layer));
   if (layer.kind != Layer::image) layer.bias = take(layer.weight_stride);
   if (has_gate_conv(layer.activation)) {

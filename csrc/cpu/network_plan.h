@@ -24,6 +24,7 @@ struct Layer {
   int64_t kernel;  // the width of a head
   const float *weights, *bias;
   int64_t weight_stride;
+  bool bfloat16;                          // whether its weights are transformed and in bf16
   const float *gate_weights, *gate_bias;  // of the gate's convolution
 
   // Derived by Plan: how many rows it lags behind the head, how many pixels it computes beyond each
@@ -42,15 +43,20 @@ struct Layer {
   bool writes_image() const { return kind == upsample || kind == depthwise; }
 };
 
-// How weights are packed: transformed for Winograd's convolution, in fp32; or in bf16 tiles for the
-// matrix unit, either rounded or as two halves.  What reads the image always has both halves.
-enum class Form { winograd, bfloat16, bfloat16x3 };
+// How weights are packed: transformed for Winograd's convolution, in fp32, or with the 3x3s in
+// bf16; or in bf16 tiles for the matrix unit, either rounded or as two halves.  What reads the
+// image is always in fp32, or has both halves.
+enum class Form { winograd, winograd_bfloat16, bfloat16, bfloat16x3 };
+
+inline bool by_winograd(Form form) {
+  return form == Form::winograd || form == Form::winograd_bfloat16;
+}
 
 // The side of the square of pixels that a layer computes at once.  Rows and strips start at
 // multiples of it, so that results are bit-identical for any partition: the rounding of a Winograd
 // tile depends on all 36 pixels that it reads, while the matrix unit sums every pixel in the same
 // order.
-inline int64_t unit_of(Form form) { return form == Form::winograd ? 4 : 1; }
+inline int64_t unit_of(Form form) { return by_winograd(form) ? 4 : 1; }
 
 // Layers in order.  Their weights are contiguous: for each layer its rows or tiles, then its bias,
 // and the same for the gate's convolution, every row padded to vectors.
@@ -68,6 +74,7 @@ class Layers {
   const std::vector<Layer>& all() const { return layers_; }
 
  private:
+  bool of_image(const Layer& layer) const;
   // The floats of a layer's weights, without its bias.
   int64_t weights_of(const Layer& layer) const;
   int64_t gate_weights_of(const Layer& layer) const;

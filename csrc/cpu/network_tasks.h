@@ -22,7 +22,9 @@ enum class Element { uint8, float32 };
 
 inline int64_t size_of(Element e) { return e == Element::uint8 ? 1 : 4; }
 
-// A row of 4x4 tiles of a 3x3 convolution, by Winograd's F(4x4, 3x3).
+// A row of 4x4 tiles of a 3x3 convolution, by Winograd's F(4x4, 3x3).  With `bfloat16`, the
+// transformed inputs are rounded and multiplied in pairs of channels, and so are the weights:
+// [36][ceil(inputs / 2)][weight_stride][2].
 struct ConvRow {
   const float* in[6];  // starts one pixel left of the first tile; zeros outside the image
   int64_t in_plane;
@@ -33,6 +35,7 @@ struct ConvRow {
   int64_t tiles;
   int64_t inputs, outputs;  // channels
   const float* weights;     // [36][inputs][weight_stride]
+  bool bfloat16;
   const float* bias;
   int64_t weight_stride;
   Activation activation;
@@ -122,5 +125,8 @@ struct NetworkKernels {
   void (*upsample)(const UpsampleRow&);
   void (*depthwise)(const DepthwiseRow&);
 };
+
+// The kernels that can compute a ConvRow in bf16; only for processors with avx512_bf16.
+NetworkKernels bfloat16_kernels();
 
 }  // namespace espan::cpu

@@ -8,6 +8,9 @@
 // `t` counts pixels or Winograd tiles, kStep floats apart; `k` runs through the parts of the input.
 // Every sum is one chain of multiply-adds in the order of k, so the result does not depend on how
 // rows are cut.
+//
+// T is the type of inputs and weights: float or, where vec_bf16.h is included, a pair of bf16
+// values, whose two products count as one.
 
 // Rows whose sums fit into registers beside the weights and one input element: AVX-512 has 32
 // registers, AVX2 and SSE have 16.  Indexed by the number of vectors in the width.
@@ -27,8 +30,10 @@ struct Product {
   int64_t out_plane;
 };
 
-template <int kRows, int kVecs, int kStep, bool kInitLast>
-inline void product_tile(const Product& p, const float* in, const float* weights, const float* init,
+inline VecF multiply_add(VecF x, VecF weights, VecF sum) { return sum + x * weights; }
+
+template <int kRows, int kVecs, int kStep, bool kInitLast, class T>
+inline void product_tile(const Product& p, const T* in, const T* weights, const float* init,
                          float* out) {
   VecF sum[kRows][kVecs];
 #pragma GCC unroll 16
@@ -43,7 +48,7 @@ inline void product_tile(const Product& p, const float* in, const float* weights
     left -= end;
     int64_t k = 0;
     do {
-      VecF w[kVecs];
+      decltype(load(weights)) w[kVecs];
 #pragma GCC unroll 3
       for (int n = 0; n < kVecs; ++n) {
         w[n] = load(weights + n * kLanes);
@@ -51,9 +56,9 @@ inline void product_tile(const Product& p, const float* in, const float* weights
       }
 #pragma GCC unroll 16
       for (int t = 0; t < kRows; ++t) {
-        const VecF x = broadcast(in[t * kStep + k]);
+        const auto x = broadcast(in[t * kStep + k]);
 #pragma GCC unroll 3
-        for (int n = 0; n < kVecs; ++n) sum[t][n] += x * w[n];
+        for (int n = 0; n < kVecs; ++n) sum[t][n] = multiply_add(x, w[n], sum[t][n]);
       }
       weights += p.weight_stride;
     } while (++k < end);
@@ -68,8 +73,8 @@ inline void product_tile(const Product& p, const float* in, const float* weights
     }
 }
 
-template <int kRows, int kVecs, int kStep, bool kInitLast>
-inline void product_some(int64_t rows, const Product& p, const float* in, const float* weights,
+template <int kRows, int kVecs, int kStep, bool kInitLast, class T>
+inline void product_some(int64_t rows, const Product& p, const T* in, const T* weights,
                          const float* init, float* out) {
   if constexpr (kRows > 1)
     if (rows < kRows)
@@ -78,8 +83,8 @@ inline void product_some(int64_t rows, const Product& p, const float* in, const 
 }
 
 // All rows of kVecs vectors of the width, in pieces of nearly equal size.
-template <int kVecs, int kStep, bool kInitLast>
-inline void product_columns(int64_t rows, const Product& p, const float* in, const float* weights,
+template <int kVecs, int kStep, bool kInitLast, class T>
+inline void product_columns(int64_t rows, const Product& p, const T* in, const T* weights,
                             const float* init, float* out) {
   constexpr int kMax = kMaxRows[kVecs];
   int64_t pieces = (rows + kMax - 1) / kMax;
@@ -94,9 +99,9 @@ inline void product_columns(int64_t rows, const Product& p, const float* in, con
 }
 
 // A width of 4 vectors is computed as 2 + 2, not 3 + 1.
-template <int kStep, bool kInitLast = false>
-inline void product(int64_t rows, int64_t vecs, const Product& p, const float* in,
-                    const float* weights, const float* init, float* out) {
+template <int kStep, bool kInitLast = false, class T>
+inline void product(int64_t rows, int64_t vecs, const Product& p, const T* in, const T* weights,
+                    const float* init, float* out) {
   while (vecs > 0) {
     const int64_t now = vecs == 4 ? 2 : vecs < kMaxVecs ? vecs : kMaxVecs;
     if (now == 3)

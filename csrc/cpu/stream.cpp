@@ -13,7 +13,8 @@
 namespace espan::cpu {
 namespace {
 
-NetworkKernels kernels_in_use() {
+NetworkKernels kernels_for(Form form) {
+  if (form == Form::winograd_bfloat16) return bfloat16_kernels();
   NetworkKernels kernels;
   ESPAN_ON_ISA(network_kernels(&kernels));
   return kernels;
@@ -144,6 +145,7 @@ class Strip {
     c.inputs = layer.inputs;
     c.outputs = layer.outputs;
     c.weights = layer.weights;
+    c.bfloat16 = layer.bfloat16;
     c.bias = layer.bias;
     c.weight_stride = layer.weight_stride;
     c.activation = layer.activation;
@@ -265,7 +267,7 @@ class Strip {
 }  // namespace
 
 Stream::Stream(const Layers& layers, int64_t height, int64_t width)
-    : kernels_(kernels_in_use()),
+    : kernels_(kernels_for(layers.form())),
       plan_(layers, height, width, kernels_.lanes),
       threads_(threads_for(height)) {
   int64_t floats = 0;

@@ -1,29 +1,35 @@
 // Winograd's F(4x4, 3x3): 16 outputs of a 3x3 convolution from 36 products instead of 144, with the
-// interpolation points 0, 1, -1, 2, -2 and infinity.  Included after vec.h, once per instruction
-// set.
+// interpolation points 0, 5/8, -5/8, 3/2, -3/2 and infinity.  Included after product.h, once per
+// instruction set.
 //
 //   out = A^T [ sum over channels of (G g G^T) * (B^T d B) ] A
 //
-// d is the 6x6 input of a tile; G g G^T is computed when the weights are packed.
+// d is the 6x6 input of a tile; G g G^T is computed when the weights are packed.  The products are
+// in fp32 or, where vec_bf16.h is included, of bf16 values.  In bf16 these points have half the
+// error of 0, 1, -1, 2, -2 and infinity, and they need as many instructions.
+constexpr float kA = 0.625f, kB = 1.5f;
 
 // Rows of B^T, 6 -> 6.  Rows 1 and 2 share subexpressions, as do rows 3 and 4.
-inline VecF row_0(VecF i0, VecF i2, VecF i4) { return 4.0f * i0 + (i4 - 5.0f * i2); }
-inline VecF row_5(VecF i1, VecF i3, VecF i5) { return 4.0f * i1 + (i5 - 5.0f * i3); }
+inline VecF row_0(VecF i0, VecF i2, VecF i4) {
+  return (kA * kA * kB * kB) * i0 + (i4 - (kA * kA + kB * kB) * i2);
+}
+inline VecF row_5(VecF i1, VecF i3, VecF i5) { return row_0(i1, i3, i5); }
 
 inline void rows_12(VecF i1, VecF i2, VecF i3, VecF i4, VecF& o1, VecF& o2) {
-  const VecF a = i4 - 4.0f * i2, b = i3 - 4.0f * i1;
-  o1 = a + b;
-  o2 = a - b;
+  const VecF even = i4 - (kB * kB) * i2, odd = i3 - (kB * kB) * i1;
+  o1 = even + kA * odd;
+  o2 = even - kA * odd;
 }
 
 inline void rows_34(VecF i1, VecF i2, VecF i3, VecF i4, VecF& o3, VecF& o4) {
-  const VecF a = i4 - i2, b = i3 - i1;
-  o3 = a + 2.0f * b;
-  o4 = a - 2.0f * b;
+  const VecF even = i4 - (kA * kA) * i2, odd = i3 - (kA * kA) * i1;
+  o3 = even + kB * odd;
+  o4 = even - kB * odd;
 }
 
 // Multiplies a row of B^T d by B and stores it at six positions.
-inline void transform_row(const VecF* d, float* out, int64_t position) {
+template <class T>
+inline void transform_row(const VecF* d, T* out, int64_t position) {
   VecF o1, o2, o3, o4;
   rows_12(d[1], d[2], d[3], d[4], o1, o2);
   rows_34(d[1], d[2], d[3], d[4], o3, o4);
@@ -35,14 +41,15 @@ inline void transform_row(const VecF* d, float* out, int64_t position) {
   store(out + 5 * position, row_5(d[1], d[3], d[5]));
 }
 
-// A^T, 6 -> 4.
+// A^T, 6 -> 4.  Its columns for the points +-a are divided by a, those for +-b by b^2, and G's rows
+// multiplied, which saves two products.
 inline void transform_out(const VecF i0, const VecF i1, const VecF i2, const VecF i3, const VecF i4,
                           const VecF i5, VecF* o) {
   const VecF a = i1 + i2, b = i1 - i2, c = i3 + i4, d = i3 - i4;
-  o[0] = i0 + (a + c);
-  o[1] = b + 2.0f * d;
-  o[2] = a + 4.0f * c;
-  o[3] = (b + 8.0f * d) + i5;
+  o[0] = i0 + ((1 / kA) * a + (1 / (kB * kB)) * c);
+  o[1] = b + (1 / kB) * d;
+  o[2] = kA * a + c;
+  o[3] = (kA * kA) * b + (kB * d + i5);
 }
 
 constexpr int kPositions = 36;
@@ -56,15 +63,26 @@ inline int64_t spread(int64_t floats) { return ((floats + 15) / 16 | 1) * 16; }
 
 inline int64_t groups(int64_t channels) { return (channels + kLanes - 1) / kLanes; }
 
+// T holds one channel of a transformed tile, or a pair in bf16.
+template <class T>
+constexpr int64_t kChannels = 1;
+#if ESPAN_BFLOAT16
+template <>
+constexpr int64_t kChannels<Pair> = 2;
+#endif
+template <class T>
+constexpr int kStep = kLanes / kChannels<T>;  // from tile to tile
+
 inline int64_t products_in(int64_t inputs) { return spread(groups(inputs) * kBlock * kLanes); }
 inline int64_t products_out(int64_t outputs) { return spread(groups(outputs) * kBlock * kLanes); }
 
 // Transforms the tiles [first, first + n) of one channel group to out[position][tile], one or two
 // rows of B^T d at a time so that they stay in registers: storing all of B^T d first took twice as
 // long.
+template <class T>
 __attribute__((noinline)) void transform_tiles_in(const ConvRow& c, int64_t group, int64_t first,
-                                                  int64_t n, float* out, int64_t position) {
-  for (int64_t t = 0; t < n; ++t, out += kLanes) {
+                                                  int64_t n, T* out, int64_t position) {
+  for (int64_t t = 0; t < n; ++t, out += kStep<T>) {
     const int64_t at = group * c.in_plane + (first + t) * 4 * kLanes;
     const float* in[6];
 #pragma GCC unroll 6
@@ -150,19 +168,32 @@ inline void transform_group_out(const ConvRow& c, int64_t group, int64_t first, 
   }
 }
 
-// Computes the tiles [first, first + n) of a row, n <= kBlock, and stores them from tile out_first.
-inline void conv_block(const ConvRow& c, int64_t first, int64_t n, int64_t out_first) {
-  const int64_t position_in = products_in(c.inputs), position_out = products_out(c.outputs);
-  float *in = c.scratch, *out = in + kPositions * position_in;
+template <class T>
+inline void conv_block_of(const ConvRow& c, int64_t first, int64_t n, int64_t out_first) {
+  constexpr int64_t plane = kBlock * kStep<T>;
+  const int64_t position_in = spread(groups(c.inputs) * plane);
+  const int64_t position_out = products_out(c.outputs);
+  T* in = reinterpret_cast<T*>(c.scratch);
+  float* out = c.scratch + kPositions * products_in(c.inputs);
   for (int64_t g = 0; g < groups(c.inputs); ++g)
-    transform_tiles_in(c, g, first, n, in + g * kBlock * kLanes, position_in);
+    transform_tiles_in(c, g, first, n, in + g * plane, position_in);
   alignas(64) const float zeros[kMaxVecs * kLanes] = {};
-  const Product p{kLanes, kBlock * kLanes, c.inputs, c.weight_stride, 0, 0, kBlock * kLanes};
+  const int64_t depth = (c.inputs + kChannels<T> - 1) / kChannels<T>;
+  const Product p{kStep<T>, plane, depth, c.weight_stride, 0, 0, kBlock * kLanes};
+  const T* weights = reinterpret_cast<const T*>(c.weights);
   for (int i = 0; i < kPositions; ++i)
-    product<kLanes>(n, groups(c.outputs), p, in + i * position_in,
-                    c.weights + i * c.inputs * c.weight_stride, zeros, out + i * position_out);
+    product<kStep<T>>(n, groups(c.outputs), p, in + i * position_in,
+                      weights + i * depth * c.weight_stride, zeros, out + i * position_out);
   for (int64_t g = 0; g < groups(c.outputs); ++g)
     transform_group_out(c, g, out_first, n, out + g * kBlock * kLanes, position_out);
+}
+
+// Computes the tiles [first, first + n) of a row, n <= kBlock, and stores them from tile out_first.
+inline void conv_block(const ConvRow& c, int64_t first, int64_t n, int64_t out_first) {
+#if ESPAN_BFLOAT16
+  if (c.bfloat16) return conv_block_of<Pair>(c, first, n, out_first);
+#endif
+  conv_block_of<float>(c, first, n, out_first);
 }
 
 // The size of the next block when `tiles` tiles are left, for blocks of nearly equal size.

@@ -17,7 +17,7 @@ _ENDS = {"sigmoid": "gate_sigmoid", "linear": "gate_linear", "tanh": "gate_tanh"
 
 
 class Streamed(nn.Module):
-    """Computes in fp32; on CPUs with AMX also in bf16 with fp32 accumulation.
+    """Computes in fp32; on CPUs with AMX or avx512_bf16 also in bf16 with fp32 accumulation.
 
     With dtype None, AMX computes fp32 from bf16 halves, which keep 17 bits of each value.
     """
@@ -43,8 +43,9 @@ class Streamed(nn.Module):
     @staticmethod
     def can_run(dtype: torch.dtype | None) -> bool:
         """Whether the CPU path in use supports `dtype`."""
-        bfloat16 = dtype == torch.bfloat16 and backends.cpu_path() == "amx"
-        return dtype in (None, torch.float32) or bfloat16
+        if dtype == torch.bfloat16:
+            return backends.cpu_has_bfloat16()
+        return dtype in (None, torch.float32)
 
     def forward(self, image: Tensor, flag: Tensor) -> Tensor:
         if image.dtype != torch.uint8:

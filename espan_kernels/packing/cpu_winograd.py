@@ -10,21 +10,29 @@ import torch
 from torch import Tensor
 
 LANES = 16
-# G for the points 0, 1, -1, 2, -2 and infinity: 3 kernel values -> 6.
+# G for the points 0, a, -a, b, -b and infinity of csrc/cpu/winograd.h, with the rows for +-a
+# multiplied by a and those for +-b by b^2: 3 kernel values -> 6.
+_A, _B = 5 / 8, 3 / 2
+_ROW_A, _ROW_B = 1 / (2 * _A * (_A**2 - _B**2)), 1 / (2 * (_B**2 - _A**2))
 _G = [
-    [1 / 4, 0, 0],
-    [-1 / 6, -1 / 6, -1 / 6],
-    [-1 / 6, 1 / 6, -1 / 6],
-    [1 / 24, 1 / 12, 1 / 6],
-    [1 / 24, -1 / 12, 1 / 6],
+    [1 / (_A * _B) ** 2, 0, 0],
+    [_ROW_A, _ROW_A * _A, _ROW_A * _A**2],
+    [_ROW_A, -_ROW_A * _A, _ROW_A * _A**2],
+    [_ROW_B, _ROW_B * _B, _ROW_B * _B**2],
+    [_ROW_B, -_ROW_B * _B, _ROW_B * _B**2],
     [0, 0, 1],
 ]
 
 
 def conv(weight: Tensor, *, halves: bool) -> Tensor:
     """(outputs, inputs, 3, 3) -> (36 inputs, outputs), flat."""
+    return _flat(transformed(weight).flatten(0, 2))
+
+
+def transformed(weight: Tensor) -> Tensor:
+    """(outputs, inputs, 3, 3) -> (6, 6, inputs, outputs)."""
     g = torch.tensor(_G, dtype=torch.float64)
-    return _flat(torch.einsum("pi,qj,ocij->pqco", g, g, weight).flatten(0, 2))
+    return torch.einsum("pi,qj,ocij->pqco", g, g, weight)
 
 
 def pointwise(weight: Tensor, *, halves: bool) -> Tensor:

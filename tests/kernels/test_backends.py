@@ -30,7 +30,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", of(capabilities))
     monkeypatch.setattr(torch.cuda, "get_device_name", of(names))
     set_driver(monkeypatch, 13000)
-    monkeypatch.setattr(_library, "compiled", SimpleNamespace(cpu_path=lambda: "avx2"))
+    library = SimpleNamespace(cpu_path=lambda: "avx2", cpu_path_has_bfloat16=lambda: False)
+    monkeypatch.setattr(_library, "compiled", library)
     monkeypatch.setattr(_library, "cuda_archs", "8.0,9.0,12.0+PTX")
     monkeypatch.setattr(_library, "cuda_version", "13.0")
     monkeypatch.setattr(_library, "triton_installed", True)
@@ -160,6 +161,22 @@ def test_ops_choose_by_the_device_of_their_tensors(registered: dict) -> None:
         for device, backend in (("cuda:0", "cuda"), ("cuda:1", "reference"), ("cuda:0", "cuda")):
             first = SimpleNamespace(device=torch.device(device))
             assert registered[op](None, first, 1, 2) == (op, backend, 3)
+
+
+@pytest.mark.parametrize(
+    ("path", "has", "how"),
+    [
+        ("amx", True, "on the matrix unit"),
+        ("avx512", True, "with avx512_bf16"),
+        ("avx512", False, "by PyTorch's operators"),
+    ],
+)
+def test_what_computes_bfloat16_is_named(
+    monkeypatch: pytest.MonkeyPatch, path: str, has: bool, how: str
+) -> None:
+    library = SimpleNamespace(cpu_path=lambda: path, cpu_path_has_bfloat16=lambda: has)
+    monkeypatch.setattr(_library, "compiled", library)
+    assert backends._details("cpu")["bf16"] == how
 
 
 @pytest.mark.usefixtures("gpu")

@@ -193,7 +193,7 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_explicit_float32_is_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """The 17 bits of the matrix unit are the default only; float32 is always full precision."""
-    amx = SimpleNamespace(cpu_path=lambda: "amx")
+    amx = SimpleNamespace(cpu_path=lambda: "amx", cpu_path_has_bfloat16=lambda: True)
     monkeypatch.setattr(_library, "compiled", amx)
     assert SMALL.pack(torch.float32).dtype == torch.float32
     halves, one = SMALL.pack(None), SMALL.pack(torch.bfloat16)
