@@ -145,7 +145,7 @@ def _stages(run: Run, console: Console | None, stop: StopRequest, *, new: bool) 
                 run.folder / "crops.png",
                 plain,
                 data.validation,
-                degrade=experiment.degrade,
+                degrade=run.experiment.degrade,
                 device=accelerator.device,
             )
             log.message(f"done; the best weights are {run.best}")
