@@ -467,7 +467,7 @@ def test_empty_and_text(tmp_path):
 def test_folder_and_missing(tmp_path):
     assert_rejected(tmp_path, "is a folder")
     with pytest.raises(CheckpointError, match=r"neither a file nor .* did you mean 'espan_x4'"):
-        espan.load("espan_x5")
+        espan.load("espan_x44")
 
 
 def test_damaged_metadata(tmp_path, make_network):

@@ -134,7 +134,7 @@ def test_schema(comfy, node):
     schema = node.define_schema()
     assert (schema.node_id, schema.display_name) == ("EspanUpscale", "Upscale (espan)")
     assert [i.name for i in schema.inputs] == ["image", "weights", "precision", "tile"]
-    assert schema.inputs[1].options == ["espan_x4", "w.safetensors"]
+    assert schema.inputs[1].options == [*checkpoints.bundled(), "w.safetensors"]
     assert schema.inputs[1].default in schema.inputs[1].options
     assert schema.inputs[2].default in schema.inputs[2].options
     assert [o.kind for o in schema.outputs] == ["Image"]
