@@ -477,7 +477,7 @@ def test_preview(tmp_path: Path) -> None:
     assert str(grid) in result.output
     picture = read_image(grid).pixels
     assert picture.shape[1] == 4 * (192 + 8) + 8
-    assert difference(picture[8:200, 8:200], photograph(300, 250)[54:246, 29:221]) == 0
+    assert difference(picture[8:200, 8:200], photograph(300, 250)[52:244, 28:220]) == 0
 
 
 @pytest.mark.parametrize(
