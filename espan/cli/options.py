@@ -156,3 +156,11 @@ def only(context: typer.Context, option: str, *allowed: str, because: str = "") 
     if others := [text for name, text in given.items() if name not in allowed]:
         raise EspanError(f"{', '.join(others)} cannot be combined with {option}{because}")
     return list(given)
+
+
+def training_missing(error: ImportError) -> EspanError:
+    """The error for a package of the extra "train" that is not installed."""
+    return EspanError(
+        f"training needs additional packages ({error}); install them with "
+        '`pip install ".[train]"` in the source folder of espan'
+    )

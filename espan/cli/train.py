@@ -98,10 +98,7 @@ def command(
         from espan.training import train as training
         from espan.training.run import Setup
     except ImportError as error:
-        raise EspanError(
-            f"training needs additional packages ({error}); install them with "
-            '`pip install ".[train]"` in the source folder of espan'
-        ) from error
+        raise options.training_missing(error) from error
     if list_:
         options.only(context, "--list", "list_")
         for name, path in experiments.shipped().items():

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espan.data.degrade import draw, generator, run
-from espan.data.downscale import region
+from espan.data.degrade import Degradation, crop_region, draw, generator, run
 from espan.data.images import TrainingImage
 from espan.errors import EspanError
 
@@ -74,22 +73,23 @@ class Crops:
         lr, hr = self.crop(index, image, y, x)
         return flipped(lr, symmetry), flipped(hr, symmetry)
 
+    def drawn(self, index: int) -> Degradation | None:
+        """How sample `index` is degraded; None: it is not."""
+        if self.degrade is None:
+            return None
+        return draw(self.degrade, generator(self.seed, index), self.scale)
+
     def crop(
         self, index: int, image: TrainingImage, y: int, x: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """LR and HR of a sample before its symmetry, given its place."""
         p, s = self.patch, self.scale
-        drawn = None
-        if self.degrade is not None:
-            drawn = draw(self.degrade, generator(self.seed, index), s)
+        drawn = self.drawn(index)
         if drawn is None:
             return image.crop(y, x, p, p)
-        margin, (down, right) = drawn.margin(s), drawn.phase
-        top, left = margin + down, margin + right
-        size = (top + p + margin, left + p + margin)
         hr = image.hr
-        around = region(hr, s * (y - top), s * (x - left), s * size[0], s * size[1])
-        lr = run(around, drawn.steps, size)[top : top + p, left : left + p]
+        around, size, inside = crop_region(hr, drawn, s, y, x, (p, p))
+        lr = run(around, drawn.steps, size)[inside]
         return lr, hr[s * y : s * (y + p), s * x : s * (x + p)]
 
     def zeros(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:

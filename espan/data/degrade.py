@@ -12,12 +12,13 @@ mirrored in the matrices.
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -31,6 +32,7 @@ from espan.data.degrade_matrices import (
     resizing,
     separable,
 )
+from espan.data.downscale import region
 from espan.imaging import imresize
 
 if TYPE_CHECKING:  # pydantic is a dependency of training only
@@ -123,6 +125,7 @@ class Jpeg:
 
 
 Step = Blur | Resize | Noise | Jpeg
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -181,33 +184,76 @@ def draw(table: DegradeTable, random: np.random.Generator, scale: int) -> Degrad
     return Degradation(tuple(steps), (int(random.integers(8)), int(random.integers(8))))
 
 
-def run(region: np.ndarray, steps: Sequence[Step], size: tuple[int, int]) -> np.ndarray:
+@dataclass(frozen=True)
+class Round:
+    """Some steps of a degradation: blurs and resizes, then noise, then JPEG.
+
+    Attributes:
+        size: height and width of the result.
+        terms: pairs of matrices, rows and columns; None: the identity.
+        noise, jpeg: None where there is none.
+    """
+
+    size: tuple[int, int]
+    terms: list[tuple[np.ndarray | None, np.ndarray | None]]
+    noise: Noise | None
+    jpeg: Jpeg | None
+
+
+def rounds(steps: Sequence[Step], old: tuple[int, int], size: tuple[int, int]) -> list[Round]:
+    """The matrices and the other steps that turn a region of size `old` into one of size `size`."""
+    result: list[Round] = []
+    left = list(steps)
+
+    def take(kind: type[T]) -> T | None:
+        if left and isinstance(step := left[0], kind):
+            del left[0]
+            return step
+        return None
+
+    while left:
+        blur, resize = take(Blur), take(Resize)
+        new = old
+        if resize is not None:
+            new = (max(1, round(resize.factor * size[0])), max(1, round(resize.factor * size[1])))
+        result.append(Round(new, _terms(blur, resize, old, new), take(Noise), take(Jpeg)))
+        old = new
+    return result
+
+
+def run(pixels: np.ndarray, steps: Sequence[Step], size: tuple[int, int]) -> np.ndarray:
     """Apply steps to an HR region.
 
     Args:
-        region: (H, W, 3) uint8.
+        pixels: (H, W, 3) uint8.
         steps: from `draw`.
         size: height and width of the LR region.
 
     Returns (*size, 3) uint8.
     """
-    image = region.transpose(2, 0, 1).astype(np.float32)
-    blur: Blur | None = None
-    for step in steps:
-        if blur is not None and not isinstance(step, Resize):
-            image, blur = _linear(image, blur, None, image.shape[1:]), None
-        if isinstance(step, Blur):
-            blur = step
-        elif isinstance(step, Resize):
-            target = tuple(max(1, round(step.factor * n)) for n in size)
-            image, blur = _linear(image, blur, step.method, target), None
-        elif isinstance(step, Noise):
-            image = _noisy(image, step)
-        else:
-            image = _compressed(image, step)
-    if blur is not None:
-        image = _linear(image, blur, None, image.shape[1:])
-    return _to_uint8(image)
+    image = pixels.transpose(2, 0, 1).astype(np.float32)
+    for part in rounds(steps, image.shape[1:], size):
+        image = functools.reduce(np.add, (_product(image, *pair) for pair in part.terms))
+        if part.noise is not None:
+            image = with_noise(image, part.noise)
+        if part.jpeg is not None:
+            image = compressed(to_uint8(image), part.jpeg).transpose(2, 0, 1).astype(np.float32)
+    return to_uint8(image)
+
+
+def crop_region(
+    hr: np.ndarray, drawn: Degradation, scale: int, y: int, x: int, size: tuple[int, int]
+) -> tuple[np.ndarray, tuple[int, int], tuple[slice, slice]]:
+    """What LR rows y ... y + size[0] - 1 and columns x ... of an image are made from.
+
+    Returns the HR region, the size of the LR region, and where the crop lies in it.
+    """
+    margin, (top, left) = drawn.margin(scale), drawn.phase
+    top, left = margin + top, margin + left
+    height, width = top + size[0] + margin, left + size[1] + margin
+    around = region(hr, scale * (y - top), scale * (x - left), scale * height, scale * width)
+    inside = slice(top, top + size[0]), slice(left, left + size[1])
+    return around, (height, width), inside
 
 
 def degraded(
@@ -286,58 +332,57 @@ def _odd(limits: tuple[int, int], random: np.random.Generator) -> int:
     return limits[0] + 2 * int(random.integers((limits[1] - limits[0]) // 2 + 1))
 
 
-def _linear(
-    image: np.ndarray, blur: Blur | None, method: Method | None, size: tuple[int, ...]
-) -> np.ndarray:
-    """Blur (3, H, W), then resize it to `size`."""
-    old = image.shape[1:]
-    resized: list[np.ndarray | None] = [
-        None if method is None or n == m else resizing(method, n, m)
-        for n, m in zip(old, size, strict=True)
+def _terms(
+    blur: Blur | None, resize: Resize | None, old: tuple[int, int], new: tuple[int, int]
+) -> list[tuple[np.ndarray | None, np.ndarray | None]]:
+    resized = [
+        None if resize is None or n == m else resizing(resize.method, n, m)
+        for n, m in zip(old, new, strict=True)
     ]
-    terms: list[list[np.ndarray | None]] = [resized]
-    if blur is not None:
-        terms = [
-            [
-                blurring(taps, n) if matrix is None else matrix @ blurring(taps, n)
-                for taps, n, matrix in zip(pair, old, resized, strict=True)
-            ]
-            for pair in separable(blur.kernel)
-        ]
-    total = None
-    for rows, columns in terms:
-        part = image if rows is None else rows @ image
-        part = part if columns is None else part @ columns.T
-        total = part if total is None else total + part
-    assert total is not None
-    return total
+    if blur is None:
+        return [(resized[0], resized[1])]
+
+    def matrix(taps: np.ndarray, axis: int) -> np.ndarray:
+        blurred, then = blurring(taps, old[axis]), resized[axis]
+        return blurred if then is None else then @ blurred
+
+    return [(matrix(down, 0), matrix(across, 1)) for down, across in separable(blur.kernel)]
 
 
-def _noisy(image: np.ndarray, noise: Noise) -> np.ndarray:
+def _product(image: np.ndarray, rows: np.ndarray | None, columns: np.ndarray | None) -> np.ndarray:
+    image = image if rows is None else rows @ image
+    return image if columns is None else image @ columns.T
+
+
+def normal(noise: Noise, size: tuple[int, int]) -> np.ndarray:
+    """(3, *size) fp32 numbers of a normal distribution; (1, *size) for gray noise."""
     random = np.random.Generator(np.random.SFC64(noise.seed))
-    normal = random.standard_normal((1 if noise.gray else 3, *image.shape[1:]), np.float32)
+    return random.standard_normal((1 if noise.gray else 3, *size), np.float32)
+
+
+def with_noise(image: np.ndarray, noise: Noise) -> np.ndarray:
+    """(3, H, W) fp32 in 0-255, with noise, clipped."""
+    numbers, level = normal(noise, image.shape[1:]), np.float32(noise.level)
     if noise.kind == "gaussian":
-        return np.clip(image + np.float32(noise.level) * normal, 0, 255)
-    # The quantile of a Poisson distribution by the first terms of its Cornish-Fisher expansion:
-    # mean, variance (to 1/18) and third moment are exact, and the numbers those of every device.
-    unit = np.float32(PHOTONS / 255)
-    light = image if not noise.gray else np.tensordot(LUMA, image, 1)[None]
-    photons = np.clip(light, 0, 255) * unit
-    deviation = np.sqrt(photons) * normal + (normal**2 - 1) / 6
-    # A count is not negative.
-    deviation = np.maximum(deviation, -photons)
-    return np.clip(image + np.float32(noise.level) / unit * deviation, 0, 255)
+        return np.clip(image + level * numbers, 0, 255)
+    light = np.tensordot(LUMA, image, 1)[None] if noise.gray else image
+    photons = np.clip(light, 0, 255) * np.float32(PHOTONS / 255)
+    # The quantile of a Poisson distribution by its Cornish-Fisher expansion, which has the right
+    # mean and third moment, and a variance too large by 1/18.  The numbers are thus the same on
+    # every device.  A count is not negative.
+    change = np.maximum(np.sqrt(photons) * numbers + (numbers**2 - 1) / 6, -photons)
+    return np.clip(image + level * np.float32(255 / PHOTONS) * change, 0, 255)
 
 
-def _compressed(image: np.ndarray, jpeg: Jpeg) -> np.ndarray:
+def compressed(pixels: np.ndarray, jpeg: Jpeg) -> np.ndarray:
+    """(H, W, 3) uint8, written as JPEG and read again."""
     file = io.BytesIO()
     subsampling = "4:2:0" if jpeg.subsampled else "4:4:4"
-    pixels = Image.fromarray(_to_uint8(image))
-    pixels.save(file, "JPEG", quality=jpeg.quality, subsampling=subsampling)
-    return np.asarray(Image.open(file)).transpose(2, 0, 1).astype(np.float32)
+    Image.fromarray(pixels).save(file, "JPEG", quality=jpeg.quality, subsampling=subsampling)
+    return np.asarray(Image.open(file))
 
 
-def _to_uint8(image: np.ndarray) -> np.ndarray:
+def to_uint8(image: np.ndarray) -> np.ndarray:
     """(3, H, W) floats -> (H, W, 3), rounded."""
     rounded = np.clip(image + np.float32(0.5), 0, 255).astype(np.uint8)
     return np.ascontiguousarray(rounded.transpose(1, 2, 0))

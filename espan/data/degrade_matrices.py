@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Literal
 
 import numpy as np
@@ -58,11 +59,12 @@ def separable(kernel: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def blurring(taps: np.ndarray, length: int) -> np.ndarray:
     """(length, length) fp32: correlation with an odd number of taps; borders are mirrored."""
-    result = np.zeros((length, length), np.float32)
-    rows = np.arange(length)
-    for offset, tap in enumerate(taps, -(len(taps) // 2)):
-        result[rows, mirrored(rows + offset, length)] += tap
-    return result
+    r = len(taps) // 2
+    padded = np.zeros((length, length + 2 * r + 1), np.float32)
+    padded[:, : 2 * r + 1] = taps
+    # With one column less, each row begins one column later than the row above.
+    wide = padded.reshape(-1)[: length * (length + 2 * r)].reshape(length, -1)
+    return _folded(wide, r)
 
 
 @functools.lru_cache(256)
@@ -70,18 +72,30 @@ def resizing(method: Method, old: int, new: int) -> np.ndarray:
     """(new, old) fp32, of row sum 1; not to be changed.
 
     The whole of one axis is mapped to the whole of the other.  A shrinking filter is stretched by
-    old / new; at borders, weights are renormalised.
+    old / new.  Bicubic is that of `imresize`, up to rounding.
     """
     step = old / new
+    stretch = max(step, 1.0)
+    r = math.ceil(SUPPORT[method] * stretch)
     centres = (np.arange(new) + 0.5)[:, None] * step - 0.5
-    distance = np.abs(centres - np.arange(old)) / max(step, 1.0)
+    distance = np.abs(centres - np.arange(-r, old + r)) / stretch
     if method == "area":  # the part of each input pixel that an output pixel covers
-        half = (step / 2 + 0.5) / max(step, 1.0)
-        weights = np.clip(half - distance, 0, min(step, 1.0) / max(step, 1.0))
+        half = (step + 1) / (2 * stretch)
+        weights = np.clip(half - distance, 0, min(step, 1.0) / stretch)
     elif method == "bilinear":
         weights = np.clip(1 - distance, 0, None)
     else:
         near = (1.5 * distance - 2.5) * distance**2 + 1
         far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
         weights = np.where(distance <= 1, near, np.where(distance <= 2, far, 0.0))
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return _folded((weights / weights.sum(axis=1, keepdims=True)).astype(np.float32), r)
+
+
+def _folded(wide: np.ndarray, r: int) -> np.ndarray:
+    """Adds the r columns on each side, which are beyond the border, to their mirror images."""
+    length = wide.shape[1] - 2 * r
+    result = wide[:, r : r + length].copy()
+    inside = mirrored(np.arange(-r, length + r), length)
+    for column in (*range(r), *range(r + length, length + 2 * r)):
+        result[:, inside[column]] += wide[:, column]
+    return result

@@ -36,8 +36,8 @@ def batches(
 
     Workers are threads, each of which prepares whole steps, up to 2 * workers steps ahead.  NumPy
     and hashing release the interpreter lock, and threads share the images, the mapped packs and
-    the record of what has been verified.  For a device other than the CPU they only copy pixels;
-    the rest is done on the device.
+    the record of what has been verified.  For a device other than the CPU they only copy pixels
+    and, where LR is degraded, read and write JPEG; the rest is done on the device.
 
     Args:
         crops: the same in all processes.
@@ -93,9 +93,14 @@ def _cutter(crops: Crops, count: int, device: torch.device) -> Callable[[int], R
         return lambda first: cut(crops, first, count, pin=False)
     index = torch.cuda.current_device() if device.index is None else device.index
 
+    gpu = torch.device("cuda", index)
+    # Degradations do not wait for the steps of the training.
+    stream = None if crops.degrade is None else torch.cuda.Stream(gpu)
+
     def pinned(first: int) -> RawCrops:
-        with torch.cuda.device(index):  # otherwise, it would pin memory for GPU 0
-            return cut(crops, first, count, pin=True)
+        # Otherwise, it would pin memory for GPU 0.
+        with torch.cuda.device(index), torch.cuda.stream(stream):
+            return cut(crops, first, count, pin=True, device=gpu)
 
     return pinned
 

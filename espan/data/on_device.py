@@ -6,13 +6,18 @@ The host only copies uint8 pixels, 125 kB for a patch of 48 at x4.  The results 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from espan.data.crops import Crops
+from espan.data.degrade import crop_region
+from espan.data.degrade_batch import run_batch
 from espan.data.downscale import context, downscale, reach, weights
+from espan.data.images import TrainingImage
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class RawCrops:
     Attributes:
         scale: HR pixels per LR pixel.
         pixels: (N, P, P, 3) uint8: HR, with the context that LR is computed from if not given.
-        lr: (N, p, p, 3) uint8, where LR is given.
+        lr: (N, p, p, 3) uint8, where LR is given or degraded.
         rows, columns: (N, p, taps), from `weights`, where it is not.
         symmetry: (N,) uint8, as in `flipped`.
     """
@@ -51,8 +56,13 @@ class RawCrops:
                 mine.copy_(getattr(other, name), non_blocking=True)
 
 
-def cut(crops: Crops, first: int, count: int, *, pin: bool) -> RawCrops:
-    """Samples first ... first + count - 1, in host memory, pinned on request."""
+def cut(
+    crops: Crops, first: int, count: int, *, pin: bool, device: torch.device | None = None
+) -> RawCrops:
+    """Samples first ... first + count - 1, in host memory, pinned on request.
+
+    `device` runs degradations, except JPEG; None: the host.
+    """
     p, s = crops.patch, crops.scale
     places = [crops.place(first + i) for i in range(count)]
     symmetry = torch.tensor([symmetry for *_, symmetry in places], dtype=torch.uint8)
@@ -63,8 +73,12 @@ def cut(crops: Crops, first: int, count: int, *, pin: bool) -> RawCrops:
 
     if crops.images[0].lr_pixels is not None or crops.degrade is not None:
         lr, hr = empty(p, p, 3), empty(s * p, s * p, 3)
-        for i, (image, y, x, _) in enumerate(places):
-            lr.numpy()[i], hr.numpy()[i] = crops.crop(first + i, image, y, x)
+        if device is not None and crops.degrade is not None:
+            pairs = _degraded(crops, first, places, device)
+        else:
+            pairs = [crops.crop(first + i, *place[:3]) for i, place in enumerate(places)]
+        for i, pair in enumerate(pairs):
+            lr.numpy()[i], hr.numpy()[i] = pair
         return RawCrops(s, hr, symmetry, lr=lr)
 
     side = s * p + 2 * reach(s)
@@ -75,6 +89,34 @@ def cut(crops: Crops, first: int, count: int, *, pin: bool) -> RawCrops:
         pixels.numpy()[i] = context(image.hr, s, y, x, (p, p))
         rows.numpy()[i], columns.numpy()[i] = weights(s, y, p), weights(s, x, p)
     return RawCrops(s, pixels, symmetry, rows=rows, columns=columns)
+
+
+def _degraded(
+    crops: Crops,
+    first: int,
+    places: Sequence[tuple[TrainingImage, int, int, int]],
+    device: torch.device,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """As `Crops.crop` of each sample, up to rounding; all are degraded at once."""
+    p, s = crops.patch, crops.scale
+    pairs = []
+    regions, steps, sizes, insides = [], [], [], []
+    for i, (image, y, x, _) in enumerate(places):
+        drawn, hr = crops.drawn(first + i), image.hr
+        if drawn is None:
+            pairs.append(image.crop(y, x, p, p))
+            continue
+        region, size, inside = crop_region(hr, drawn, s, y, x, (p, p))
+        regions.append(region)
+        steps.append(drawn.steps)
+        sizes.append(size)
+        insides.append((i, inside))
+        pairs.append((region[:0], hr[s * y : s * (y + p), s * x : s * (x + p)]))
+    if regions:
+        results = run_batch(regions, steps, sizes, device)
+        for lr, (i, inside) in zip(results, insides, strict=True):
+            pairs[i] = lr[inside], pairs[i][1]
+    return pairs
 
 
 def finish(raw: RawCrops) -> tuple[Tensor, Tensor]:

@@ -71,7 +71,7 @@ def decode_photographs(
 
     def read(path: Path) -> Decoded | Skipped:
         try:
-            pixels = _rgb(path)
+            pixels = read_photograph(path)
         except ImageError as error:
             return Skipped(path, str(error))
         if reason := usable(str(path), *pixels.shape[:2]):
@@ -110,7 +110,8 @@ def _in_order(
         yield waiting.popleft().result()
 
 
-def _rgb(path: Path) -> np.ndarray:
+def read_photograph(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8: 16-bit samples are rounded, gray becomes RGB.  Raises ImageError."""
     pixels = read_image(path).pixels
     if pixels.shape[2] in (2, 4):
         raise ImageError(f"{path}: has an alpha channel; RGB or gray is expected")

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from espan.data.degrade_table import DegradeTable
 from espan.errors import EspanError
+from espan.models import architecture_from_name
 from espan.tables import Positive, Table, Weight
 
 if sys.version_info >= (3, 11):
@@ -184,6 +185,14 @@ class Experiment(Table):
     def iterations(self) -> int:
         """Steps of all stages with their repeats."""
         return sum(stage.iterations * stage.repeats for stage in self.stage)
+
+    @property
+    def scale(self) -> int | None:
+        """The scale of the last stage; None: that of the weights that training starts from."""
+        changed = [stage.change.scale for stage in self.stage if stage.change.scale is not None]
+        if changed or self.network.architecture is None:
+            return changed[-1] if changed else None
+        return architecture_from_name(self.network.architecture).scale
 
 
 def shipped() -> dict[str, Path]:
