@@ -383,6 +383,13 @@ def test_non_finite_steps(tiny, setup: Setup, tmp_path: Path, monkeypatch) -> No
     assert all(v.isfinite().all() for v in state_of(tmp_path / "bad")["network"].values())
 
 
+def test_a_learning_rate_that_is_too_high(tiny, setup: Setup, tmp_path: Path) -> None:
+    experiment = tiny({"lr": 1e15, "iterations": 60}, top={"optimizer": {}})
+    message = r"stage one, step \d+: .* for 20 steps in a row.  Train with a .* below 1e\+15"
+    with pytest.raises(EspanError, match=message):
+        train(tmp_path / "run", experiment, setup, console=quiet())
+
+
 def test_a_validation_folder(tiny, setup, photos: Path, tmp_path: Path) -> None:
     lr = tmp_path / "lr"
     lr.mkdir()
