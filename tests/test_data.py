@@ -16,6 +16,7 @@ from espan.data import (
     images,
     move_to_pack,
     open_images,
+    with_lr,
 )
 from espan.data.downscale import context, downscale, weights
 from espan.data.on_device import cut, finish
@@ -196,6 +197,32 @@ def test_images_moved_to_a_pack_can_be_pickled(
     a, b = (Crops(images, patch=8, seed=4).batch(5, 20) for images in (before, after))
     assert torch.equal(a[0], b[0])
     assert torch.equal(a[1], b[1])
+
+
+def test_images_at_several_scales_share_their_hr_pixels(tmp_path: Path) -> None:
+    hr, lr = tmp_path / "hr", tmp_path / "lr"
+    hr.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 36, 3), np.uint8)
+    write_image(hr / "a.png", Image(pixels))
+    found, _ = open_images([hr], scale=4, smallest=8)
+    others = {}
+    for scale in (2, 3):
+        (lr / str(scale)).mkdir(parents=True)
+        small = pixels[: 48 // scale, : 36 // scale].copy()
+        write_image(lr / str(scale) / f"ax{scale}.png", Image(small))
+        others[scale], skipped = with_lr(found, lr / str(scale), scale)
+        assert not skipped
+        np.testing.assert_array_equal(others[scale][0].lr, small)
+    moved = move_to_pack([*found, *others[2], *others[3]], tmp_path / "moved")
+    assert (tmp_path / "moved").stat().st_size < 3 * 48 * 36 * 1.5 + 1000
+    for one, other in zip(moved, [*found, *others[2], *others[3]], strict=True):
+        np.testing.assert_array_equal(one.hr, other.hr)
+        np.testing.assert_array_equal(one.lr, other.lr)
+    assert len({image.sha256 for image in moved}) == 3
+    (lr / "2" / "ax2.png").write_bytes(b"damaged")
+    with_damage = with_lr(found, lr / "2", 2)
+    assert with_damage[0] == []
+    assert "ax2.png" in with_damage[1][0].reason
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4, 6])

@@ -39,13 +39,17 @@ def command(
     ] = None,
     data_lr: Annotated[
         Path | None,
-        typer.Option(help="LR images for a single folder of data; default: made from HR."),
+        typer.Option(
+            help="LR images for a single folder of data, or a folder of them for each scale "
+            "(X2, X3, ...); default: made from HR."
+        ),
     ] = None,
     validate: Annotated[
         Path | None, typer.Option(help="A folder of HR images to validate on.")
     ] = None,
     validate_lr: Annotated[
-        Path | None, typer.Option(help="Their LR images, by name; default: made from HR.")
+        Path | None,
+        typer.Option(help="Their LR images, by name, as --data-lr; default: made from HR."),
     ] = None,
     hold_out: Annotated[
         list[str] | None,
@@ -64,6 +68,12 @@ def command(
     accumulate: Annotated[
         int, typer.Option(help="Process the crops of a step in this many parts, to save memory.")
     ] = 1,
+    compile_: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Compile network and loss with torch.compile; not for one GPU."
+        ),
+    ] = False,
     workers: Annotated[
         int, typer.Option(help="Threads that prepare the crops of the next steps; 0: none.")
     ] = 1,
@@ -141,6 +151,7 @@ def command(
         precision=precision,
         cpu=cpu,
         accumulate=accumulate,
+        compile=compile_,
         workers=workers,
         about=about,
     )

@@ -3,10 +3,12 @@
 from espan.data.crops import Crops
 from espan.data.images import (
     TrainingImage,
+    check_lr,
     fingerprint,
     image_in_memory,
     move_to_pack,
     open_images,
+    with_lr,
 )
 from espan.data.loader import batches, raw_batches
 from espan.data.photographs import Skipped
@@ -16,9 +18,11 @@ __all__ = [
     "Skipped",
     "TrainingImage",
     "batches",
+    "check_lr",
     "fingerprint",
     "image_in_memory",
     "move_to_pack",
     "open_images",
     "raw_batches",
+    "with_lr",
 ]

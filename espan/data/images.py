@@ -103,29 +103,24 @@ def move_to_pack(images: Sequence[TrainingImage], path: Path) -> list[TrainingIm
 
     Raises OSError, naming `path`, if the disk is full.
     """
-
-    def in_memory(image: TrainingImage) -> Iterator[np.ndarray]:
-        for pixels in (image.hr_pixels, image.lr_pixels):
-            if isinstance(pixels, np.ndarray):
-                yield pixels
-
-    decoded = (
-        Decoded(path, image.name, pixels, sha256_of(pixels))
+    # The same image at several scales has the same HR pixels, which are written once.
+    names = {
+        id(pixels): (image.name, pixels)
         for image in images
-        for pixels in in_memory(image)
-    )
-    write_pack(path, decoded)
-    pack, count = Pack(path), 0
-    moved = []
-    for image in images:
-        sources = [image.hr_pixels, image.lr_pixels]
-        for i, pixels in enumerate(sources):
-            if isinstance(pixels, np.ndarray):
-                sources[i], count = Packed(pack, count), count + 1
-        hr, lr = sources
-        assert hr is not None
-        moved.append(dataclasses.replace(image, hr_pixels=hr, lr_pixels=lr))
-    return moved
+        for pixels in (image.hr_pixels, image.lr_pixels)
+        if isinstance(pixels, np.ndarray)
+    }
+    write_pack(path, (Decoded(path, name, p, sha256_of(p)) for name, p in names.values()))
+    pack = Pack(path)
+    packed = {key: Packed(pack, index) for index, key in enumerate(names)}
+    return [
+        dataclasses.replace(
+            image,
+            hr_pixels=packed.get(id(image.hr_pixels), image.hr_pixels),
+            lr_pixels=packed.get(id(image.lr_pixels), image.lr_pixels),
+        )
+        for image in images
+    ]
 
 
 def open_images(
@@ -188,6 +183,28 @@ def open_images(
     if not images:
         raise EspanError(f"none of {len(skipped)} images can be used: {skipped[0].reason}")
     return images, skipped
+
+
+def check_lr(source: Path, lr: Path, scale: int) -> None:
+    """Raise EspanError unless each image of a folder or pack has an LR image in folder `lr`."""
+    names = [e.name for e in Pack(source).entries] if source.is_file() else None
+    pair_lr(names or find_photographs([source]).values(), find_photographs([lr]), [scale])
+
+
+def with_lr(
+    images: Sequence[TrainingImage], lr: Path, scale: int
+) -> tuple[list[TrainingImage], list[Skipped]]:
+    """Images that `open_images` returned, at another scale with the LR images of folder `lr`.
+
+    Returns and raises as `open_images`.
+    """
+    pairs = pair_lr([image.name for image in images], find_photographs([lr]), [scale])
+    at_scale = [
+        dataclasses.replace(image, scale=scale, sha256=image.sha256.partition("+")[0])
+        for image in images
+    ]
+    skipped: list[Skipped] = []
+    return _with_lr(at_scale, pairs, _Memory(free_memory() // 2), skipped), skipped
 
 
 def fingerprint(images: Sequence[TrainingImage]) -> str:

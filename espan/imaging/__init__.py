@@ -1,6 +1,6 @@
 """Image files and resizing."""
 
-from espan.imaging.folders import find_images, pair_lr
+from espan.imaging.folders import find_images, lr_folders, pair_lr
 from espan.imaging.image import Image
 from espan.imaging.image_read import IMAGE_SUFFIXES, MAX_PIXELS, is_image_path, read_image
 from espan.imaging.image_write import check_output, write_image
@@ -14,6 +14,7 @@ __all__ = [
     "find_images",
     "imresize",
     "is_image_path",
+    "lr_folders",
     "modcrop",
     "pair_lr",
     "read_image",

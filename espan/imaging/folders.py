@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -117,6 +118,32 @@ def pair_lr(hr: Iterable[str], lr: Mapping[Path, str], scales: Iterable[int]) ->
             + (f"; and {len(wrong) - 4} more" if len(wrong) > 4 else "")
         )
     return found
+
+
+def lr_folders(folder: Path, scales: Iterable[int]) -> dict[int, Path]:
+    """The folder of the LR images of each scale, as in DIV2K: the subfolders X2, X3, ... or x2, ...
+
+    Without such subfolders, `folder` itself for every scale.
+
+    Raises EspanError if there are such subfolders, but not exactly one for each scale.
+    """
+    found: dict[int, list[Path]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_dir() and (match := re.fullmatch(r"[Xx]([1-9]\d*)", path.name)):
+            found.setdefault(int(match[1]), []).append(path)
+    if not found:
+        return dict.fromkeys(scales, folder)
+    chosen = {}
+    for scale in scales:
+        paths = found.get(scale, [])
+        if len(paths) != 1:
+            has = ", ".join(path.name for many in found.values() for path in many)
+            raise EspanError(
+                f"{folder} has the folders {has}; one folder X{scale} with the LR images of "
+                f"x{scale} is expected"
+            )
+        chosen[scale] = paths[0]
+    return chosen
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:

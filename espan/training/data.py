@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -19,13 +19,20 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import Progress
 
-from espan.data import TrainingImage, fingerprint, move_to_pack, open_images
+from espan.data import (
+    TrainingImage,
+    check_lr,
+    fingerprint,
+    move_to_pack,
+    open_images,
+    with_lr,
+)
 from espan.data.degrade import degraded
 from espan.data.degrade_table import DegradeTable
 from espan.errors import EspanError, RangeWarning
 from espan.evaluation.evaluate import Score, find_pairs, read_rgb, score
 from espan.evaluation.metrics import SSIM_WINDOW
-from espan.imaging import imresize, modcrop
+from espan.imaging import imresize, lr_folders, modcrop
 from espan.models import Network
 from espan.training.processes import run_once
 from espan.training.run import Setup
@@ -42,25 +49,29 @@ class ValidationImage:
 
     Attributes:
         hr: a file, or a held-out photograph, of which the central 512 x 512 pixels are used.
-        lr: the file of its LR image; None: LR is made from HR.
+        lr: the file of its LR image for each scale; empty: LR is made from HR.
         index: position among the images, the index of its degradation.
     """
 
     hr: Path | TrainingImage
-    lr: Path | None = None
+    lr: Mapping[int, Path] = field(default_factory=dict)
     index: int = 0
 
     @property
     def name(self) -> str:
         return str(self.hr) if isinstance(self.hr, Path) else self.hr.name
 
-    def read(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """HR (H, W, 3) and the given LR image (h, w, 3), both uint8."""
+    def read_hr(self) -> np.ndarray:
+        """(H, W, 3) uint8."""
         if isinstance(self.hr, Path):
-            return read_rgb(self.hr), None if self.lr is None else read_rgb(self.lr)
+            return read_rgb(self.hr)
         hr = self.hr.hr
         y, x = (max(0, n - HELD_OUT_CROP) // 2 for n in hr.shape[:2])
-        return hr[y : y + HELD_OUT_CROP, x : x + HELD_OUT_CROP], None
+        return hr[y : y + HELD_OUT_CROP, x : x + HELD_OUT_CROP]
+
+    def read_lr(self, scale: int) -> np.ndarray | None:
+        """The given LR image, (h, w, 3) uint8."""
+        return read_rgb(self.lr[scale]) if self.lr else None
 
     def pair(
         self, scale: int, degrade: DegradeTable | None = None
@@ -69,7 +80,7 @@ class ValidationImage:
 
         LR that is not given is degraded, always in the same way, or made as MATLAB's imresize does.
         """
-        hr, lr = self.read()
+        hr, lr = self.read_hr(), self.read_lr(scale)
         self.check(hr, lr, scale)
         hr = modcrop(hr, scale)
         if lr is None and degrade is not None:
@@ -77,7 +88,7 @@ class ValidationImage:
         return imresize(hr, Fraction(1, scale)) if lr is None else lr, hr
 
     def check(self, hr: np.ndarray, lr: np.ndarray | None, scale: int) -> None:
-        """Raise EspanError if the images that `read` returned cannot be used at this scale."""
+        """Raise EspanError if the images that were read cannot be used at this scale."""
         height, width = (n // scale for n in hr.shape[:2])
         smallest = SSIM_WINDOW + 2 * scale  # SSIM's window, and the border that is cut off
         if scale * min(height, width) < smallest:
@@ -88,7 +99,7 @@ class ValidationImage:
             )
         if lr is not None and lr.shape[:2] != (height, width):
             raise EspanError(
-                f"validation image {self.lr} is {lr.shape[1]}x{lr.shape[0]}; x{scale} needs "
+                f"validation image {self.lr[scale]} is {lr.shape[1]}x{lr.shape[0]}; x{scale} needs "
                 f"{width}x{height}, the size of {self.name} divided by {scale}.  Without "
                 "--validate-lr, LR images are made from HR at the scale of each stage"
             )
@@ -102,14 +113,18 @@ class Data:
         training: the training images, at the scale of the first stage.
         held_out: names of the images in the data that are validated on instead.
         validation: the validation images.
+        others: the training images at the other scales, where their LR images are given.
     """
 
     training: Sequence[TrainingImage]
     held_out: Sequence[str]
     validation: Sequence[ValidationImage]
+    others: Mapping[int, Sequence[TrainingImage]] = field(default_factory=dict)
 
-    def images(self, scale: int) -> list[TrainingImage]:
+    def images(self, scale: int) -> Sequence[TrainingImage]:
         """The training images, at another scale."""
+        if scale in self.others:
+            return self.others[scale]
         return [dataclasses.replace(image, scale=scale) for image in self.training]
 
     @property
@@ -120,7 +135,8 @@ class Data:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the names and pixels of the training images."""
-        return fingerprint(self.training)
+        others = (image for images in self.others.values() for image in images)
+        return fingerprint([*self.training, *others])
 
 
 def read_data(
@@ -138,7 +154,7 @@ def read_data(
 
     Raises:
         EspanError: as `open_images`; images to hold out that do not exist; no images left to train
-            on; LR images of one scale for stages of several; validation images that cannot be read,
+            on; LR images that lack the scale of a stage; validation images that cannot be read,
             are too small for a stage or whose LR image is not of a stage's scale.
     """
     with contextlib.ExitStack() as stack:
@@ -182,18 +198,26 @@ def _read(
     setup: Setup, stages: Sequence[StageRun], *, seed: int, console: Console, pack: Path | None
 ) -> Data:
     scales = {stage.scale: stage.name for stage in reversed(stages)}  # and its first stage
-    if setup.data_lr is not None and len(scales) > 1:
-        raise EspanError(
-            f"{setup.data_lr}: LR images have one scale, but the stages have "
-            f"{', '.join(f'x{s}' for s in sorted(scales))}; without --data-lr, LR is made from HR"
-        )
+    folders: dict[int, Path] = {}
+    if setup.data_lr is not None:
+        folders = _lr_folders(setup.data_lr, scales)
+        if len(scales) > 1 and setup.data_lr in folders.values():
+            wanted = sorted(scales)
+            raise EspanError(
+                f"{setup.data_lr}: LR images have one scale, but the stages have "
+                f"{', '.join(f'x{s}' for s in wanted)}; give a folder with the subfolders "
+                f"{', '.join(f'X{s}' for s in wanted)}.  Without --data-lr, LR is made from HR"
+            )
     # Checked before the training images are decoded, which takes minutes.
     validation: list[ValidationImage] = []
     if setup.validate is not None:
-        pairs = find_pairs(setup.validate, setup.validate_lr, sorted(scales))
-        validation = [ValidationImage(pair.hr, pair.lr, i) for i, pair in enumerate(pairs)]
+        validation = _validation(setup.validate, setup.validate_lr, scales)
         _check(validation, scales)
     first = stages[0].scale
+    further = {scale: folder for scale, folder in folders.items() if scale != first}
+    if len(set(setup.data)) == 1:  # of several, `open_images` says that they cannot have LR images
+        for scale, folder in further.items():
+            check_lr(setup.data[0], folder, scale)
     largest_patch = max(stage.stage.hr_patch for stage in stages)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading images")
@@ -201,14 +225,22 @@ def _read(
             setup.data,
             scale=first,
             smallest=-(-largest_patch // first),
-            lr=setup.data_lr,
+            lr=folders.get(first),
             each=lambda done, total: bar.update(task, completed=done, total=total),
         )
+    others: dict[int, list[TrainingImage]] = {}
+    for scale, folder in further.items():
+        others[scale], damaged = with_lr(images, folder, scale)
+        skipped += damaged
     for file in skipped:
         console.print(f"skipped: {file.reason}", markup=False)
     if pack is not None:
         try:
-            images = move_to_pack(images, pack)
+            moved = iter(
+                move_to_pack([*images, *(i for many in others.values() for i in many)], pack)
+            )
+            images = [next(moved) for _ in images]
+            others = {scale: [next(moved) for _ in many] for scale, many in others.items()}
         except OSError as error:
             raise EspanError(
                 f"{pack}: {error.strerror}.  Several processes share decoded images through this "
@@ -219,7 +251,7 @@ def _read(
     if setup.validate is None:
         held_out = _named(images, setup.hold_out) if setup.hold_out else _drawn(images, seed)
         chosen = [image for image in images if image.name in held_out]
-        validation = [ValidationImage(image, None, i) for i, image in enumerate(chosen)]
+        validation = [ValidationImage(image, index=i) for i, image in enumerate(chosen)]
         _check(validation, scales)
     training = [image for image in images if image.name not in held_out]
     if not training:
@@ -227,16 +259,41 @@ def _read(
             f"all {len(images)} images are held out for validation and none is left to train on; "
             "add images, or pass a folder of validation images (--validate)"
         )
-    return Data(training, sorted(held_out), validation)
+    kept = {scale: [i for i in many if i.name not in held_out] for scale, many in others.items()}
+    return Data(training, sorted(held_out), validation, kept)
+
+
+def _lr_folders(folder: Path, scales: Mapping[int, str]) -> dict[int, Path]:
+    """The folder of each scale.  Raises EspanError naming a stage whose scale is missing."""
+    found: dict[int, Path] = {}
+    for scale, stage in scales.items():
+        try:
+            found |= lr_folders(folder, [scale])
+        except EspanError as error:
+            raise EspanError(f"stage {stage}: {error}") from None
+    return found
+
+
+def _validation(hr: Path, lr: Path | None, scales: Mapping[int, str]) -> list[ValidationImage]:
+    """The images of a folder, each with its LR image for every scale if there is a folder `lr`."""
+    if lr is None:
+        pairs = find_pairs(hr, None, [])
+        return [ValidationImage(pair.hr, index=i) for i, pair in enumerate(pairs)]
+    files: dict[Path, dict[int, Path]] = {}
+    for scale, folder in _lr_folders(lr, scales).items():
+        for pair in find_pairs(hr, folder, [scale]):
+            assert pair.lr is not None
+            files.setdefault(pair.hr, {})[scale] = pair.lr
+    return [ValidationImage(path, found) for path, found in files.items()]
 
 
 def _check(validation: Sequence[ValidationImage], scales: dict[int, str]) -> None:
     """Raise EspanError if an image cannot be used in a stage, given the stage's name by scale."""
     for image in validation:
-        hr, lr = image.read()
+        hr = image.read_hr()
         for scale, stage in scales.items():
             try:
-                image.check(hr, lr, scale)
+                image.check(hr, image.read_lr(scale), scale)
             except EspanError as error:
                 raise EspanError(f"stage {stage}: {error}") from None
 

@@ -73,15 +73,17 @@ class Merging:
                 for name, p in module.named_parameters()
             }
             if isinstance(module, nn.Conv2d):
-                weight, bias = stacks["weight"], stacks["bias"]
+                weight, bias = stacks["weight"], stacks.get("bias")
             else:
                 weight, bias = torch.vmap(_merge(module))(stacks)
             # Cast at once; the cast of each convolution's would be two launches, with its gradient.
             lines = line(weight, count, channels_last=layout).to(dtype).unbind()
-            biases = bias.to(dtype).unbind()
-            for name, one, b in zip(group.names, lines, biases, strict=True):
+            for name, one in zip(group.names, lines, strict=True):
                 result[f"{name}.weight"] = shaped(one, weight.shape[1:], channels_last=layout)
-                result[f"{name}.bias"] = b
+            if any(name.endswith("bias") for name in stacks):  # those of SPANV2 have none
+                assert bias is not None
+                for name, one in zip(group.names, bias.to(dtype).unbind(), strict=True):
+                    result[f"{name}.bias"] = one
         return result
 
 

@@ -93,6 +93,11 @@ def prepare(run: Run, *, new: bool, accelerator: Accelerator, console: Console) 
     Raises EspanError for an experiment, data or weights that do not fit.
     """
     setup, experiment = run.setup, run.experiment
+    if setup.compile and accelerator.device.type == "cuda" and accelerator.num_processes == 1:
+        raise EspanError(
+            "--compile is for a CPU and for several processes; on one GPU a step is a CUDA graph "
+            "already.  Leave it out"
+        )
     weights = None
     if new and setup.weights is not None:
         weights = checkpoints.load(setup.weights)

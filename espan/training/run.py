@@ -29,10 +29,11 @@ class Setup:
 
     Attributes:
         data: folders of images, searched with their subfolders, and packs.
-        data_lr: a folder with the LR images of the one source in `data`; default: LR is
-            made from HR as MATLAB's imresize does.
+        data_lr: a folder with the LR images of the one source in `data`, or with a subfolder of
+            them for each scale (`espan.imaging.lr_folders`); default: LR is made from HR as
+            MATLAB's imresize does.
         validate: a folder of HR images to validate on.
-        validate_lr: a folder with their LR images; default: made from HR.
+        validate_lr: a folder with their LR images, as `data_lr`; default: made from HR.
         hold_out: names of images in `data` to validate on instead of training on them.  Without
             these and without `validate`: one image in twenty, 1 to 8, chosen by the seed.
         weights: a file or a bundled name to start from; default: new weights.
@@ -40,6 +41,7 @@ class Setup:
             fp32 is never TF32.  Default: set by the launcher, else fp32.
         cpu: train on the CPU even if there is a GPU.
         accumulate: number of parts that the crops of a step are processed in, to save memory.
+        compile: run network and loss through `torch.compile`; rounding differs.
         workers: threads that prepare crops ahead of the steps; 0: none, 6% slower on a CPU.
         about: a description of the images and their licence, for the record in the weights.
     """
@@ -53,6 +55,7 @@ class Setup:
     precision: str | None = None
     cpu: bool = False
     accumulate: int = 1
+    compile: bool = False
     workers: int = 1
     about: str = ""
 

@@ -213,6 +213,12 @@ class Trainer:
         accelerator, parts = self.accelerator, self.run.setup.accumulate
         network, optimizer = accelerator.prepare(self.network, self.optimizer)
         dtype = next(self.network.parameters()).dtype
+
+        def loss_from(lr: Tensor, hr: Tensor) -> Tensor:
+            return loss_of(stage.loss, network(lr.to(dtype)), hr)
+
+        if self.run.setup.compile:
+            loss_from = torch.compile(loss_from)
         stream = batches(
             crops,
             batch=stage.batch // parts,
@@ -241,7 +247,7 @@ class Trainer:
                     )
                 self._speed.waited += time.perf_counter() - started
                 with accelerator.accumulate(network):
-                    part = loss_of(stage.loss, network(lr.to(dtype)), hr)
+                    part = loss_from(lr, hr)
                     accelerator.backward(part)
                 total += part.detach() / parts
             gradient = accelerator.clip_grad_norm_(network.parameters(), options.clip or math.inf)

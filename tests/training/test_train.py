@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -382,6 +383,13 @@ def test_non_finite_steps(tiny, setup: Setup, tmp_path: Path, monkeypatch) -> No
     assert all(v.isfinite().all() for v in state_of(tmp_path / "bad")["network"].values())
 
 
+def test_a_learning_rate_that_is_too_high(tiny, setup: Setup, tmp_path: Path) -> None:
+    experiment = tiny({"lr": 1e15, "iterations": 60}, top={"optimizer": {}})
+    message = r"stage one, step \d+: .* for 20 steps in a row.  Train with a .* below 1e\+15"
+    with pytest.raises(EspanError, match=message):
+        train(tmp_path / "run", experiment, setup, console=quiet())
+
+
 def test_a_validation_folder(tiny, setup, photos: Path, tmp_path: Path) -> None:
     lr = tmp_path / "lr"
     lr.mkdir()
@@ -398,6 +406,60 @@ def test_a_validation_folder(tiny, setup, photos: Path, tmp_path: Path) -> None:
     write_image(lr / "2.png", Image(np.zeros((31, 40, 3), np.uint8)))
     with pytest.raises(EspanError, match=r"stage one: .*lr/2.png is 40x31; x2 needs 40x32"):
         train(tmp_path / "no", tiny(), given, console=quiet())
+
+
+def lr_of_scales(photos: Path, folder: Path, names: dict[str, int], *, suffix: bool) -> Path:
+    """A folder of LR images in subfolders, one of each scale."""
+    for name, scale in names.items():
+        (folder / name).mkdir(parents=True)
+        for path in photos.iterdir():
+            small = imresize(read_image(path).pixels, Fraction(1, scale))
+            target = f"{path.stem}x{scale}.png" if suffix else path.name
+            write_image(folder / name / target, Image(small))
+    return folder
+
+
+@pytest.mark.parametrize(("names", "suffix"), [(("X2", "X4"), True), (("x2", "x4"), False)])
+def test_lr_images_of_every_scale(
+    tiny, setup: Setup, photos: Path, tmp_path: Path, names: tuple[str, str], suffix: bool
+) -> None:
+    """A run on given LR images, made as espan makes them, is the run without them."""
+    scales = dict(zip(names, (2, 4), strict=True))
+    lr = lr_of_scales(photos, tmp_path / "lr", scales, suffix=suffix)
+    made = replace(setup, hold_out=(), validate=photos)
+    given = replace(made, data_lr=lr, validate_lr=lr)
+    experiment = tiny({}, {"name": "two", "change": {"scale": 4}})
+    for name, configured in (("made", made), ("given", given)):
+        train(tmp_path / name, experiment, configured, console=quiet())
+    one, other = (state_of(tmp_path / name) for name in ("made", "given"))
+    assert same(one["network"], other["network"])
+    assert one["best"] == other["best"]
+    before = (tmp_path / "given" / "best.safetensors").read_bytes()
+    resume(tmp_path / "given", console=quiet())
+    assert (tmp_path / "given" / "best.safetensors").read_bytes() == before
+    write_image(lr / names[1] / f"0{'x4' * suffix}.png", Image(np.zeros((16, 20, 3), np.uint8)))
+    with pytest.raises(EspanError, match="not those that the run was started with"):
+        resume(tmp_path / "given", console=quiet())
+
+
+def test_lr_images_that_lack_a_scale(tiny, setup: Setup, photos: Path, tmp_path: Path) -> None:
+    lr = lr_of_scales(photos, tmp_path / "lr", {"X2": 2, "X3": 3}, suffix=True)
+    experiment = tiny({}, {"name": "two", "change": {"scale": 4}})
+    message = r"stage two: .*lr has the folders X2, X3; one folder X4 with the LR images of x4"
+    with pytest.raises(EspanError, match=message):
+        train(tmp_path / "no", experiment, replace(setup, data_lr=lr), console=quiet())
+    checked = replace(setup, hold_out=(), validate=photos, validate_lr=lr)
+    with pytest.raises(EspanError, match=message):
+        train(tmp_path / "no", experiment, checked, console=quiet())
+    lr_of_scales(photos, lr, {"X4": 4}, suffix=True)
+    (lr / "X4" / "2x4.png").unlink()
+    with pytest.raises(EspanError, match=r"2.png has none"):
+        train(tmp_path / "no", experiment, replace(setup, data_lr=lr), console=quiet())
+    (lr / "x2").mkdir()
+    if len(list(lr.glob("[xX]2"))) == 2:  # not where names ignore case
+        with pytest.raises(EspanError, match=r"one folder X2 with"):
+            train(tmp_path / "no", experiment, replace(setup, data_lr=lr), console=quiet())
+    assert not (tmp_path / "no").exists()
 
 
 def test_held_out_images_are_drawn_by_the_seed(tiny, setup: Setup, tmp_path: Path) -> None:
