@@ -74,8 +74,10 @@ def test_commands_are_found():
 def test_experiment():
     experiment = pytest.importorskip("espan.training.experiment")
     stages = pytest.importorskip("espan.training.stages")
-    (text,) = blocks(ROOT / "docs/training.md", "toml")
-    assert len(stages.plan(experiment.parse(text, "docs/training.md"), None)) == 2
+    text, degrade = blocks(ROOT / "docs/training.md", "toml")
+    parsed = experiment.parse(text + degrade, "docs/training.md")
+    assert parsed.degrade.prob == 0.8
+    assert len(stages.plan(parsed, None)) == 2
 
 
 @each_page
