@@ -34,11 +34,27 @@ inline Exp exp_small(VecF x) {
   return {q * (r * r) + r, from_bits((bits(shifted) << 23) + 0x3f800000u)};
 }
 
+#if ESPAN_BFLOAT16
+// x sigmoid(x) = x / (1 + 2^t), within 2^-12.8: its readers keep 8 bits.  With t = k + r, the
+// polynomial is 2^r for |r| <= 1/2, within 7.5e-5.  14 instructions instead of 21.
+inline VecF silu(VecF x) {
+  const VecF t = minimum(maximum(x * -1.44269504f, broadcast(-126.0f)), broadcast(126.0f));
+  const VecF shift = broadcast(12582912.0f);
+  const VecF shifted = t + shift;
+  const VecF r = t - (shifted - shift);
+  VecF p = r * 5.517162e-2f + 0.24261112f;
+  p = p * r + 0.69326099f;
+  p = p * r + 0.99992807f;
+  const VecF power = from_bits(bits(p) + (bits(shifted) << 23));
+  return x * (VecF)_mm512_rcp14_ps((__m512)(power + 1.0f));
+}
+#else
 // x sigmoid(x), within 2.5 ulp.  Beyond 87 the sigmoid is as good as 1 or 0: e^87 is 6e37.
 inline VecF silu(VecF x) {
   const Exp e = exp_small(minimum(maximum(-x, broadcast(-87.0f)), broadcast(87.0f)));
   return divide(x, e.scale * e.series + (e.scale + 1.0f));
 }
+#endif
 
 // tanh(o/2) / 2 = sigmoid(o) - 1/2, within 2 ulp.  If the result is at least 1/4 in magnitude, it
 // is 1/2 - e / (1 + e) with e = e^-|o|, where the error of e is negligible.  Otherwise it is
