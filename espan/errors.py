@@ -30,6 +30,10 @@ class ImageError(EspanError):
     """An image that cannot be read, is damaged, or claims an implausible size."""
 
 
+class NonFiniteError(EspanError):
+    """The output of a network is NaN or infinite, even in fp32."""
+
+
 class ImageWarning(UserWarning):
     """Something in an image is not kept; the message names the file, if any, and what is lost."""
 

@@ -18,7 +18,7 @@ from espan import checkpoints, pil_images
 from espan.alpha import extend_colour
 from espan.engines import Streamed
 from espan.engines.plausible import PLAUSIBLE
-from espan.errors import EspanError, RangeWarning, warn
+from espan.errors import EspanError, NonFiniteError, RangeWarning, warn
 from espan.fused import FusedNetwork
 from espan.models import Network
 from espan.tiling import LARGEST_UNTILED, Tile, tile_size, tiles
@@ -263,7 +263,7 @@ class Upscaler:
                 "the affected parts were computed again in fp32"
             )
         if not result.isfinite().all():
-            raise EspanError("the network's output is not finite, even in fp32")
+            raise NonFiniteError("the network's output is not finite, even in fp32")
         return result, (
             f"the output left the plausible range ({PLAUSIBLE[0]:g} to {PLAUSIBLE[1]:g}) before it "
             "was clamped to 0-1: the network is unstable on this image, and its result may be wrong"

@@ -19,7 +19,7 @@ import espan_kernels
 from espan import checkpoints
 from espan._version import __version__
 from espan.data import Crops, batches, raw_batches
-from espan.errors import EspanError, out_of_memory
+from espan.errors import EspanError, NonFiniteError, out_of_memory
 from espan.losses import Loss, self_distillation
 from espan.models.network import plain_conv
 from espan.training.captured import CapturedStep, Numbers
@@ -33,6 +33,7 @@ from espan.training.stages import StageRun
 from espan_kernels import backends
 
 NON_FINITE_IN_A_ROW = 20
+DIVERGED = f"the loss or its gradient was NaN or infinite for {NON_FINITE_IN_A_ROW} steps in a row"
 SECONDS_BETWEEN_READS = 0.5  # of the loss, from a GPU; each waits for all steps
 
 
@@ -370,11 +371,10 @@ class Trainer:
             self._save()
         self._speed = Speed()
 
-    def _diverged(self) -> EspanError:
+    def _diverged(self, found: str = DIVERGED) -> EspanError:
         return EspanError(
-            f"the loss or its gradient was NaN or infinite for {NON_FINITE_IN_A_ROW} steps in a "
-            f"row.  Train with a learning rate below {self.stage.stage.lr:g} or clip the gradient "
-            f"(optimizer.clip); the last save in {self.run.states} is older"
+            f"{found}.  Train with a learning rate below {self.stage.stage.lr:g} or clip the "
+            f"gradient (optimizer.clip); the last save in {self.run.states} is older"
         )
 
     def _stopped(self) -> NoReturn:
@@ -404,6 +404,8 @@ class Trainer:
             try:
                 for score in validate(network, share, degrade=table, device=accelerator.device):
                     sums += torch.tensor([score.psnr, score.ssim, 0])
+            except NonFiniteError as found:
+                error, sums[2] = self._diverged(str(found)), 1
             except EspanError as found:  # an image that was removed or replaced
                 error, sums[2] = found, 1
             psnr, ssim, failed = accelerator.reduce(sums.to(accelerator.device), "sum").tolist()
