@@ -22,7 +22,7 @@ DOCUMENTS = [
         "notes/training.md",
         "reproduction.md",
     )
-]
+] + [ROOT / "espan/weights/README.md"]
 CURVES = {name: ROOT / f"docs/images/{name}.png" for name in reproduction.TITLES}
 CHARTS = {theme: ROOT / f"docs/images/speed-{theme}.svg" for theme in chart.COLOURS}
 DEFAULT = "espan (default)"
@@ -91,7 +91,7 @@ def peers(results: dict[str, Any]) -> str:
     for name in cases[0]["times"]:
         cells = []
         for case in cases:
-            ours = case["times"].get("espan fp32", case["times"][DEFAULT])["median_ms"]
+            ours = (case["times"].get("espan fp32") or case["times"][DEFAULT])["median_ms"]
             time = case["times"].get(name, {}).get("median_ms")
             cells.append("–" if time is None else f"{time:.0f} ({time / ours:.2f})")
         bits = ", 17 bits" if name == DEFAULT and machine["path"] == "amx" else ""
@@ -139,7 +139,7 @@ def gpu_rows(results: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
     return {(r["group"], r["name"]): r for r in results["benchmarks"] if "median_ms" in r}
 
 
-def gpu_table(first: list[str], rows: list[list[str]]) -> list[str]:
+def markdown_table(first: list[str], rows: list[list[str]]) -> list[str]:
     """A table; an unknown cell is a dash."""
     lines = [first, ["---"] * len(first), *rows]
     return ["| " + " | ".join(cell or "–" for cell in line) + " |" for line in lines]
@@ -158,7 +158,7 @@ def gpu(results: dict[str, Any]) -> str:
     clocks = [row["sm_mhz"] for row in rows.values() if "sm_mhz" in row]
     return "\n".join(
         [
-            *gpu_table(["median ms", *GPU_SIZES], lines),
+            *markdown_table(["median ms", *GPU_SIZES], lines),
             "",
             f"{results['gpu']} at {min(clocks)} to {max(clocks)} MHz, driver {results['driver']}; "
             f"torch {results['torch']}, Triton {results['triton']}; {results['date']}; espan at "
@@ -190,7 +190,7 @@ def gpu_family(results: dict[str, Any]) -> str:
             cells = [f"{median:#.3g}" if median else "" for median in found]
             lines.append([f"{label}, {size}", *cells])
     labels = [label for label, _ in GPU_FAMILY_WAYS]
-    table = gpu_table(["median ms", *labels, "espan's graph alone"], lines)
+    table = markdown_table(["median ms", *labels, "espan's graph alone"], lines)
     return "\n".join([*table, "", gpu_machine(results)])
 
 
@@ -206,7 +206,7 @@ def gpu_upscaler(results: dict[str, Any]) -> str:
     for label, group, way, value in cells:
         found = (rows.get((group.format(size), way), {}).get(value) for size in GPU_SIZES)
         lines.append([label, *(f"{median:#.3g}" if median else "" for median in found)])
-    return "\n".join(gpu_table(["median ms", *GPU_SIZES], lines))
+    return "\n".join(markdown_table(["median ms", *GPU_SIZES], lines))
 
 
 def gpu_machine(results: dict[str, Any]) -> str:
@@ -246,7 +246,7 @@ def gpu_parts(results: dict[str, Any]) -> str:
                 for row in found
             )
             lines.append([f"`{part}`, {label}", *cells])
-    return "\n".join(gpu_table(["median ms (thousand cycles)", *GPU_SIZES], lines))
+    return "\n".join(markdown_table(["median ms (thousand cycles)", *GPU_SIZES], lines))
 
 
 def gpu_loss(results: dict[str, Any]) -> str:
@@ -262,7 +262,9 @@ def gpu_loss(results: dict[str, Any]) -> str:
         lines.append([label, *cells])
     copies = (rows[group, "one pass"]["copy_ms"] for group in groups)
     lines.append(["the copy", *(f"{copy:#.3g}" for copy in copies)])
-    return "\n".join(gpu_table(["median ms (share of a copy's bandwidth)", *LOSS_DTYPES], lines))
+    return "\n".join(
+        markdown_table(["median ms (share of a copy's bandwidth)", *LOSS_DTYPES], lines)
+    )
 
 
 def gpu_targets(results: dict[str, Any]) -> str:
@@ -305,7 +307,7 @@ def gpu_targets(results: dict[str, Any]) -> str:
         share = rows[f"{LOSS_GROUP} torch.{dtype}", "one pass"]["share_of_copy"]
         what = f"loss and gradient, 16x3x512x512, {dtype}, bandwidth"
         row(what, f"{COPY_SHARE:.0%} of a copy's", f"{share:.0%}", share >= COPY_SHARE)
-    return "\n".join(gpu_table(["what", "target", "measured", " "], lines))
+    return "\n".join(markdown_table(["what", "target", "measured", " "], lines))
 
 
 def panels(results: dict[str, dict[str, Any]]) -> list[chart.Panel]:
@@ -364,7 +366,26 @@ def training(results: dict[str, Any]) -> str:
 
 
 # Each table: the file of results, and the function that formats it.
+def weights(results: dict[str, Any]) -> str:
+    """PSNR of bicubic interpolation and of the bundled weights, by scale."""
+    cases = {
+        "Set5": "Set5",
+        "Set14": "Set14",
+        "photographs": "photographs",
+        "degraded": "photographs, degraded",
+    }
+    rows = [
+        [
+            f"`{row['name']}`" if row["name"] else f"bicubic ×{row['scale']}",
+            *(f"{row['psnr'][case]:.2f}" if case in row["psnr"] else "" for case in cases),
+        ]
+        for row in sorted(results["rows"], key=lambda row: (row["scale"], row["name"] or ""))
+    ]
+    return "\n".join(markdown_table(["RGB PSNR [dB]", *cases.values()], rows))
+
+
 TABLES = {
+    "weights": ("weights", weights),
     "cpu_peers": ("cpu_peers", peers),
     "cpu_targets": ("cpu_peers", targets),
     "cpu_peers_avx2": ("cpu_peers_avx2", peers),
