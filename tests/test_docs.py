@@ -76,7 +76,7 @@ def test_experiment():
     stages = pytest.importorskip("espan.training.stages")
     text, degrade = blocks(ROOT / "docs/training.md", "toml")
     parsed = experiment.parse(text + degrade, "docs/training.md")
-    assert parsed.degrade.prob == 0.8
+    assert parsed.degrade == experiment.read("espan_x2_photo").degrade
     assert len(stages.plan(parsed, None)) == 2
 
 
