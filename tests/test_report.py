@@ -11,6 +11,7 @@ def other_results():
     results = report.load()
     results["cpu_peers"]["cases"][0]["times"]["OpenVINO fp32"]["median_ms"] += 100
     results["training"]["benchmarks"][0]["stats"]["median"] += 1
+    results["weights"]["rows"][0]["psnr"]["Set5"] += 1
     rows = report.gpu_rows(results["gpu"])
     rows["ESPAN cuda 510x339", "espan fp16 graphed"]["median_ms"] += 1
     results["reproduction"].append(
