@@ -365,7 +365,6 @@ def training(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-# Each table: the file of results, and the function that formats it.
 def weights(results: dict[str, Any]) -> str:
     """PSNR of bicubic interpolation and of the bundled weights, by scale."""
     cases = {
@@ -384,6 +383,7 @@ def weights(results: dict[str, Any]) -> str:
     return "\n".join(markdown_table(["RGB PSNR [dB]", *cases.values()], rows))
 
 
+# Each table: the file of results, and the function that formats it.
 TABLES = {
     "weights": ("weights", weights),
     "cpu_peers": ("cpu_peers", peers),

@@ -148,10 +148,8 @@ Form form_of(const Tensor& packed, const std::vector<Layer>& layers) {
   }
   fail(kOp, "packed has ", packed.numel(), " values; for this network it must have ",
        packed_size(layers, Form::winograd_bfloat16),
-       " in bfloat16 for the CPU path avx512; for "
-       "amx ",
-       packed_size(layers, Form::bfloat16x3), ", or ", packed_size(layers, Form::bfloat16),
-       " if rounded to bfloat16");
+       " in bfloat16 for the CPU path avx512; for amx ", packed_size(layers, Form::bfloat16x3),
+       ", or ", packed_size(layers, Form::bfloat16), " if rounded to bfloat16");
 }
 
 std::tuple<Tensor, Tensor> network(const Tensor& image, const Tensor& packed,
