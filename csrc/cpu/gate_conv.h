@@ -18,7 +18,7 @@ inline void finish_gate(const ConvRow& c, const ConvRow& to, int row, int64_t pi
 // Computes the tiles [first, first + n) of a row, n <= kBlock.
 inline void gated_block(const ConvRow& c, int64_t first, int64_t n) {
   ConvRow to = c;
-  float* results = c.scratch + kPositions * (products_in(c.inputs) + products_out(c.outputs));
+  float* results = c.scratch + products_size(c.inputs, c.outputs);
   to.out_plane = 4 * kBlock * kLanes;
   const int64_t row_size = groups(c.outputs) * to.out_plane;
   for (int i = 0; i < 4; ++i) to.out[i] = results + i * row_size;

@@ -32,10 +32,10 @@ bool Layers::of_image(const Layer& l) const {
 }
 
 int64_t Layers::weights_of(const Layer& l) const {
-  const int64_t stride = padded(l.outputs), taps = l.kernel * l.kernel;
+  const int64_t stride = padded(l.outputs);
   if (l.kind == Layer::image) return 0;
   if (by_winograd(form_)) {
-    if (l.kind == Layer::head) return taps * l.inputs * stride;
+    if (l.kind == Layer::head) return 6 * head_parts(l.kernel) * l.kernel * l.inputs * stride;
     if (l.kind == Layer::pointwise) return l.inputs * stride;
     if (l.kind == Layer::depthwise) return 9 * padded(l.inputs) + l.inputs * stride;
     return 36 * (l.bfloat16 ? (l.inputs + 1) / 2 : l.inputs) * stride;

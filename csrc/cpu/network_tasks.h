@@ -43,12 +43,29 @@ struct ConvRow {
   float* scratch;                         // network_scratch() floats
 };
 
-// A row of a convolution of the image, or of a 1x1 convolution.
+// Groups of three rows, the last one padded with zeros, that the kernel of a head consists of.
+inline int64_t head_parts(int64_t kernel) { return (kernel + 2) / 3; }
+
+// Four rows of a convolution of the image.
+struct HeadRows {
+  const float* in;   // pixels of three floats: 3 head_parts() + 3 rows, and 15 floats
+  int64_t in_pitch;  // floats from row to row
+  int64_t kernel;
+  float* out[4];
+  int64_t out_plane;
+  int64_t pixels, outputs;
+  const float* weights;  // [6][head_parts()][3 kernel][weight_stride]
+  const float* bias;
+  int64_t weight_stride;
+  Activation activation;
+  float* scratch;  // head_scratch() floats
+};
+
+// A row of a 1x1 convolution.
 struct ProductRow {
   const float* in;
-  int64_t in_pitch;   // floats between the summed parts: image rows, or channel groups
-  int64_t parts;      // number of parts
-  int64_t depth;      // products of all parts
+  int64_t in_pitch;   // floats from channel group to channel group
+  int64_t depth;      // input channels
   const float* init;  // initial sums: `pixels` vectors, or one if init_step is 0
   int64_t init_plane, init_step;
   float* out;
@@ -56,7 +73,6 @@ struct ProductRow {
   int64_t pixels, outputs;
   const float* weights;  // [depth][weight_stride]
   int64_t weight_stride;
-  Activation activation = Activation::none;  // of a head
 };
 
 // The range of the output before it is clamped.
@@ -118,10 +134,11 @@ struct DepthwiseRow {
 struct NetworkKernels {
   int64_t lanes;
   int64_t (*scratch)(int64_t inputs, int64_t outputs);  // floats, for ConvRow and UpsampleRow
+  int64_t (*head_scratch)(int64_t kernel, int64_t outputs);
   int64_t (*depthwise_scratch)(int64_t inputs, int64_t outputs);
   void (*conv)(const ConvRow&);
-  void (*head)(const ProductRow&);       // in: pixels of three floats
-  void (*pointwise)(const ProductRow&);  // in: a feature map
+  void (*head)(const HeadRows&);
+  void (*pointwise)(const ProductRow&);
   void (*upsample)(const UpsampleRow&);
   void (*depthwise)(const DepthwiseRow&);
 };

@@ -52,7 +52,8 @@ class Strip {
       const int64_t width = plan.columns(strip, layer).count + layer.kernel;
       int64_t needed = 0;
       if (layer.kind == Layer::image) needed = width * layer.outputs;
-      if (layer.kind == Layer::head) needed = (3 + layer.kernel) * width * 3;
+      if (layer.kind == Layer::head)
+        needed = head_image(layer, width) + kernels.head_scratch(layer.kernel, layer.outputs);
       if (layer.kind == Layer::conv || layer.kind == Layer::upsample)
         needed = kernels.scratch(layer.inputs, layer.outputs);
       if (layer.kind == Layer::depthwise)
@@ -63,6 +64,11 @@ class Strip {
   }
 
  private:
+  // Floats of the rows of the image that a head reads for four rows.
+  static int64_t head_image(const Layer& layer, int64_t pixels) {
+    return (3 * head_parts(layer.kernel) + 3) * 3 * pixels + 15;
+  }
+
   // A layer's latest `ring` rows, starting one pixel left of the first column.
   struct Rows {
     float* data;
@@ -183,19 +189,23 @@ class Strip {
   }
 
   void run_head(const Layer& layer, const Rows& rows, int64_t y, float* scratch) const {
-    const int64_t kernel = layer.kernel, radius = kernel / 2;
-    const int64_t left = rows.columns.first - radius, pixels = rows.columns.count + 2 * radius;
-    ProductRow r = product_row(layer, rows);
-    r.in_pitch = 3 * pixels;
-    r.parts = kernel;
-    r.depth = 3 * kernel * kernel;
-    r.activation = layer.activation;
-    read_image_rows(images_, y - radius, 3 + kernel, left, pixels, scratch);
-    for (int64_t i = 0; i < 4; ++i) {
-      r.in = scratch + i * r.in_pitch;
-      r.out = rows.at(y + i, 0, kernels_.lanes);
-      kernels_.head(r);
-    }
+    const int64_t radius = layer.kernel / 2, pixels = rows.columns.count + 2 * radius;
+    read_image_rows(images_, y - radius, 3 * head_parts(layer.kernel) + 3,
+                    rows.columns.first - radius, pixels, scratch);
+    HeadRows h{};
+    h.in = scratch;
+    h.in_pitch = 3 * pixels;
+    h.kernel = layer.kernel;
+    for (int64_t i = 0; i < 4; ++i) h.out[i] = rows.at(y + i, 0, kernels_.lanes);
+    h.out_plane = rows.plane;
+    h.pixels = rows.columns.count;
+    h.outputs = layer.outputs;
+    h.weights = layer.weights;
+    h.bias = layer.bias;
+    h.weight_stride = layer.weight_stride;
+    h.activation = layer.activation;
+    h.scratch = scratch + head_image(layer, pixels);
+    kernels_.head(h);
   }
 
   void run_pointwise(const Layer& layer, const Rows& rows, int64_t y) const {
@@ -203,7 +213,6 @@ class Strip {
     const Rows& in = rings_[layer.input];
     ProductRow r = product_row(layer, rows);
     r.in_pitch = in.plane;
-    r.parts = in.size / in.plane;
     r.depth = layer.inputs;
     for (int64_t i = 0; i < 4; ++i) {
       r.in = in.at(y + i, rows.columns.first - in.columns.first, lanes);

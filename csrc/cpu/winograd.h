@@ -74,8 +74,15 @@ constexpr int64_t kChannels<Pair> = 2;
 template <class T>
 constexpr int kStep = kLanes / kChannels<T>;  // from tile to tile
 
-inline int64_t products_in(int64_t inputs) { return spread(groups(inputs) * kBlock * kLanes); }
-inline int64_t products_out(int64_t outputs) { return spread(groups(outputs) * kBlock * kLanes); }
+// Floats of one position of a block.
+inline int64_t position_size(int64_t inputs, int64_t outputs) {
+  return spread(groups(inputs > outputs ? inputs : outputs) * kBlock * kLanes);
+}
+// Floats of a block's products.  The outputs of a position take the place of the inputs of the
+// position before it, which are not needed any more.
+inline int64_t products_size(int64_t inputs, int64_t outputs) {
+  return (kPositions + 1) * position_size(inputs, outputs);
+}
 
 // Transforms the tiles [first, first + n) of one channel group to out[position][tile], one or two
 // rows of B^T d at a time so that they stay in registers: storing all of B^T d first took twice as
@@ -172,21 +179,20 @@ inline void transform_group_out(const ConvRow& c, int64_t group, int64_t first, 
 template <class T>
 inline void conv_block_of(const ConvRow& c, int64_t first, int64_t n, int64_t out_first) {
   constexpr int64_t plane = kBlock * kStep<T>;
-  const int64_t position_in = spread(groups(c.inputs) * plane);
-  const int64_t position_out = products_out(c.outputs);
-  T* in = reinterpret_cast<T*>(c.scratch);
-  float* out = c.scratch + kPositions * products_in(c.inputs);
+  const int64_t position = position_size(c.inputs, c.outputs);
+  float* out = c.scratch;
+  T* in = reinterpret_cast<T*>(c.scratch + position);
   for (int64_t g = 0; g < groups(c.inputs); ++g)
-    transform_tiles_in(c, g, first, n, in + g * plane, position_in);
+    transform_tiles_in(c, g, first, n, in + g * plane, position);
   alignas(64) const float zeros[kMaxVecs * kLanes] = {};
   const int64_t depth = (c.inputs + kChannels<T> - 1) / kChannels<T>;
   const Product p{kStep<T>, plane, depth, c.weight_stride, 0, 0, kBlock * kLanes};
   const T* weights = reinterpret_cast<const T*>(c.weights);
   for (int i = 0; i < kPositions; ++i)
-    product<kStep<T>>(n, groups(c.outputs), p, in + i * position_in,
-                      weights + i * depth * c.weight_stride, zeros, out + i * position_out);
+    product<kStep<T>>(n, groups(c.outputs), p, in + i * position,
+                      weights + i * depth * c.weight_stride, zeros, out + i * position);
   for (int64_t g = 0; g < groups(c.outputs); ++g)
-    transform_group_out(c, g, out_first, n, out + g * kBlock * kLanes, position_out);
+    transform_group_out(c, g, out_first, n, out + g * kBlock * kLanes, position);
 }
 
 // Computes the tiles [first, first + n) of a row, n <= kBlock, and stores them from tile out_first.

@@ -22,7 +22,7 @@ inline void upsample_tiles(const UpsampleRow& u) {
   ConvRow c = u.conv;
   const int64_t vecs = groups(c.outputs);
   c.out_plane = 4 * kBlock * kLanes;
-  float* results = c.scratch + kPositions * (products_in(c.inputs) + products_out(c.outputs));
+  float* results = c.scratch + products_size(c.inputs, c.outputs);
   for (int i = 0; i < 4; ++i) c.out[i] = results + i * vecs * c.out_plane;
   T* shuffled = reinterpret_cast<T*>(results + 4 * vecs * c.out_plane);
   int64_t first = 0;

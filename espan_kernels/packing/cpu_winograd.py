@@ -41,8 +41,13 @@ def pointwise(weight: Tensor, *, halves: bool) -> Tensor:
 
 
 def head(weight: Tensor, *, halves: bool) -> Tensor:
-    """(outputs, inputs, k, k) -> (k k inputs, outputs), flat."""
-    return _flat(weight.permute(2, 3, 1, 0).flatten(0, 2))
+    """(outputs, inputs, k, k) -> (6 ceil(k / 3) k inputs, outputs), flat.
+
+    Every three rows of the kernel, padded with zeros, are transformed along the columns.
+    """
+    rows = torch.nn.functional.pad(weight, (0, 0, 0, -weight.shape[2] % 3)).unflatten(2, (-1, 3))
+    g = torch.tensor(_G, dtype=torch.float64)
+    return _flat(torch.einsum("pa,ocnax->pnxco", g, rows).flatten(0, 3))
 
 
 def depthwise(depth: Tensor, point: Tensor, *, first: int, halves: bool) -> Tensor:

@@ -51,7 +51,7 @@ def test_gate_touches_nothing_outside_its_arrays(gate_bounds: Path, path: str) -
 
 @every_path
 def test_conversions_and_exponentials(vectors: Path, path: str) -> None:
-    """float16 and bfloat16 bits equal torch's; e^x, e^x - 1 and tanh are within 2 ulp.
+    """float16 and bfloat16 bits equal torch's; e^x and e^x - 1 are within 2 ulp, tanh within 6.
 
     SiLU and Mish are quotients of these, with two and four more roundings.
     """
@@ -61,6 +61,6 @@ def test_conversions_and_exponentials(vectors: Path, path: str) -> None:
     assert exp_nonpositive <= 2
     assert expm1 <= 2
     assert exp <= 2
-    assert tanh <= 2
+    assert tanh <= 6
     assert silu <= 2.5
     assert mish <= 4.5

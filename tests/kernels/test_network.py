@@ -133,7 +133,7 @@ HEAD, PLUS, LAST = [1, -1, -1, 0, 8, 3], [2, 0, -1, 1, 8, 3], [4, 1, -1, 0, 12, 
 )
 def test_bad_layers(layers: list[list[int]], message: str) -> None:
     numbers = [number for layer in layers for number in layer]
-    packed = torch.zeros(16 + 27 * 16 + 16 + 2 * (36 * 8 * 16 + 16))
+    packed = torch.zeros(16 + 6 * 9 * 16 + 16 + 2 * (36 * 8 * 16 + 16))
     with pytest.raises(RuntimeError, match=f"^espan::network: {message}"):
         op(X, packed, numbers, 1, 2)
     good = [number for layer in (HEAD, PLUS, LAST) for number in layer]
