@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -25,6 +26,10 @@ def accelerator_for(setup: Setup) -> Accelerator:
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
     launcher = " ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
     mixed = {"fp32": "no", "fp64": "no"}.get(setup.precision or "", setup.precision)
+    # PyTorch 2.13 deprecates the argument below, to which Accelerate has no alternative, and notes
+    # that 1x1 kernels are stored in another order than their gradients, which takes no longer.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     try:
         return Accelerator(
             cpu=setup.cpu or not torch.cuda.is_available(),

@@ -194,6 +194,11 @@ def test_two_processes_train_as_one(two, photos: Path, tmp_path: Path) -> None:
     assert metrics[0]["psnr teacher"] == pytest.approx(metrics[1]["psnr teacher"], abs=1e-3)
 
 
+def test_libraries_warn_of_nothing(two) -> None:
+    _, _, printed = two
+    assert "Warning: " not in printed
+
+
 def test_images_are_decoded_once_and_mapped_by_all_processes(two) -> None:
     folder, seen, printed = two
     attempts = len(EVENTS) + 1
