@@ -151,7 +151,8 @@ def ncnn(plain: Network, x: Tensor, folder: Path, threads: int, precision: str) 
     import pnnx
 
     stem = folder / f"ncnn{id(plain)}"
-    pnnx.export(plain, f"{stem}.pt", (x,), fp16=False)
+    # The converted network takes any size, but converting it takes longer for larger images.
+    pnnx.export(plain, f"{stem}.pt", (x[..., :64, :64],), fp16=False)
     net = ncnn.Net()
     net.opt.num_threads = threads
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
