@@ -54,4 +54,6 @@ def _text(x: float, y: float, text: str, attributes: str) -> str:
 
 
 def _number(milliseconds: float) -> str:
+    if milliseconds >= 999.5:  # .3g would write 1.00e+03
+        return f"{milliseconds:.0f} ms"
     return f"{milliseconds:#.3g}".rstrip(".") + " ms"
