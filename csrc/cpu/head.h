@@ -3,7 +3,7 @@
 // Every three rows of the kernel are a convolution F(4, 3) along the columns: 6 products for 4
 // results instead of 12.  Along the rows the sums are direct: the values that a kernel row reads
 // for one pixel are adjacent in an interleaved image.  The image has only three channels, so the
-// input transform takes a few instructions per pixel.
+// input transform takes a few instructions per pixel.  A sum has 81 products with a 9x9 kernel.
 
 // Floats of a transformed row of a block of pixels.
 inline int64_t head_length(int64_t kernel) {
@@ -16,7 +16,7 @@ inline int64_t head_scratch(int64_t kernel, int64_t outputs) {
 
 // Transforms the sums of the pixels [first, first + n) to four rows of results.
 template <Activation kActivation>
-inline void finish_head(const HeadRows& h, int64_t first, int64_t n, const float* sums,
+inline void finish_head(const HeadRow& h, int64_t first, int64_t n, const float* sums,
                         int64_t position) {
   for (int64_t g = 0; g < groups(h.outputs); ++g) {
     const VecF bias = load(h.bias + g * kLanes);
@@ -33,7 +33,7 @@ inline void finish_head(const HeadRows& h, int64_t first, int64_t n, const float
   }
 }
 
-inline void head_rows(const HeadRows& h) {
+inline void head_row(const HeadRow& h) {
   const int64_t parts = head_parts(h.kernel), part = 3 * h.kernel, depth = parts * part;
   const int64_t length = head_length(h.kernel), position = position_size(3, h.outputs);
   float* in = h.scratch;

@@ -40,6 +40,6 @@ inline int64_t network_scratch(int64_t inputs, int64_t outputs) {
 }
 
 inline void network_kernels(NetworkKernels* k) {
-  *k = {kLanes,    network_scratch, head_scratch, depthwise_scratch, conv_row,
-        head_rows, pointwise_row,   upsample_row, depthwise_row};
+  *k = {kLanes,   network_scratch, head_scratch, depthwise_scratch, conv_row,
+        head_row, pointwise_row,   upsample_row, depthwise_row};
 }

@@ -43,12 +43,12 @@ struct ConvRow {
   float* scratch;                         // network_scratch() floats
 };
 
-// Groups of three rows, the last one padded with zeros, that the kernel of a head consists of.
+// The number of groups of three rows of a head's kernel.  Rows of zeros fill the last group.
 inline int64_t head_parts(int64_t kernel) { return (kernel + 2) / 3; }
 
 // Four rows of a convolution of the image.
-struct HeadRows {
-  const float* in;   // pixels of three floats: 3 head_parts() + 3 rows, and 15 floats
+struct HeadRow {
+  const float* in;   // 3 head_parts() + 3 rows of interleaved pixels; up to 15 floats more are read
   int64_t in_pitch;  // floats from row to row
   int64_t kernel;
   float* out[4];
@@ -137,7 +137,7 @@ struct NetworkKernels {
   int64_t (*head_scratch)(int64_t kernel, int64_t outputs);
   int64_t (*depthwise_scratch)(int64_t inputs, int64_t outputs);
   void (*conv)(const ConvRow&);
-  void (*head)(const HeadRows&);
+  void (*head)(const HeadRow&);
   void (*pointwise)(const ProductRow&);
   void (*upsample)(const UpsampleRow&);
   void (*depthwise)(const DepthwiseRow&);

@@ -2,9 +2,6 @@
 //
 //   out[t][n] = init[t][n] + sum over k of in[t][k] * weights[k][n]
 //
-// `init` is added first, or last with kInitLast.  The latter lets a long sum be built from short
-// ones, with the smaller rounding error of short sums.
-//
 // `t` counts pixels or Winograd tiles, kStep floats apart; `k` runs through the parts of the input.
 // Every sum is one chain of multiply-adds in the order of k, so the result does not depend on how
 // rows are cut.
@@ -32,15 +29,14 @@ struct Product {
 
 inline VecF multiply_add(VecF x, VecF weights, VecF sum) { return sum + x * weights; }
 
-template <int kRows, int kVecs, int kStep, bool kInitLast, class T>
+template <int kRows, int kVecs, int kStep, class T>
 inline void product_tile(const Product& p, const T* in, const T* weights, const float* init,
                          float* out) {
   VecF sum[kRows][kVecs];
 #pragma GCC unroll 16
   for (int t = 0; t < kRows; ++t)
 #pragma GCC unroll 3
-    for (int n = 0; n < kVecs; ++n)
-      sum[t][n] = kInitLast ? VecF{} : load(init + t * p.init_step + n * p.init_plane);
+    for (int n = 0; n < kVecs; ++n) sum[t][n] = load(init + t * p.init_step + n * p.init_plane);
   // do-while loops: GCC would keep two sets of sums for loops that might not run.
   int64_t left = p.depth;
   do {
@@ -68,29 +64,27 @@ inline void product_tile(const Product& p, const T* in, const T* weights, const 
   for (int t = 0; t < kRows; ++t)
 #pragma GCC unroll 3
     for (int n = 0; n < kVecs; ++n) {
-      if constexpr (kInitLast) sum[t][n] += load(init + t * p.init_step + n * p.init_plane);
       store(out + n * p.out_plane + t * kLanes, sum[t][n]);
     }
 }
 
-template <int kRows, int kVecs, int kStep, bool kInitLast, class T>
+template <int kRows, int kVecs, int kStep, class T>
 inline void product_some(int64_t rows, const Product& p, const T* in, const T* weights,
                          const float* init, float* out) {
   if constexpr (kRows > 1)
-    if (rows < kRows)
-      return product_some<kRows - 1, kVecs, kStep, kInitLast>(rows, p, in, weights, init, out);
-  product_tile<kRows, kVecs, kStep, kInitLast>(p, in, weights, init, out);
+    if (rows < kRows) return product_some<kRows - 1, kVecs, kStep>(rows, p, in, weights, init, out);
+  product_tile<kRows, kVecs, kStep>(p, in, weights, init, out);
 }
 
 // All rows of kVecs vectors of the width, in pieces of nearly equal size.
-template <int kVecs, int kStep, bool kInitLast, class T>
+template <int kVecs, int kStep, class T>
 inline void product_columns(int64_t rows, const Product& p, const T* in, const T* weights,
                             const float* init, float* out) {
   constexpr int kMax = kMaxRows[kVecs];
   int64_t pieces = (rows + kMax - 1) / kMax;
   for (; pieces > 0; --pieces) {
     const int64_t n = (rows + pieces - 1) / pieces;
-    product_some<kMax, kVecs, kStep, kInitLast>(n, p, in, weights, init, out);
+    product_some<kMax, kVecs, kStep>(n, p, in, weights, init, out);
     in += n * kStep;
     init += n * p.init_step;
     out += n * kLanes;
@@ -99,17 +93,17 @@ inline void product_columns(int64_t rows, const Product& p, const T* in, const T
 }
 
 // A width of 4 vectors is computed as 2 + 2, not 3 + 1.
-template <int kStep, bool kInitLast = false, class T>
+template <int kStep, class T>
 inline void product(int64_t rows, int64_t vecs, const Product& p, const T* in, const T* weights,
                     const float* init, float* out) {
   while (vecs > 0) {
     const int64_t now = vecs == 4 ? 2 : vecs < kMaxVecs ? vecs : kMaxVecs;
     if (now == 3)
-      product_columns<3, kStep, kInitLast>(rows, p, in, weights, init, out);
+      product_columns<3, kStep>(rows, p, in, weights, init, out);
     else if (now == 2)
-      product_columns<2, kStep, kInitLast>(rows, p, in, weights, init, out);
+      product_columns<2, kStep>(rows, p, in, weights, init, out);
     else
-      product_columns<1, kStep, kInitLast>(rows, p, in, weights, init, out);
+      product_columns<1, kStep>(rows, p, in, weights, init, out);
     vecs -= now;
     weights += now * kLanes;
     init += now * p.init_plane;

@@ -192,7 +192,7 @@ class Strip {
     const int64_t radius = layer.kernel / 2, pixels = rows.columns.count + 2 * radius;
     read_image_rows(images_, y - radius, 3 * head_parts(layer.kernel) + 3,
                     rows.columns.first - radius, pixels, scratch);
-    HeadRows h{};
+    HeadRow h{};
     h.in = scratch;
     h.in_pitch = 3 * pixels;
     h.kernel = layer.kernel;

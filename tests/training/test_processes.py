@@ -194,7 +194,7 @@ def test_two_processes_train_as_one(two, photos: Path, tmp_path: Path) -> None:
     assert metrics[0]["psnr teacher"] == pytest.approx(metrics[1]["psnr teacher"], abs=1e-3)
 
 
-def test_libraries_warn_of_nothing(two) -> None:
+def test_no_warnings_are_printed(two) -> None:
     _, _, printed = two
     assert "Warning: " not in printed
 
