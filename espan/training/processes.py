@@ -26,8 +26,8 @@ def accelerator_for(setup: Setup) -> Accelerator:
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
     launcher = " ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
     mixed = {"fp32": "no", "fp64": "no"}.get(setup.precision or "", setup.precision)
-    # PyTorch 2.13 deprecates `broadcast_buffers`, but Accelerate cannot pass its successor.  Strides
-    # of 1x1 kernels and of their gradients differ, though both are contiguous.
+    # PyTorch 2.13 deprecates `broadcast_buffers`, but Accelerate cannot pass its successor.  The
+    # strides of 1x1 kernels differ from those of their gradients, though both are contiguous.
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     try:
