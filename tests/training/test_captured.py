@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -193,12 +194,21 @@ def test_steps_that_are_not_finite_change_nothing(
     check_states(found, state_of(tmp_path / "expected"), 1e-6)
 
 
+@pytest.mark.parametrize(("between_reads", "step"), [(-1.0, 25), (math.inf, 30)])
 def test_a_run_that_diverges_ends(
-    tiny, setup: Setup, tmp_path: Path, monkeypatch, as_on_a_gpu
+    tiny,
+    setup: Setup,
+    tmp_path: Path,
+    monkeypatch,
+    as_on_a_gpu,
+    between_reads: float,
+    step: int,
 ) -> None:
+    """At the next read of the numbers: after the 20th step, or when it validates."""
     as_on_a_gpu()
     with_nan(monkeypatch, range(5, 25))
+    monkeypatch.setattr(steps_module, "SECONDS_BETWEEN_READS", between_reads)
     experiment = tiny({"iterations": 40}, top={"validate_every": 30})
-    with pytest.raises(EspanError, match=r"step 30: .* for 20 steps in a row"):
+    with pytest.raises(EspanError, match=rf"step {step}: .* for 20 steps in a row"):
         train(tmp_path / "run", experiment, setup, console=Console(file=io.StringIO()))
     assert state_of(tmp_path / "run")["step"] == 0
