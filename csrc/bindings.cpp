@@ -12,6 +12,8 @@
 STABLE_TORCH_LIBRARY(espan, m) {
   m.def("gate(Tensor o, Tensor x) -> Tensor");
   m.def("gate_backward(Tensor grad, Tensor o, Tensor x) -> (Tensor, Tensor)");
+  m.def("conv3x3(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  m.def("conv3x3_weight_gradient(Tensor grad, Tensor x) -> (Tensor, Tensor)");
   m.def(
       "frequency_loss(Tensor sr, Tensor hr, float pixel, float hf, float dct, "
       "bool squared) -> (Tensor, Tensor)");

@@ -1,6 +1,7 @@
 """Kernels for the SPAN family of super-resolution networks.
 
 * :func:`gate`: SPAB's gate.
+* :func:`conv3x3`: a convolution with gradients, for training on a CPU.
 * :func:`frequency_loss`, :func:`frequency_loss_gradient`: the frequency-aware training loss.
 * :func:`head`, :func:`spab`, :func:`tail`, :func:`upsample`: the first convolution, a whole block
   and the last layers, for GPUs.  They take weights packed by :func:`pack_head`, :func:`pack_spab`,
@@ -14,6 +15,7 @@ others cannot.
 """
 
 from espan_kernels import _on_gpus, backends, reference  # noqa: F401  (_on_gpus registers itself)
+from espan_kernels.conv3x3 import conv3x3
 from espan_kernels.frequency_loss import frequency_loss, frequency_loss_gradient
 from espan_kernels.gate import gate
 from espan_kernels.head import head, pack_head
@@ -25,6 +27,7 @@ from espan_kernels.upsample import pack_upsample, upsample
 __all__ = [
     "Layer",
     "backends",
+    "conv3x3",
     "describe_network",
     "frequency_loss",
     "frequency_loss_gradient",

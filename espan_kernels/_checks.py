@@ -46,6 +46,49 @@ def check_gate(op: str, o: Tensor, **others: Tensor) -> None:
         check_same(op, name, t, "o", o)
 
 
+def check_conv3x3(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Check the feature maps, and that the weights and biases match them."""
+    _check_maps(op, "x", x)
+    check_device(op, "weight", weight, "x", x)
+    if weight.dtype != x.dtype:
+        raise RuntimeError(f"{op}: weight has dtype {_name(weight.dtype)}; it must be float32")
+    if weight.ndim != 4 or weight.shape[1:] != (x.shape[1], 3, 3) or len(weight) < 1:
+        raise RuntimeError(
+            f"{op}: weight has shape {list(weight.shape)}; it must be "
+            f"[outputs, {x.shape[1]}, 3, 3], for the channels of x"
+        )
+    if bias is None:
+        return
+    check_device(op, "bias", bias, "x", x)
+    if bias.shape != weight.shape[:1] or bias.dtype != x.dtype:
+        raise RuntimeError(
+            f"{op}: bias has dtype {_name(bias.dtype)} and shape {list(bias.shape)}; it must be "
+            f"float32 with shape [{len(weight)}], for the outputs of weight"
+        )
+
+
+def check_conv3x3_weight_gradient(op: str, grad: Tensor, x: Tensor) -> None:
+    """Check the feature maps, and that the gradient of the result matches them."""
+    _check_maps(op, "x", x)
+    _check_maps(op, "grad", grad)
+    check_device(op, "grad", grad, "x", x)
+    n, _, h, w = x.shape
+    if (grad.shape[0], *grad.shape[2:]) != (n, h, w):
+        raise RuntimeError(
+            f"{op}: grad has shape {list(grad.shape)}; it must be [{n}, outputs, {h}, {w}], "
+            "for the images of x"
+        )
+
+
+def _check_maps(op: str, name: str, t: Tensor) -> None:
+    if t.dtype != torch.float32:
+        raise RuntimeError(f"{op}: {name} has dtype {_name(t.dtype)}; it must be float32")
+    if t.ndim != 4 or t.shape[1] < 1:
+        raise RuntimeError(
+            f"{op}: {name} has shape {list(t.shape)}; it must be [N, C, H, W] with C >= 1"
+        )
+
+
 def check_frequency_loss(op: str, sr: Tensor, hr: Tensor, scale: Tensor | None = None) -> None:
     """Check the images, and the scale of the gradient if there is one."""
     if sr.dtype not in DTYPES:

@@ -20,6 +20,8 @@ from torch import Tensor
 SCHEMAS = (
     "gate(Tensor o, Tensor x) -> Tensor",
     "gate_backward(Tensor grad, Tensor o, Tensor x) -> (Tensor, Tensor)",
+    "conv3x3(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    "conv3x3_weight_gradient(Tensor grad, Tensor x) -> (Tensor, Tensor)",
     "frequency_loss(Tensor sr, Tensor hr, float pixel, float hf, float dct, "
     "bool squared) -> (Tensor, Tensor)",
     "frequency_loss_gradient(Tensor sr, Tensor hr, Tensor scale, float pixel, float hf, "

@@ -12,7 +12,7 @@ from espan_kernels.frequency_loss_reference import frequency_loss, frequency_los
 if TYPE_CHECKING:
     from espan_kernels.network import Layer
 
-__all__ = ["frequency_loss", "frequency_loss_gradient", "gate", "gate_backward"]
+__all__ = ["conv3x3", "frequency_loss", "frequency_loss_gradient", "gate", "gate_backward"]
 
 
 def gate(o: Tensor, x: Tensor) -> Tensor:
@@ -46,6 +46,17 @@ def gate_backward(grad: Tensor, o: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 ACTIVATIONS = {"silu": F.silu, "relu": F.relu, "mish": F.mish}
+
+
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A 3x3 convolution with zero padding of 1: (N, C, H, W) -> (N, outputs, H, W).
+
+    Args:
+        x: a floating-point tensor, (N, C, H, W).
+        weight: (outputs, C, 3, 3).
+        bias: (outputs,) or None.
+    """
+    return F.conv2d(x, weight, bias, padding=1)
 
 
 def spab(

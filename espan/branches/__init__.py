@@ -22,11 +22,12 @@ from torch import nn
 
 from espan.branches.edbb import EDBBConv
 from espan.branches.grep import GRepConv
+from espan.branches.plain import trained_plain_conv
 from espan.branches.repmbconv import RepMBConv
 from espan.branches.repvgg import RepVGGConv
 from espan.branches.rrrb import RRRBConv
 from espan.errors import EspanError
-from espan.models.network import ConvFactory, plain_conv
+from espan.models.network import ConvFactory
 
 Kind = Literal["plain", "grep", "repvgg", "edbb", "rrrb", "repmbconv"]
 
@@ -47,7 +48,7 @@ def conv_factory(
             the kind is plain or grep.
     """
     makers: dict[str, ConvFactory] = {
-        "plain": plain_conv,
+        "plain": trained_plain_conv,
         "grep": functools.partial(GRepConv, sequences=grep, middle=middle),
     }
     for name, conv in _BIASED.items():

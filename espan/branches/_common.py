@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from espan.errors import EspanError
 from espan.reparameterize import Kernel, Reparameterized
+from espan_kernels import conv3x3
 
 
 def check_sizes(in_channels: int, out_channels: int, kernel: int) -> None:
@@ -63,4 +64,5 @@ def collapsed(conv: Reparameterized, x: Tensor) -> Tensor:
     """
     with torch.autocast(x.device.type, enabled=False):
         kernel = conv.merged()
-    return F.conv2d(x, *kernel, padding=kernel.weight.shape[-1] // 2)
+    width = kernel.weight.shape[-1]
+    return conv3x3(x, *kernel) if width == 3 else F.conv2d(x, *kernel, padding=width // 2)
