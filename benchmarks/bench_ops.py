@@ -18,7 +18,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from espan_kernels import backends, gate, reference
+from espan_kernels import backends, conv3x3, gate, reference
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 # ESPAN's 32 channels at 256x256 and at 510x339, the typical DIV2K low-resolution image.
@@ -133,3 +133,39 @@ def test_gate_backward(
     if name != "eager":
         torch.testing.assert_close(backward(), tuple(t.to(dtype) for t in exact))
     measure(benchmark, backward, device, 5 * o.nbytes)
+
+
+@pytest.mark.parametrize("name", ["espan", "eager"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("shape", [(8, 32, 48, 48), (16, 32, 64, 64), (8, 48, 48, 48)], ids=str)
+def test_conv3x3(
+    benchmark: BenchmarkFixture, shape: tuple[int, ...], direction: str, name: str
+) -> None:
+    """A convolution of training batches in fp32 on the CPU, as many outputs as inputs."""
+    torch.manual_seed(0)
+    channels = shape[1]
+    x, grad = (torch.randn(shape).to(memory_format=torch.channels_last) for _ in range(2))
+    weight, bias = torch.randn(channels, channels, 3, 3), torch.randn(channels)
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    function = conv3x3 if name == "espan" else reference.conv3x3
+    y = function(*leaves)
+
+    def run() -> Tensor | tuple[Tensor, ...]:
+        if direction == "forward":
+            return function(*leaves)
+        return torch.autograd.grad(y, leaves, grad, retain_graph=True)
+
+    exact = reference.conv3x3(*(t.double() for t in leaves))
+    wanted: tuple[Tensor, ...] = (exact,)
+    if direction == "backward":
+        wanted = torch.autograd.grad(exact, leaves, grad.double())
+    found = run()
+    for one, other in zip((found,) if isinstance(found, Tensor) else found, wanted, strict=True):
+        assert (one - other).abs().max() <= 1e-4 * other.abs().max()
+    benchmark.group = f"conv3x3 {direction} {shape}"
+    measure(benchmark, run, "cpu", 2 * x.nbytes * (1 if direction == "forward" else 2))
+    if not benchmark.disabled:
+        operations = 2 * 9 * channels * x.numel() * (1 if direction == "forward" else 2)
+        benchmark.extra_info["GFLOP_per_s"] = round(
+            operations / benchmark.stats.stats.median / 1e9, 1
+        )

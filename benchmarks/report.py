@@ -398,6 +398,7 @@ TABLES = {
     "gpu_loss": ("gpu", gpu_loss),
     "gpu_targets": ("gpu", gpu_targets),
     "training": ("training", training),
+    "training_avx2": ("training_avx2", training),
     "photographs": ("reproduction", reproduction.photographs),
     "claims": ("reproduction", reproduction.claims),
     **{n: ("reproduction", partial(reproduction.table, name=n)) for n in reproduction.TITLES},

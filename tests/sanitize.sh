@@ -22,4 +22,4 @@ libraries+=" $(g++ -print-file-name=libstdc++.so.6)"
 # run a compiler under LD_PRELOAD.
 LD_PRELOAD="$libraries" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
   "$python" -m pytest -m "not slow" -k "not compile and not export and not photographs" \
-  tests/kernels/test_{gate,frequency_loss,network,network_cpu,winograd_cpu,winograd_bf16_cpu,amx_cpu}.py "$@"
+  tests/kernels/test_{gate,conv3x3,frequency_loss,network,network_cpu,winograd_cpu,winograd_bf16_cpu,amx_cpu}.py "$@"
