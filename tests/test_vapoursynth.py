@@ -4,6 +4,7 @@ Wheels of VapourSynth need Python 3.12; `tests/vapoursynth_by_hand.py` runs the 
 """
 
 import importlib
+import itertools
 import sys
 import threading
 import time
@@ -123,6 +124,7 @@ def test_streams(streams, filter, network, monkeypatch):
     """As many frames at a time as there are streams, and each frame is the right one."""
     array, clip = source(RGB24)
     lock, running, most = threading.Lock(), 0, 0
+    started, together = itertools.count(), threading.Barrier(streams, timeout=20)
     call = espan.Upscaler.__call__
 
     def observed(self, image):
@@ -130,7 +132,10 @@ def test_streams(streams, filter, network, monkeypatch):
         with lock:
             running += 1
             most = max(most, running)
-        time.sleep(0.02)
+            first = next(started) < streams
+        if first:
+            together.wait()
+        time.sleep(0.02)  # time for calls that should not happen
         try:
             return call(self, image)
         finally:

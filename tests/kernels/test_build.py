@@ -99,7 +99,7 @@ def test_an_impossible_build_fails_immediately(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=120,
     )
     assert result.returncode != 0
     assert message in result.stderr

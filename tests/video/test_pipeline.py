@@ -28,16 +28,20 @@ def test_nothing():
 
 
 def test_the_steps_overlap():
-    """Three steps of 10 frames at 20 ms take 200 ms and a little, not 600."""
+    """All three steps are at work at the same time, each on a frame of its own."""
+    together = threading.Barrier(3, timeout=20)
 
-    def slowly(items):
-        for item in items:
-            time.sleep(0.02)
-            yield item
+    def meeting_at(frame):
+        def step(items):
+            for item in items:
+                if item == frame:
+                    together.wait()
+                yield item
 
-    started = time.perf_counter()
-    overlap(slowly(range(10)), slowly, lambda r: list(slowly(r)), batch=1, depth=2)
-    assert time.perf_counter() - started < 0.45
+        return step
+
+    last = meeting_at(0)
+    overlap(meeting_at(2)(range(10)), meeting_at(1), lambda r: list(last(r)), batch=1, depth=2)
 
 
 def test_queues_are_bounded():
@@ -100,7 +104,8 @@ def test_the_last_step_sees_that_a_run_ends_early():
 
     def process(items):
         if items[0] == 5:
-            time.sleep(0.3)
+            while len(seen) < 5:
+                time.sleep(0.001)
             raise KeyboardInterrupt
         return items
 
