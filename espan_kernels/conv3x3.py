@@ -11,7 +11,7 @@ from espan_kernels._checks import check_conv3x3, check_conv3x3_weight_gradient
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute ``F.conv2d(x, weight, bias, padding=1)``, in training on a CPU by faster kernels.
+    """Compute ``F.conv2d(x, weight, bias, padding=1)``, faster on a CPU, with gradients.
 
     For float32 on the CPU this is Winograd's F(4x4, 3x3) (Lavin and Gray, *Fast Algorithms for
     Convolutional Neural Networks*, 2016), in the forward pass and for both gradients: 36
@@ -27,8 +27,8 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         (N, outputs, H, W); from the kernels in channels-last memory.
 
     Raises:
-        RuntimeError: if shapes or dtypes do not match; in the backward pass of the backward pass,
-            if the gradient of ``weight`` or ``bias`` is to be differentiated.
+        RuntimeError: if shapes or dtypes do not match; with the kernels, if the gradient of
+            ``weight`` or ``bias`` is differentiated again.
     """
     if _library.compiled is None or not _takes(x, weight, bias):
         return reference.conv3x3(x, weight, bias)
@@ -66,6 +66,7 @@ def _save_inputs(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     x, weight = ctx.saved_tensors
+    grad = grad.contiguous(memory_format=torch.channels_last)  # both ops would copy it
     of_x, of_weight, of_bias = ctx.needs_input_grad
     grad_x = grad_weight = grad_bias = None
     if of_x:

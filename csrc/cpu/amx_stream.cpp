@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <utility>
 
 #include "amx_rows.h"
 #include "image_rows.h"
@@ -282,12 +281,10 @@ AmxStream::AmxStream(const Layers& layers, int64_t height, int64_t width)
   workspace_ = take_workspace(floats + AmxStrip::slack(plan_));
 }
 
-AmxStream::~AmxStream() { return_workspace(std::move(workspace_)); }
-
 Range AmxStream::run(const Images& images) const {
   return run_strips(plan_, threads_, [&](int64_t i) {
     const int64_t scratch_size = AmxStrip::scratch_size(plan_, i);
-    float* scratch = workspace_.memory.get();
+    float* scratch = workspace_.get();
     const AmxStrip strip(plan_, both_, i, images, scratch + threads_ * scratch_size);
     return [=](int64_t thread, const Task& task, Range* range) {
       strip.run(task, scratch + thread * scratch_size, range);

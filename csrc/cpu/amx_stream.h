@@ -12,7 +12,6 @@ class AmxStream {
   // `layers`, in a tiled form, must outlive this object.
   AmxStream(const Layers& layers, int64_t height, int64_t width);
   AmxStream(const AmxStream&) = delete;
-  ~AmxStream();
 
   // Returns the range of the output before it is clamped.
   Range run(const Images& images) const;

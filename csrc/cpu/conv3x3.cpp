@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <optional>
 #include <tuple>
-#include <utility>
 #include <vector>
 
 #include "../host_checks.h"
@@ -57,18 +56,6 @@ Maps<T> maps(const Tensor& t, T* data) {
   return {data, t.stride(0), t.stride(2), t.stride(3)};
 }
 
-// Memory of one call.
-class Memory {
- public:
-  explicit Memory(int64_t floats) : workspace_(take_workspace(floats)) {}
-  ~Memory() { return_workspace(std::move(workspace_)); }
-  Memory(const Memory&) = delete;
-  float* get() const { return workspace_.memory.get(); }
-
- private:
-  Workspace workspace_;
-};
-
 int64_t threads_for(int64_t tasks) {
   return std::max<int64_t>(1, std::min<int64_t>(torch::stable::get_num_threads(), tasks));
 }
@@ -98,7 +85,7 @@ Tensor conv3x3(const Tensor& x, const Tensor& weight, const std::optional<Tensor
   const Conv3x3Kernels k = kernels();
   const int64_t outputs = whole(size.outputs, k.lanes), threads = threads_for(size.tile_rows());
   const int64_t scratch = k.forward_scratch(size), weights = 36 * size.inputs * outputs;
-  const Memory memory(threads * scratch + weights + outputs);
+  const Workspace memory = take_workspace(threads * scratch + weights + outputs);
   float* packed = memory.get() + threads * scratch;
   const int64_t strides[] = {weight.stride(0), weight.stride(1), weight.stride(2),
                              weight.stride(3)};
@@ -136,7 +123,7 @@ std::tuple<Tensor, Tensor> conv3x3_weight_gradient(const Tensor& grad, const Ten
                                             std::max<int64_t>(1, std::min(kMostParts, tile_rows)));
   const int64_t threads = threads_for(parts), scratch = k.gradient_scratch(size);
   const int64_t sums = 36 * whole(size.inputs, k.lanes) * whole(size.outputs, k.lanes);
-  const Memory memory(threads * scratch + parts * sums);
+  const Workspace memory = take_workspace(threads * scratch + parts * sums);
   float* weights = memory.get() + threads * scratch;
   std::vector<double> bias(parts * size.outputs);
   torch::stable::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {

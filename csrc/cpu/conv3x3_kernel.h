@@ -125,39 +125,38 @@ __attribute__((always_inline)) inline void transform_gradient_row(const VecF* g,
   store(out + 5 * position, g[3]);
 }
 
+// The two rows of A g A^T for a pair of points.
+template <GradientPair (*kPair)(const VecF*)>
+__attribute__((always_inline)) inline void transform_gradient_pair(const float* rows, int64_t row,
+                                                                   float* out, int64_t position) {
+  VecF sum[4], difference[4];
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    VecF g[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) g[i] = load(rows + i * row + j * kLanes);
+    const GradientPair pair = kPair(g);
+    sum[j] = pair.even + pair.odd;
+    difference[j] = pair.even - pair.odd;
+  }
+  transform_gradient_row(sum, out, position);
+  transform_gradient_row(difference, out + 6 * position, position);
+}
+
 // Transforms n tiles of one channel group of four rows: A g A^T, to out[position][tile].
 __attribute__((noinline)) inline void transform_gradient(const float* rows, int64_t row, int64_t n,
                                                          float* out, int64_t position) {
   for (int64_t t = 0; t < n; ++t, rows += 4 * kLanes, out += kLanes) {
-    VecF o[4], p[4];
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) o[j] = load(rows + j * kLanes);
-    transform_gradient_row(o, out, position);
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) o[j] = load(rows + 3 * row + j * kLanes);
-    transform_gradient_row(o, out + 30 * position, position);
+    VecF first[4], last[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
-      VecF g[4];
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) g[i] = load(rows + i * row + j * kLanes);
-      const GradientPair a = gradient_a(g);
-      o[j] = a.even + a.odd;
-      p[j] = a.even - a.odd;
+      first[j] = load(rows + j * kLanes);
+      last[j] = load(rows + 3 * row + j * kLanes);
     }
-    transform_gradient_row(o, out + 6 * position, position);
-    transform_gradient_row(p, out + 12 * position, position);
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      VecF g[4];
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) g[i] = load(rows + i * row + j * kLanes);
-      const GradientPair b = gradient_b(g);
-      o[j] = b.even + b.odd;
-      p[j] = b.even - b.odd;
-    }
-    transform_gradient_row(o, out + 18 * position, position);
-    transform_gradient_row(p, out + 24 * position, position);
+    transform_gradient_row(first, out, position);
+    transform_gradient_pair<gradient_a>(rows, row, out + 6 * position, position);
+    transform_gradient_pair<gradient_b>(rows, row, out + 18 * position, position);
+    transform_gradient_row(last, out + 30 * position, position);
   }
 }
 

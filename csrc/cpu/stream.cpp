@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <utility>
 
 #include "image_rows.h"
 #include "run_strips.h"
@@ -286,12 +285,10 @@ Stream::Stream(const Layers& layers, int64_t height, int64_t width)
   workspace_ = take_workspace(floats);
 }
 
-Stream::~Stream() { return_workspace(std::move(workspace_)); }
-
 Range Stream::run(const Images& images) const {
   return run_strips(plan_, threads_, [&](int64_t i) {
     const int64_t scratch_size = Strip::scratch_size(plan_, kernels_, i);
-    float* scratch = workspace_.memory.get();
+    float* scratch = workspace_.get();
     const Strip strip(plan_, kernels_, i, images, scratch + threads_ * scratch_size);
     return [=](int64_t thread, const Task& task, Range* range) {
       strip.run(task, scratch + thread * scratch_size, range);

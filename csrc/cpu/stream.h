@@ -12,7 +12,6 @@ class Stream {
   // `layers` must outlive this object.
   Stream(const Layers& layers, int64_t height, int64_t width);
   Stream(const Stream&) = delete;
-  ~Stream();
 
   // Returns the range of the output before it is clamped.
   Range run(const Images& images) const;

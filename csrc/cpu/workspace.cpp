@@ -15,23 +15,35 @@ namespace {
 
 constexpr int64_t kHugePage = 2 << 20;
 
+struct Free {
+  void operator()(float* memory) const { std::free(memory); }
+};
+
 std::mutex mutex;
-Workspace kept;
+std::unique_ptr<float, Free> kept;
+int64_t kept_floats = 0;
 
 }  // namespace
 
-void FreeMemory::operator()(float* memory) const { std::free(memory); }
+void GiveBack::operator()(float* memory) const {
+  std::unique_ptr<float, Free> other(memory);
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (floats <= kept_floats) return;
+  std::swap(kept, other);
+  kept_floats = floats;
+}
 
 Workspace take_workspace(int64_t floats) {
   {
     const std::lock_guard<std::mutex> lock(mutex);
-    if (kept.floats >= floats) return std::exchange(kept, {});
+    if (kept_floats >= floats)
+      return Workspace(kept.release(), GiveBack{std::exchange(kept_floats, 0)});
   }
   const int64_t bytes = (floats * 4 + kHugePage - 1) / kHugePage * kHugePage;
   float* memory = static_cast<float*>(std::aligned_alloc(kHugePage, bytes));
   if (!memory) throw std::bad_alloc();
   prefer_huge_pages(memory, bytes);  // rows are far apart, so small pages would miss the TLB
-  return {std::unique_ptr<float, FreeMemory>(memory), bytes / 4};
+  return Workspace(memory, GiveBack{bytes / 4});
 }
 
 void prefer_huge_pages(void* memory, int64_t bytes) {
@@ -41,11 +53,6 @@ void prefer_huge_pages(void* memory, int64_t bytes) {
   const uintptr_t end = (first + bytes) / kHugePage * kHugePage;
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
-}
-
-void return_workspace(Workspace workspace) {
-  const std::lock_guard<std::mutex> lock(mutex);
-  if (workspace.floats > kept.floats) std::swap(kept, workspace);
 }
 
 }  // namespace espan::cpu

@@ -7,19 +7,15 @@
 
 namespace espan::cpu {
 
-struct FreeMemory {
+// Keeps the memory for the next call; only the largest is kept.
+struct GiveBack {
+  int64_t floats = 0;
   void operator()(float* memory) const;
 };
 
-// At least `floats` uninitialised floats, aligned to a cache line.  return_workspace gives it back;
-// only the largest one is kept.
-struct Workspace {
-  std::unique_ptr<float, FreeMemory> memory;
-  int64_t floats = 0;
-};
-
+// At least `floats` uninitialised floats, aligned to a cache line.
+using Workspace = std::unique_ptr<float, GiveBack>;
 Workspace take_workspace(int64_t floats);
-void return_workspace(Workspace workspace);
 
 // Asks for huge pages for the untouched part of this memory, if the system has them.  Memory that
 // is written completely then takes 512 times fewer page faults, each 1.4 to 2.6 us under a
