@@ -34,7 +34,7 @@ test-full: .venv/.tools
 # With the library that was built for $(TORCH): it uses libtorch's stable ABI only.
 test-oldest: .venv/oldest/.tools
 	PYTHONPATH=$(CURDIR) $(IN_PARALLEL) .venv/oldest/bin/python -m pytest -m "not slow" $(WORKERS) \
-	  $(patsubst %,tests/kernels/test_%.py,backends gate frequency_loss head spab tail upsample network \
+	  $(patsubst %,tests/kernels/test_%.py,backends gate frequency_loss conv3x3 head spab tail upsample network \
 	    network_cpu) $(patsubst %,tests/test_%.py,engines fused losses)
 
 lint: .venv/.tools

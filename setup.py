@@ -51,9 +51,17 @@ def decide(requested: str, platform: str, cxx: str | None, nvcc: str | None) -> 
 
 def choose_archs(requested: str, known: str) -> list[str]:
     """The architectures to compile for; by default, the default ones that nvcc supports."""
-    archs = requested.replace(";", " ").split()
-    if bad := [arch for arch in archs if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", arch)]:
+    wanted = requested.replace(";", " ").split()
+    if bad := [arch for arch in wanted if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", arch)]:
         raise SystemExit(f"TORCH_CUDA_ARCH_LIST has {bad[0]!r}; write 8.0, 9.0a or 12.0+PTX")
+    archs = [arch for arch in wanted if int(arch.split(".")[0]) >= 8]  # with mma.m16n8k16
+    if wanted and not archs:
+        raise SystemExit(
+            f"TORCH_CUDA_ARCH_LIST is {requested!r}, but the kernels need architecture 8.0 or "
+            "later: build without them with ESPAN_BUILD=cpu"
+        )
+    if skipped := [arch for arch in wanted if arch not in archs]:
+        print(f"espan: no kernels for {' '.join(skipped)}: they need 8.0 or later", flush=True)
     return archs or [a for a in DEFAULT_ARCHS if f"compute_{number(a)}" in known.split()]
 
 

@@ -18,7 +18,14 @@ from typing import Any
 
 from espan.errors import EspanError, ImageError, out_of_memory
 from espan.files import file_identity, refuse_inputs
-from espan.imaging import Image, check_output, find_images, read_image, write_image
+from espan.imaging import (
+    Image,
+    check_output,
+    find_images,
+    is_image_path,
+    read_image,
+    write_image,
+)
 from espan.upscaling import Upscaler
 
 _INSTEAD = "write to another folder, or give a --suffix"
@@ -71,9 +78,14 @@ def plan(
 
     Raises:
         EspanError: an input that does not exist, a folder without images, two images with one
-            name from two folders, a target that is an input, or a bad suffix or format.
+            name from two folders, a target that is an input, an output folder that is named like
+            an image, or a bad suffix or format.
     """
     inputs = list(inputs)
+    if Path("-") in (*inputs, output):
+        raise EspanError(
+            "standard input and output are not supported; a file or folder named - is ./-"
+        )
     if missing := [path for path in inputs if not _exists(path)]:
         raise EspanError(f"no such file or folder: {', '.join(map(str, missing))}")
     if any(separator in suffix for separator in ("/", "\0", os.sep, os.altsep or os.sep)):
@@ -92,6 +104,11 @@ def plan(
         return [Job(inputs[0], target)]
     if output.exists() and not output.is_dir():
         raise EspanError(f"{output} is a file; several images need an output folder")
+    if not output.exists() and is_image_path(output):
+        raise EspanError(
+            f"{output} would be a folder, because there are several inputs or a folder; give a "
+            "name without the suffix of an image"
+        )
     found: dict[tuple[str, str], Path] = {}
     unreadable: list[Job] = []
     for path in inputs:

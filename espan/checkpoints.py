@@ -176,6 +176,8 @@ def _read_safetensors(path: Path) -> tuple[Architecture, dict[str, Tensor], dict
 
 
 def _read_pickle(path: Path) -> object:
+    with path.open("rb"):
+        pass  # errors of the system, which name the file
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -183,7 +185,9 @@ def _read_pickle(path: Path) -> object:
             "holds more than tensors and plain containers, or is damaged; it was not unpickled, "
             "because a pickle can run code; save only its state dict"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except (
+        RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, AttributeError
+    ) as error:  # fmt: skip
         reason = str(error).strip().splitlines()
         raise CheckpointError(
             f"is a damaged or truncated PyTorch file ({reason[0] if reason else repr(error)})"

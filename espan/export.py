@@ -53,7 +53,7 @@ def to_onnx(
         raise EspanError(f"opset must be one of {', '.join(map(str, OPSETS))}, got {opset}")
     try:
         from espan import onnx_graph
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise EspanError(
             f"ONNX needs an additional package ({error}); install it with "
             '`pip install ".[onnx]"` in the source folder of espan'

@@ -96,7 +96,7 @@ def fold(network: Network) -> Folded:
     else:
         head, near = _kernel(network.head), None
     head = Kernel(head.weight * img_range, head.bias)
-    mean = None if norm is None else torch.tensor(norm.mean, dtype=torch.float64)
+    mean = None if norm is None else torch.tensor(norm.mean, dtype=torch.float64, device="cpu")
     tail = network.tail
     if architecture.tail == "depthwise":
         depthwise, pointwise = (_kernel(conv).weight for conv in (tail.depthwise, tail.pointwise))
@@ -161,6 +161,6 @@ def _dense(conv: Any) -> Kernel:
     weight, bias = _kernel(conv)
     groups = conv.groups
     dense = weight.new_zeros(len(weight), groups, *weight.shape[2:])
-    outputs = torch.arange(len(weight))
+    outputs = torch.arange(len(weight), device="cpu")
     dense[outputs, outputs * groups // len(weight)] = weight[:, 0]
     return Kernel(dense, bias)

@@ -152,7 +152,7 @@ class FusedNetwork(nn.Module):
             raise EspanError(f"expected an image batch (N, 3, H, W), got {tuple(x.shape)}")
         if not (x.is_floating_point() or x.dtype == torch.uint8):
             raise EspanError(f"expected floating-point values in 0-1 or uint8, got {x.dtype}")
-        if x.device.type != self.device.type:
+        if x.device != self.device:
             raise EspanError(f"the image is on {x.device}, the network on {self.device}")
         check_size(x.shape[2:], self.architecture.unshuffle)
         if x.requires_grad and torch.is_grad_enabled():

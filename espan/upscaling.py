@@ -243,6 +243,7 @@ class Upscaler:
     ) -> tuple[Tensor | list[Tensor], list[str]]:
         """The results (3, s*h, s*w) of images (N, C, h, w), and the warnings to issue."""
         with torch.no_grad():
+            network.flag.zero_()  # set by calls of the network that were not checked
             result = network(batch if as_bytes else _to_float(batch))
             if network.check():
                 return result, []
@@ -258,9 +259,10 @@ class Upscaler:
         exact = self._in_fp32()
         result = exact(_to_float(batch))
         if exact.check():
+            where = "" if dtype == torch.float32 else f" in {dtype}"
             return result, (
-                f"the output left the plausible range in {dtype}; "
-                "the affected parts were computed again in fp32"
+                f"the output left the plausible range{where}; "
+                "the affected parts were computed again in full fp32"
             )
         if not result.isfinite().all():
             raise NonFiniteError("the network's output is not finite, even in fp32")

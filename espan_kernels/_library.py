@@ -47,8 +47,16 @@ def _load() -> tuple[ModuleType | None, str]:
         from espan_kernels import _C  # type: ignore[attr-defined]
     except ImportError as error:
         return None, f"the compiled library cannot be loaded: {error}"
-    _C.select_cpu_path(os.environ.get("ESPAN_CPU", "auto"))
+    try:
+        _C.select_cpu_path(cpu_path_requested())
+    except ValueError as error:
+        raise ValueError(f"the environment variable ESPAN_CPU: {error}") from None
     return _C, ""
+
+
+def cpu_path_requested() -> str:
+    """The CPU path that the user asks for, or auto."""
+    return os.environ.get("ESPAN_CPU") or "auto"
 
 
 def _why_absent() -> str:

@@ -213,8 +213,8 @@ def _details(name: str) -> dict[str, str]:
         return {"torch": torch.__version__, **details}
     if _library.compiled is not None:
         details["path"] = cpu_path()
-        by_name = "ESPAN_CPU" in os.environ
-        details["chosen by"] = "ESPAN_CPU" if by_name else "default (the widest available)"
+        by_default = _library.cpu_path_requested() == "auto"
+        details["chosen by"] = "default (the widest available)" if by_default else "ESPAN_CPU"
         if details["path"] == "amx":
             details["default fp32"] = "three products of bf16, 17 bits"
         details["bf16"] = _bfloat16(details["path"])

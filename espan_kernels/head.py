@@ -130,7 +130,7 @@ def _shape(channels: int, kernel: int, unshuffle: int) -> tuple[int, ...]:
 
 def _pack_numbers(channels: int, kernel: int, unshuffle: int) -> Tensor:
     shape = torch.Size(_shape(channels, kernel, unshuffle))
-    return _pack(torch.arange(1, shape.numel() + 1).view(shape))
+    return _pack(torch.arange(1, shape.numel() + 1, device="cpu").view(shape))
 
 
 def unpack(

@@ -31,8 +31,8 @@ class Layer(NamedTuple):
             ``"depthwise"``, a depthwise 3x3 of the channels of `other` and then `input`, and a 1x1;
             a pixel shuffle follows.
         input: index of the layer that it reads; -1 for the image.
-        other: index of a second layer, or -1: that the activation needs, or that starts the sums of
-            a pointwise layer.
+        other: index of a second layer, not ``"image"``, or -1: that the activation needs, or that
+            starts the sums of a pointwise layer.  A layer that is added has no activation.
         activation: what follows, for the sums o and the values x of `other`: a function of o;
             ``"add"``, o + x; ``"gate_sigmoid"``, (x + o) (sigmoid(o) - 1/2); ``"gate_linear"``,
             (x + o) g or ``"gate_tanh"``, (x + o) tanh(g), where g is the 1x1 convolution `gate` of
@@ -154,7 +154,7 @@ def pack_network(
         form = cpu_amx_tiles
     elif bfloat16:
         form = cpu_winograd_bf16
-    parts = [form.vector(torch.tensor(mean, dtype=torch.float64))]
+    parts = [form.vector(torch.tensor(mean, dtype=torch.float64, device="cpu"))]
     for i, layer in enumerate(layers):
         if layer.kind == "image":
             continue
@@ -194,7 +194,7 @@ def _outputs(layers: Sequence[Layer], index: int, unshuffle: int) -> int:
 
 def _image_order(u: int) -> Tensor:
     """Indices that reorder the inputs of `pixel_unshuffle` to (dy, dx, colour)."""
-    return torch.arange(3 * u * u).view(3, -1).T.flatten()
+    return torch.arange(3 * u * u, device="cpu").view(3, -1).T.flatten()
 
 
 def _check(layers: Sequence[Layer], index: int, *, unshuffle: int, scale: int) -> None:

@@ -128,7 +128,9 @@ def _scales(convs: int, activation: str, gate: str) -> Tensor:
     This is exact except for subnormal values.
     """
     halved = [activation == "silu"] * (convs - 1) + [gate == "sigmoid"]
-    return torch.tensor([0.5 if half else 1.0 for half in halved], dtype=torch.float64)
+    return torch.tensor(
+        [0.5 if half else 1.0 for half in halved], dtype=torch.float64, device="cpu"
+    )
 
 
 def _rows(weights: Tensor) -> Tensor:
@@ -146,7 +148,7 @@ def _square(weight: Tensor) -> Tensor:
 
 def _pack_numbers(channels: int, convs: int, learned: bool) -> Tensor:
     count, one = convs * channels * channels * 9, channels * channels
-    numbers = torch.arange(1, count + one + 1)
+    numbers = torch.arange(1, count + one + 1, device="cpu")
     parts = [
         cuda_fragments.conv3x3(w)
         for w in _rows(numbers[:count].view(convs, channels, channels, 3, 3))

@@ -156,13 +156,13 @@ def _shapes(channels: int, scale: int, sides: int, last_kernel: int) -> list[tup
 def _pack_numbers(channels: int, scale: int, sides: int, last_kernel: int) -> Tensor:
     shapes = _shapes(channels, scale, sides, last_kernel)
     counts = [torch.Size(shape).numel() for shape in shapes]
-    numbers = torch.arange(1, sum(counts) + 1).split(counts)
+    numbers = torch.arange(1, sum(counts) + 1, device="cpu").split(counts)
     views = (n.view(shape) for n, shape in zip(numbers, shapes, strict=True))
     return torch.cat(_pack(*views))
 
 
 def _bias_numbers(scale: int) -> Tensor:
-    return up_rows(torch.arange(1, 3 * scale * scale + 1), scale)
+    return up_rows(torch.arange(1, 3 * scale * scale + 1, device="cpu"), scale)
 
 
 def up_columns(scale: int) -> int:

@@ -91,7 +91,7 @@ def _rows(near: Tensor, last: Tensor) -> Tensor:
 def _pack_numbers(channels: int, scale: int) -> Tensor:
     of_near, of_last = (torch.Size(shape) for shape in _shapes(channels, scale))
     near, last = of_near.numel(), of_last.numel()
-    numbers = torch.arange(1, near + last + 1)
+    numbers = torch.arange(1, near + last + 1, device="cpu")
     return cuda_fragments.conv3x3(_rows(numbers[:near].view(of_near), numbers[near:].view(of_last)))
 
 

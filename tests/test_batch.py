@@ -92,6 +92,8 @@ def test_suffix_and_format(tmp_path):
         (["a.png", "in/a.png"], "out", {}, "would both be written to"),
         (["in", "in2"], "out", {}, "would both be written to .*out/a.png; upscale the folders"),
         (["a.png", "in"], "a.png", {}, "is a file; several images need an output folder"),
+        (["a.png", "in"], "new.PNG", {}, "new.PNG would be a folder, because there are several"),
+        (["in"], "new.jpg", {}, "new.jpg would be a folder"),
         (["a.png"], "b.xyz", {}, "known: png"),
         (["a.png"], "out", {"format": "xyz"}, "known: png"),
         (["in"], "out", {"format": ".png"}, r"'\.png'.*known: png"),

@@ -435,7 +435,8 @@ def test_pickle_with_code_is_not_run(tmp_path):
 
 def test_truncated(espan_file):
     data = espan_file.read_bytes()
-    for kept in (len(data) // 2, 10):
+    # At some lengths, torch.load raises an OSError without a file name.
+    for kept in (*range(10, len(data), len(data) // 40), 5000, len(data) // 2):
         espan_file.write_bytes(data[:kept])
         assert_rejected(espan_file, "damaged|neither a PyTorch")
 

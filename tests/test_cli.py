@@ -356,6 +356,11 @@ def test_upscale_reports_an_implausible_output(run, folder, tmp_path, make_netwo
             "--smallest, --overwrite cannot be combined with --check",
         ),
         (["prepare", "{in}", "-o", "{out}/p", "--smallest", "0"], 2, "--smallest"),
+        (["upscale", "-", "-o", "{out}/a.png"], 1, "standard input and output are not supported"),
+        (["upscale", "{in}", "-o", "-"], 1, "standard input and output are not supported"),
+        (["info", "{in}/no.pth"], 1, "no.pth is neither a file nor the name of bundled weights"),
+        (["info", "{in}"], 1, "is a folder"),
+        (["info", "nope"], 1, "or a weight file, or bundled weights: espan_x2"),
         (["frobnicate"], 2, "No such command"),
     ],
 )
@@ -379,7 +384,13 @@ def test_evaluate(run, folder, tmp_path):
     assert report["psnr"] == pytest.approx(np.mean([i["psnr"] for i in report["images"]]))
     assert report["ssim"] == pytest.approx(np.mean([i["ssim"] for i in report["images"]]))
     assert report["failed"] == []
+    assert report["lr"] == "imresize"
+    assert (report["weights"], report["scale"], report["border"]) == ("espan_x4", 4, 4)
     assert f"{report['psnr']:.3f}" in run(*command, "--overwrite").stdout
+    luma = json.loads(run(*command, "--overwrite", "--json", "--y").stdout)
+    assert (report["compared"], luma["compared"]) == ("RGB", "luma")
+    assert luma["psnr"] > report["psnr"] + 0.1
+    assert "PSNR of the luma [dB]" in run(*command, "--overwrite", "--y").stdout
     assert read_image(tmp_path / "sr/x.png").pixels.shape == (60, 72, 3)
 
 
@@ -395,6 +406,7 @@ def test_evaluate_takes_lr_images(run, folder, tmp_path):
     for more in ([], ["--lr", tmp_path / "lr"]):
         report = run("evaluate", "--hr", tmp_path / "hr", "--json", *more)
         reports.append(json.loads(report.stdout))
+    assert [report.pop("lr") for report in reports] == ["imresize", "given"]
     assert reports[0] == reports[1]
     write_image(tmp_path / "lr/x.bmp", Image(coarse[1:]))
     result = run("evaluate", "--hr", tmp_path / "hr", "--lr", tmp_path / "lr", status=1)
@@ -408,7 +420,8 @@ def test_evaluate_takes_lr_images(run, folder, tmp_path):
         ("missing", "{hr}/m.png"),
         ("alpha", "{hr}/m.png has an alpha channel; RGB or gray is expected"),
         ("16 bits", "{hr}/m.png has 16 bits per channel"),
-        ("small", "too few: after cutting off a border of 4, each side must have 11"),
+        ("small", "{hr}/m.png: "),
+        ("tiny", "{hr}/m.png: an image of 2x2 has fewer than 4 pixels on a side"),
         ("LR damaged", "{lr}/m.png"),
         ("LR size", "{lr}/m.png is 9x8; for m.png at x4 8x8 is expected"),
         ("not written", "{sr}/m.png"),
@@ -423,9 +436,10 @@ def test_evaluate_keeps_the_other_scores(run, wrong, message, all_fail, tmp_path
     hr.mkdir()
     lr.mkdir()
     for name in ("m",) if all_fail else ("a", "m", "z"):
-        side = 8 if (name, wrong) == ("m", "small") else 32
+        side = {"small": 8, "tiny": 2}.get(wrong, 32) if name == "m" else 32
         write_image(hr / f"{name}.png", Image(np.full((side, side, 3), 90, np.uint8)))
-        write_image(lr / f"{name}.png", Image(np.full((side // 4, side // 4, 3), 90, np.uint8)))
+        small = max(1, side // 4)
+        write_image(lr / f"{name}.png", Image(np.full((small, small, 3), 90, np.uint8)))
     for folder in (hr, lr):
         if wrong == f"{'LR ' * (folder == lr)}damaged":
             (folder / "m.png").write_bytes(b"no image")
@@ -520,6 +534,11 @@ def test_info_on_bundled_weights(run):
     report = json.loads(run("info", "espan_x4", "--json").stdout)
     assert Architecture.from_dict(report["architecture"]) == ESPAN
     assert report["record"]["steps"] == 31_000
+    shown = run("info", "espan_x4").stdout
+    assert "record: held_out" in shown
+    assert "budgie_casa-mila.jpg, budgie_kitten-on-lawn.jpg" in shown
+    assert '"name": "1 L1"' in shown
+    assert "None" not in shown
 
 
 def test_convert(run, testdata, tmp_path):
@@ -571,6 +590,30 @@ def test_doctor(run):
         assert backend["available"] or backend["reason"]
     for name in names:
         assert name in run("doctor").stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("prepare", "espan prepare --check photos.pack"),
+        ("train", "espan train --resume run                       # after an interruption"),
+    ],
+)
+def test_help(run, command, line):
+    """Examples keep their lines, and brackets are not taken for markup."""
+    shown = run(command, "--help").stdout
+    assert line in [text.strip() for text in shown.splitlines()]
+    assert "\\b" not in shown
+    assert ("[degrade] table" in shown) == (command == "prepare")
+
+
+def test_a_missing_package_is_not_any_import_error():
+    missing = ModuleNotFoundError("No module named 'accelerate'", name="accelerate")
+    assert "training needs additional packages" in str(options.training_missing(missing))
+    for error in (ImportError("cannot import name"), ModuleNotFoundError("x", name="espan.x")):
+        with pytest.raises(ImportError) as raised:
+            options.training_missing(error)
+        assert raised.value is error
 
 
 def test_version(run):

@@ -8,8 +8,9 @@ import torch
 
 from espan.engines import Blocks, Composed, Streamed, graphs
 from espan.folding import fold
-from espan.models import ESPAN, SPAN, Architecture
+from espan.models import ESPAN, SPAN, SPANV2, Architecture
 from espan_kernels import backends, reference
+from espan_kernels.packing import cuda_fragments
 from tests.tolerance import FOLDED, WINOGRAD, assert_accurate, streamed
 
 MEMBERS = {
@@ -49,6 +50,28 @@ def test_the_same_result(name, member, make_network):
         plain = {d: make_network(MEMBERS[member]).to(d) for d in (torch.float64, torch.float32)}
         assert_accurate(run(x, flag), lambda d, n=plain, x=x: n[d](x.to(d)), **allowed)
         assert flag.item() == (not -1 <= exact.min() <= exact.max() <= 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@pytest.mark.parametrize("name", ["blocks", "composed", "streamed"])
+def test_images_of_another_dtype(name, dtype, make_network):
+    run = engine(name, make_network(MEMBERS["c16x2"]))
+    x = torch.rand(1, 3, 5, 7).to(dtype)
+    torch.testing.assert_close(run(x, new_flag()).float(), run(x.float(), new_flag()))
+
+
+@pytest.mark.parametrize("architecture", [ESPAN, SPANV2], ids=["espan", "spanv2"])
+@pytest.mark.parametrize("name", ["blocks", "composed", "streamed"])
+def test_the_default_device_does_not_matter(name, architecture, make_network):
+    """Weights are packed on the CPU; "meta" stands for a GPU."""
+    network = make_network(architecture.replace(channels=16))
+    x = torch.rand(1, 3, 5, 7)
+    expected = engine(name, network)(x, new_flag())
+    cuda_fragments.inverse.cache_clear()
+    flag = new_flag()
+    with torch.device("meta"):
+        found = engine(name, network)(x, flag)
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("name", ["blocks", "composed", "streamed"])
@@ -114,7 +137,7 @@ def cuda(monkeypatch):
     recorder = Recorder()
     context = contextlib.nullcontext
     for name in ("device", "stream", "graph"):
-        monkeypatch.setattr(torch.cuda, name, lambda *arguments: context())
+        monkeypatch.setattr(torch.cuda, name, lambda *arguments, **options: context())
     streams = SimpleNamespace(wait_stream=lambda other: None)
     monkeypatch.setattr(torch.cuda, "Stream", lambda: streams)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams)

@@ -253,6 +253,9 @@ def test_command(here, run, onnx):  # noqa: F811
     run("export", "w.safetensors", "in.pth", "--opset", "18")
     assert [p.name for p in Path("in.pth").iterdir()] == ["2x_w_1x3xHxW_dyn-HW_fp32_op18.onnx"]
     shutil.rmtree("in.pth")
+    run("export", "w.safetensors", "new/")
+    assert [p.name for p in Path("new").iterdir()] == ["2x_w_1x3xHxW_dyn-HW_fp32_op20.onnx"]
+    shutil.rmtree("new")
     run("export", "w.safetensors", "n.pth", "--overwrite")
     assert espan.load("n.pth").architecture == ESPAN_LIKE
     assert sorted(p.name for p in here.iterdir()) == [name, "n.onnx", "n.pth", "w.safetensors"]

@@ -259,7 +259,7 @@ def test_overflow_is_recomputed_in_fp32(nearest):
     nearest.tail.fuse.weight.mul_(2)
     nearest.tail.upsample.weight.div_(120000)
     pixels = ramp(3, np.uint8)
-    with pytest.warns(RangeWarning, match=r"in torch.float16; .* again in fp32"):
+    with pytest.warns(RangeWarning, match=r"in torch.float16; .* again in full fp32"):
         out = espan.upscale(pixels, nearest, device="cpu", dtype=torch.float16)
     np.testing.assert_array_equal(out, repeat(pixels))
 
@@ -352,7 +352,7 @@ def test_an_implausible_image_does_not_change_its_neighbours(nearest, monkeypatc
     images = [np.full((4, 4, 3), v, np.uint8) for v in (40, 255, 99)]
     expected = [upscaler(images[0]), repeat(images[1]), upscaler(images[2])]
     monkeypatch.setattr(Upscaler, "_together", lambda self, pixels: 3)
-    with pytest.warns(RangeWarning, match=r"in torch.float16; .* again in fp32") as caught:
+    with pytest.warns(RangeWarning, match=r"in torch.float16; .* again in full fp32") as caught:
         results = upscaler(images)
     assert len(caught) == 1
     np.testing.assert_array_equal(results, expected)
@@ -395,6 +395,14 @@ def test_a_fused_network_as_weights(nearest):
         Upscaler(FusedNetwork(scaled(nearest, 50), device="cpu"))(np.full((4, 4, 3), 255, np.uint8))
 
 
+def test_other_calls_of_a_fused_network_cause_no_warning(nearest):
+    fused = FusedNetwork(nearest, device="cpu")
+    fused(torch.full((1, 3, 4, 4), 5.0))  # out of range, and not checked
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Upscaler(fused)(ramp(3, np.uint8))
+
+
 def test_a_fused_network_uses_fp32_for_16_bit_images(nearest):
     """For images of more than 8 bits, unless it was created with an explicit dtype."""
     pixels = ramp(3, np.uint16)
@@ -411,7 +419,7 @@ def test_a_fused_network_uses_fp32_for_16_bit_images(nearest):
     nearest.tail.fuse.weight.mul_(2)
     nearest.tail.upsample.weight.div_(120000)
     overflows = FusedNetwork(nearest, device="cpu", dtype=torch.float16, backend="reference")
-    with pytest.warns(RangeWarning, match=r"in torch.float16; .* again in fp32"):
+    with pytest.warns(RangeWarning, match=r"in torch.float16; .* again in full fp32"):
         out = Upscaler(overflows)(ramp(3, np.uint8))
     np.testing.assert_array_equal(out, repeat(ramp(3, np.uint8)))
 

@@ -1,4 +1,4 @@
-// Activations and gates on vectors.  Included after vec_math.h, once per instruction set.
+// Activations and gates on vectors.  Included after vec.h, once per instruction set.
 
 // a / b for 1 <= b < 2^126.  Dividing 16 lanes takes 16 cycles; an estimate of 1 / b and one Newton
 // step on the quotient take 4.  The step squares the estimate's error of 2^-14, so the result is

@@ -10,6 +10,7 @@
 #include "../host_checks.h"
 #include "conv3x3_tasks.h"
 #include "network_tasks.h"
+#include "parallel.h"
 #include "workspace.h"
 
 #define ESPAN_KERNEL "conv3x3_kernel.h"
@@ -97,7 +98,7 @@ Tensor conv3x3(const Tensor& x, const Tensor& weight, const std::optional<Tensor
       biases[o] = bias->const_data_ptr<float>()[o * bias->stride(0)];
   const Conv3x3Forward f{size, maps(from, from.const_data_ptr<float>()),
                          maps(y, y.mutable_data_ptr<float>()), packed, biases};
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {
+  parallel(threads, [&](int64_t thread) {
     k.forward(f, size.tile_rows() * thread / threads, size.tile_rows() * (thread + 1) / threads,
               memory.get() + thread * scratch);
   });
@@ -126,7 +127,7 @@ std::tuple<Tensor, Tensor> conv3x3_weight_gradient(const Tensor& grad, const Ten
   const Workspace memory = take_workspace(threads * scratch + parts * sums);
   float* weights = memory.get() + threads * scratch;
   std::vector<double> bias(parts * size.outputs);
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {
+  parallel(threads, [&](int64_t thread) {
     for (int64_t i = parts * thread / threads; i < parts * (thread + 1) / threads; ++i) {
       const Conv3x3Gradient g{size, maps(from, from.const_data_ptr<float>()),
                               maps(by, by.const_data_ptr<float>()), weights + i * sums,

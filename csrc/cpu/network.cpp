@@ -38,6 +38,10 @@ void check_layer(const std::vector<Layer>& before, const Layer& l, const Descrip
   if (l.reads_image() != (l.input == -1) || l.input < -1 || l.input >= index)
     bad("must read a layer before it, or the image if it is an image or a head");
   if (l.other < -1 || l.other >= index) bad("must add or gate with a layer before it, or -1");
+  if (l.other != -1 && before[l.other].kind == Layer::image)
+    bad("cannot add or gate with an image layer");
+  if (l.adds() && before[l.other].activation != Activation::none)
+    bad("cannot start its sums from a layer with an activation");
   if (l.kernel % 2 == 0 || l.kernel < 1 || l.kernel > 99) bad("must have an odd kernel below 100");
   if (l.kind == Layer::image && l.outputs != 3 * d.unshuffle * d.unshuffle)
     bad("must have 3 unshuffle^2 outputs");

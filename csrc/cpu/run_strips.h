@@ -1,12 +1,11 @@
 // Processes the strips of an image one after another, each with all threads.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <limits>
 #include <mutex>
 
+#include "parallel.h"
 #include "schedule.h"
 
 namespace espan::cpu {
@@ -33,7 +32,7 @@ Range run_strips(const Plan& plan, int64_t threads, const BeginStrip& begin_stri
   for (int64_t i = 0; i < plan.strips(); ++i) {
     const auto run = begin_strip(i);
     Schedule schedule(plan);
-    torch::stable::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {
+    parallel(threads, [&](int64_t thread) {
       Range range = kEmptyRange;
       for (Task task = schedule.start(); task.layer >= 0; task = schedule.next(task))
         run(thread, task, &range);

@@ -171,7 +171,7 @@ inline void transform_group_out(const ConvRow& c, int64_t group, int64_t first, 
     case Activation::gate_sigmoid:
       return transform_tiles_out<Activation::gate_sigmoid>(c, group, first, n, in, position);
     case Activation::gate_linear:
-    case Activation::gate_tanh:  // by gate_rows
+    case Activation::gate_tanh:  // by gated_block
       return transform_tiles_out<Activation::none>(c, group, first, n, in, position);
   }
 }

@@ -99,8 +99,7 @@ struct PackedSizes {
 };
 
 // The weights in the order of stream.cuh: of a 3x3 convolution between feature maps, and of the
-// upsampling convolution.  `tail` has a streamed kernel for at most 48 channels.
-inline bool is_streamed(int64_t p) { return p <= 48; }
+// upsampling convolution.
 inline int64_t streamed(int64_t p) { return (p > 32 ? 9 : 15) * p * p; }
 inline int64_t streamed_up(int64_t p, int64_t outputs, bool apart) {
   return (apart ? 9 : 15) * p * outputs;

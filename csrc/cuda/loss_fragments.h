@@ -58,8 +58,7 @@ constexpr double blur_entry(int i) {
 constexpr int column_of(int product, int n) { return 4 * (n / 2) + 2 * product + n % 2; }
 
 struct LossFragments {
-  float dct[8][8];
-  // Below, a matrix's rest is what its rounding to 11 bits leaves.
+  // A matrix's rest is what its rounding to 11 bits leaves.
   // B of the row DCT in tf32 (k: pixels 0, 2, 4, 6, 1, 3, 5, 7; n: frequencies), and its rest.
   uint32_t forward[2][2][32];
   // B of the transposed row DCT in fp16 (k: frequencies; n: pixels), and its rest as 8 more k.
@@ -76,8 +75,6 @@ struct LossFragments {
 
 constexpr LossFragments loss_fragments() {
   LossFragments f = {};
-  for (int k = 0; k < 8; ++k)
-    for (int n = 0; n < 8; ++n) f.dct[k][n] = static_cast<float>(dct_entry(k, n));
   for (int lane = 0; lane < 32; ++lane) {
     const int g = lane / 4, q = lane % 4;
     for (int i = 0; i < 2; ++i) {

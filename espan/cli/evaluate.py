@@ -13,6 +13,7 @@ from rich.progress import track
 from rich.table import Table
 
 from espan import checkpoints
+from espan._version import __version__
 from espan.cli import options
 from espan.errors import EspanError
 from espan.evaluation.evaluate import Failure, Score, evaluate, find_pairs
@@ -86,6 +87,15 @@ def command(
     )
     if as_json:
         report = {
+            "weights": weights,
+            "scale": upscaler.scale,
+            "compared": "luma" if y_channel else "RGB",
+            "border": upscaler.scale,
+            "lr": "given" if lr is not None else "imresize",
+            "dtype": dtype,
+            "backend": upscaler.backend,
+            "device": str(upscaler.device),
+            "espan": __version__,
             "psnr": mean_psnr,
             "ssim": mean_ssim,
             "images": [dataclasses.asdict(s) for s in scores],
@@ -93,7 +103,8 @@ def command(
         }
         print(json_text(report, indent=2))
     elif scores:
-        table = Table("image", r"PSNR \[dB]", "SSIM")
+        of_luma = " of the luma" if y_channel else ""
+        table = Table("image", rf"PSNR{of_luma} \[dB]", f"SSIM{of_luma}")
         for score in scores:
             table.add_row(score.name, f"{score.psnr:.3f}", f"{score.ssim:.4f}")
         table.add_section()

@@ -23,7 +23,7 @@ def command(
         Path,
         typer.Argument(
             help="A file that ends in .onnx, .pt2 or .pth, or a folder for an .onnx file with the "
-            "name that is usual for TensorRT.",
+            "name that is usual for TensorRT; it is created if it does not exist.",
             metavar="OUT",
         ),
     ],
@@ -47,7 +47,7 @@ def command(
     and not clamped.  The weights are merged.  ONNX Runtime, TensorRT and ncnn read ONNX.  A .pth
     file has the layout of the official files, for programs that use spandrel.
     """
-    kind = "folder" if output.is_dir() else output.suffix
+    kind = "folder" if output.is_dir() or not output.suffix else output.suffix
     of_weights = _parse(dtype, "--dtype")
     of_images = of_weights if image_dtype is None else _parse(image_dtype, "--image-dtype")
     if kind in (".pt2", ".pth"):
@@ -60,7 +60,7 @@ def command(
         raise EspanError(f"--opset {opset}: expected {', '.join(map(str, export.OPSETS))}")
     if kind not in (".onnx", ".pt2", ".pth", "folder"):
         raise EspanError(
-            f"{output}: the name must end in .onnx, .pt2 or .pth, or be that of a folder"
+            f"{output}: the name must end in .onnx, .pt2 or .pth, or have no suffix, for a folder"
         )
     if kind != "folder":
         _check(output, weights, overwrite)
@@ -74,6 +74,7 @@ def command(
             dynamic_batch=dynamic_batch,
             opset=opset,
         )
+        output.parent.mkdir(exist_ok=True)
         _check(output, weights, overwrite)
     # The bundled weights are part of espan.
     licence = "Apache-2.0" if weights in checkpoints.bundled() else "unknown"

@@ -32,11 +32,7 @@ def command(
 ) -> None:
     """Describe a network: architecture, parameters, multiply-adds, receptive radius, origin."""
     height, width = _size(size)
-    if Path(network).is_file() or network in checkpoints.bundled():
-        loaded = checkpoints.load(network)
-        architecture, record = loaded.architecture, loaded.record
-    else:
-        architecture, record = architecture_from_name(network), {}
+    architecture, record = _network(network)
     counts = complexity(architecture, height, width)
     if as_json:
         about = {"architecture": architecture.to_dict(), "record": record}
@@ -50,8 +46,25 @@ def command(
     table.add_row(f"activations at {height}x{width}", f"{counts.activations / 1e6:.2f} M")
     table.add_row("receptive radius", f"{counts.receptive_radius} LR pixels")
     for key, value in record.items():
-        table.add_row(f"record: {key}", str(value))
+        if value is not None:
+            table.add_row(f"record: {key}", _text(value))
     Console().print(table)
+
+
+def _network(name: str) -> tuple[Architecture, dict[str, Any]]:
+    """The architecture and the record of weights, or of an architecture's name."""
+    path = Path(name)
+    if not path.is_file() and name not in checkpoints.bundled():
+        try:
+            return architecture_from_name(name), {}
+        except EspanError as error:
+            if not (path.exists() or path.suffix):
+                names = ", ".join(checkpoints.bundled())
+                raise EspanError(
+                    f"{error}; or a weight file, or bundled weights: {names}"
+                ) from error
+    network = checkpoints.load(name)
+    return network.architecture, network.record
 
 
 def _rows(architecture: Architecture) -> list[tuple[str, str]]:
@@ -68,6 +81,13 @@ def _rows(architecture: Architecture) -> list[tuple[str, str]]:
         ("concat uses the last block's", architecture.concat_last),
         ("normalisation", "none" if norm is None else f"(x - {norm.mean}) * {norm.img_range:g}"),
     ]
+
+
+def _text(value: object) -> str:
+    """A value of a record."""
+    if isinstance(value, list) and not any(isinstance(item, dict) for item in value):
+        return ", ".join(map(str, value))
+    return json_text(value, indent=2) if isinstance(value, (dict, list)) else str(value)
 
 
 def _stem(architecture: Architecture) -> str:

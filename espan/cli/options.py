@@ -102,7 +102,7 @@ def parse_tile(text: str) -> TileOption:
     """The tile of an `Upscaler`, from a --tile option."""
     if text == "auto":
         return "auto"
-    if text in ("off", "none", "0"):
+    if text == "off":
         return None
     if not (text.isascii() and text.isdigit()):
         raise EspanError(f"--tile {text!r}: expected auto, off or a number of LR pixels")
@@ -159,7 +159,12 @@ def only(context: typer.Context, option: str, *allowed: str, because: str = "") 
 
 
 def training_missing(error: ImportError) -> EspanError:
-    """The error for a package of the extra "train" that is not installed."""
+    """The error for a package of the extra "train" that is not installed.
+
+    Any other ImportError is raised as it is.
+    """
+    if not isinstance(error, ModuleNotFoundError) or (error.name or "").startswith("espan"):
+        raise error
     return EspanError(
         f"training needs additional packages ({error}); install them with "
         '`pip install ".[train]"` in the source folder of espan'

@@ -51,15 +51,14 @@ def command(
         typer.Option(min=1, help="Of --preview; default: that of the experiment's last stage."),
     ] = None,
 ) -> None:
-    r"""Decode photographs into a pack, one file for training, with an index and hashes.
+    """Decode photographs into a pack, one file for training, with an index and hashes.
 
     Folders are searched with their subfolders.  Images that are damaged, have an alpha channel or
     are too small are reported and left out.
 
-    \b
-    espan prepare photos/ -o photos.pack                            a pack
-    espan prepare --check photos.pack                               compare pixels with hashes
-    espan prepare --preview mine.toml photo.jpg -o grid.png         look at degradations
+        espan prepare photos/ -o photos.pack
+        espan prepare --check photos.pack
+        espan prepare --preview mine.toml photo.jpg -o grid.png
     """
     if preview is not None:
         options.only(context, "--preview", "sources", "output", "overwrite", "preview", "scale")

@@ -35,7 +35,11 @@ def command(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option("--from", help="Start from these weights: a file or a bundled name."),
+        typer.Option(
+            "--from",
+            help="Start from these weights: a file or a bundled name.  If the file does not say "
+            "how it normalises images, use `espan convert --normalization` first.",
+        ),
     ] = None,
     data_lr: Annotated[
         Path | None,
@@ -92,16 +96,16 @@ def command(
         bool, typer.Option("--list", help="List the experiments that come with espan.")
     ] = False,
 ) -> None:
-    r"""Train a network: run the stages of an experiment on a set of images.
+    """Train a network: run the stages of an experiment on a set of images.
 
-    \b
-    espan train smoke photos/ -o run               an experiment that comes with espan
-    espan train mine.toml train.pack -o run        an experiment file, on a pack
-    espan train finetune photos/ -o run --from W   start from weights
-    espan train --resume run                       after an interruption
-    espan train mine.toml photos/ --dry-run        check it, and estimate its time and memory
+    An experiment is a TOML file: a network and a list of stages.  Under `torchrun -m espan` or
+    `accelerate launch -m espan`, all processes train one network.
 
-    Under `torchrun -m espan` or `accelerate launch -m espan`, all processes train one network.
+        espan train smoke photos/ -o run               # comes with espan
+        espan train mine.toml train.pack -o run        # your experiment, on a pack
+        espan train finetune photos/ -o run --from W   # from weights
+        espan train --resume run                       # after an interruption
+        espan train mine.toml photos/ --dry-run        # estimate time and memory
     """
     try:
         from espan.training import experiment as experiments
@@ -132,7 +136,7 @@ def command(
             accumulate=accumulate if "accumulate" in given else None,
             workers=workers if "workers" in given else None,
         )
-        print(best)
+        _print_once(best)
         return
     if experiment is None or not data or (output is None and not dry_run):
         raise EspanError(
@@ -161,4 +165,12 @@ def command(
         rehearsal.dry_run(experiments.read(experiment), setup, folder=output)
         return
     assert output is not None
-    print(training.train(output, experiments.read(experiment), setup))
+    _print_once(training.train(output, experiments.read(experiment), setup))
+
+
+def _print_once(result: Path) -> None:
+    """In one of the processes of a launcher."""
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        print(result)

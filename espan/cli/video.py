@@ -88,7 +88,7 @@ def command(
     try:
         from espan.video import run
         from espan.video.times import parse_time
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise EspanError(
             f"video needs an additional package ({error}); install it with "
             '`pip install ".[video]"` in the source folder of espan, with Python 3.11 or later'

@@ -369,8 +369,10 @@ def with_noise(image: np.ndarray, noise: Noise) -> np.ndarray:
     photons = np.clip(light, 0, 255) * np.float32(PHOTONS / 255)
     # The quantile of a Poisson distribution by its Cornish-Fisher expansion, which has the right
     # mean and third moment, and a variance too large by 1/18.  The numbers are thus the same on
-    # every device.  A count is not negative.
-    change = np.maximum(np.sqrt(photons) * numbers + (numbers**2 - 1) / 6, -photons)
+    # every device.  A count is not negative.  Below one photon the last term fades, because black
+    # has no noise.
+    skew = np.minimum(photons, 1) * (numbers**2 - 1) / 6
+    change = np.maximum(np.sqrt(photons) * numbers + skew, -photons)
     return np.clip(image + level * np.float32(255 / PHOTONS) * change, 0, 255)
 
 

@@ -84,7 +84,8 @@ def _with_noise(
     luma = (images * images.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
     light = torch.where(each(lambda noise: noise.gray) > 0, luma, images)
     photons = light.clamp(0, 255) * (PHOTONS / 255)
-    change = torch.maximum(photons.sqrt() * n + (n**2 - 1) / 6, -photons)
+    skew = photons.clamp(max=1) * (n**2 - 1) / 6
+    change = torch.maximum(photons.sqrt() * n + skew, -photons)
     poisson = each(lambda noise: noise.kind == "poisson") > 0
     change = torch.where(poisson, change * (255 / PHOTONS), n)
     noisy = (images + each(lambda noise: noise.level) * change).clamp(0, 255)

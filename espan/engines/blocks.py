@@ -107,6 +107,8 @@ class Blocks(nn.Module):
 
     def forward(self, image: Tensor, flag: Tensor) -> Tensor:
         architecture, kernels, mean = self.architecture, self.kernels, self.mean
+        if image.dtype not in (torch.uint8, torch.float16, torch.bfloat16):
+            image = image.float()
         channels, kernel = architecture.channels, architecture.head_kernel
         head = last = kernels.head(
             image,

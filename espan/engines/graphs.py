@@ -58,6 +58,7 @@ class Graphed(nn.Module):
             self.engine(static_image, flag)  # one-time initialisation must not be captured
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Other threads may allocate meanwhile, which "global" would not allow.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             result = self.engine(static_image, flag)
         return graph, static_image, result

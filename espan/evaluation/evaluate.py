@@ -114,7 +114,10 @@ def evaluate(
         try:
             yield _score(name, pair, upscaler, y_channel=y_channel, result=target)
         except EspanError as error:
-            yield Failure(name, str(error))
+            text = str(error)
+            if not any(str(path) in text for path in (pair.hr, pair.lr)):
+                text = f"{pair.hr}: {text}"
+            yield Failure(name, text)
         except OSError as error:
             yield Failure(name, f"{error.filename or pair.hr}: {error.strerror or error}")
         except (MemoryError, RuntimeError) as error:

@@ -20,7 +20,8 @@ def modcrop(image: np.ndarray, multiple: int) -> np.ndarray:
     height, width = (n - n % multiple for n in image.shape[:2])
     if height == 0 or width == 0:
         raise EspanError(
-            f"an image of {image.shape[:2]} has fewer than {multiple} pixels on a side"
+            f"an image of {image.shape[1]}x{image.shape[0]} has fewer than {multiple} pixels on a "
+            "side"
         )
     return image[:height, :width]
 

@@ -29,6 +29,7 @@ from espan.data import (
 )
 from espan.data.degrade import degraded
 from espan.data.degrade_table import DegradeTable
+from espan.data.photographs import sha256_of
 from espan.errors import EspanError, RangeWarning
 from espan.evaluation.evaluate import Score, find_pairs, read_rgb, score
 from espan.evaluation.metrics import SSIM_WINDOW
@@ -49,13 +50,16 @@ class ValidationImage:
 
     Attributes:
         hr: a file, or a held-out photograph, of which the central 512 x 512 pixels are used.
-        lr: the file of its LR image for each scale; empty: LR is made from HR.
+        lr: its LR image for each scale: a file, or the photograph with its given LR pixels; empty:
+            LR is made from HR.
         index: position among the images, the index of its degradation.
+        sha256: of the HR pixels and, where LR is given, of its pixels; set by `_checked`.
     """
 
     hr: Path | TrainingImage
-    lr: Mapping[int, Path] = field(default_factory=dict)
+    lr: Mapping[int, Path | TrainingImage] = field(default_factory=dict)
     index: int = 0
+    sha256: str = ""
 
     @property
     def name(self) -> str:
@@ -65,13 +69,25 @@ class ValidationImage:
         """(H, W, 3) uint8."""
         if isinstance(self.hr, Path):
             return read_rgb(self.hr)
-        hr = self.hr.hr
-        y, x = (max(0, n - HELD_OUT_CROP) // 2 for n in hr.shape[:2])
-        return hr[y : y + HELD_OUT_CROP, x : x + HELD_OUT_CROP]
+        y, x = self._corner(self.hr)
+        return self.hr.hr[y : y + HELD_OUT_CROP, x : x + HELD_OUT_CROP]
 
     def read_lr(self, scale: int) -> np.ndarray | None:
         """The given LR image, (h, w, 3) uint8."""
-        return read_rgb(self.lr[scale]) if self.lr else None
+        if not self.lr:
+            return None
+        given = self.lr[scale]
+        if isinstance(given, Path):
+            return read_rgb(given)
+        y, x = (n // scale for n in self._corner(given))
+        size = HELD_OUT_CROP // scale
+        return given.lr[y : y + size, x : x + size]
+
+    def _corner(self, image: TrainingImage) -> tuple[int, int]:
+        """Where the central pixels of a photograph begin: where pixels of its LR images begin."""
+        step = math.lcm(*self.lr)
+        y, x = (max(0, n - HELD_OUT_CROP) // 2 // step * step for n in image.hr_size)
+        return y, x
 
     def pair(
         self, scale: int, degrade: DegradeTable | None = None
@@ -138,12 +154,16 @@ class Data:
         others = (image for images in self.others.values() for image in images)
         return fingerprint([*self.training, *others])
 
+    @property
+    def validated(self) -> list[str]:
+        """The hash of each validation image."""
+        return [image.sha256 for image in self.validation]
+
 
 def read_data(
     setup: Setup,
     stages: Sequence[StageRun],
     *,
-    seed: int,
     console: Console,
     accelerator: Accelerator,
 ) -> Data:
@@ -163,7 +183,7 @@ def read_data(
             pack = None
             if accelerator.num_processes > 1:
                 pack = Path(stack.enter_context(TemporaryDirectory(prefix="espan-"))) / "pack"
-            return _read(setup, stages, seed=seed, console=console, pack=pack)
+            return _read(setup, stages, console=console, pack=pack)
 
         data = run_once(accelerator, read, per_machine=True)
         accelerator.wait_for_everyone()  # the maps outlive the file
@@ -171,6 +191,8 @@ def read_data(
         f"{len(data.training)} images to train on, {data.pixels / 1e6:.0f} megapixels; "
         f"{len(data.validation)} to validate on"
     )
+    if data.held_out and not setup.hold_out:
+        console.print(f"held out: {', '.join(data.held_out)}", markup=False)
     return data
 
 
@@ -194,9 +216,7 @@ def validate(
     return scores
 
 
-def _read(
-    setup: Setup, stages: Sequence[StageRun], *, seed: int, console: Console, pack: Path | None
-) -> Data:
+def _read(setup: Setup, stages: Sequence[StageRun], *, console: Console, pack: Path | None) -> Data:
     scales = {stage.scale: stage.name for stage in reversed(stages)}  # and its first stage
     folders: dict[int, Path] = {}
     if setup.data_lr is not None:
@@ -211,8 +231,7 @@ def _read(
     # Checked before the training images are decoded, which takes minutes.
     validation: list[ValidationImage] = []
     if setup.validate is not None:
-        validation = _validation(setup.validate, setup.validate_lr, scales)
-        _check(validation, scales)
+        validation = _checked(_validation(setup.validate, setup.validate_lr, scales), scales)
     first = stages[0].scale
     further = {scale: folder for scale, folder in folders.items() if scale != first}
     if len(set(setup.data)) == 1:  # of several, `open_images` says that they cannot have LR images
@@ -249,17 +268,32 @@ def _read(
 
     held_out: set[str] = set()
     if setup.validate is None:
-        held_out = _named(images, setup.hold_out) if setup.hold_out else _drawn(images, seed)
+        held_out = _named(images, setup.hold_out) if setup.hold_out else _drawn(images)
         chosen = [image for image in images if image.name in held_out]
-        validation = [ValidationImage(image, index=i) for i, image in enumerate(chosen)]
-        _check(validation, scales)
-    training = [image for image in images if image.name not in held_out]
+        given = {first: images, **others} if folders else {}
+        validation = _checked(_held_out(chosen, given), scales)
+    seen = {_of_hr(image.sha256) for image in validation}
+    copies = [i for i in images if i.name not in held_out and _of_hr(i.sha256) in seen]
+    left_out = set(held_out)
+    if copies and setup.validate is None:
+        left_out |= {image.name for image in copies}
+        console.print(
+            f"left out: {len(copies)} copies of images that are held out: {_some(copies)}",
+            markup=False,
+        )
+    elif copies:
+        console.print(
+            f"warning: {len(copies)} of the images to validate on are also trained on: "
+            f"{_some(copies)}",
+            markup=False,
+        )
+    training = [image for image in images if image.name not in left_out]
     if not training:
         raise EspanError(
             f"all {len(images)} images are held out for validation and none is left to train on; "
             "add images, or pass a folder of validation images (--validate)"
         )
-    kept = {scale: [i for i in many if i.name not in held_out] for scale, many in others.items()}
+    kept = {scale: [i for i in many if i.name not in left_out] for scale, many in others.items()}
     return Data(training, sorted(held_out), validation, kept)
 
 
@@ -287,15 +321,53 @@ def _validation(hr: Path, lr: Path | None, scales: Mapping[int, str]) -> list[Va
     return [ValidationImage(path, found) for path, found in files.items()]
 
 
-def _check(validation: Sequence[ValidationImage], scales: dict[int, str]) -> None:
-    """Raise EspanError if an image cannot be used in a stage, given the stage's name by scale."""
+def _held_out(
+    chosen: Sequence[TrainingImage], given: Mapping[int, Sequence[TrainingImage]]
+) -> list[ValidationImage]:
+    """Photographs to validate on, with the LR images of each scale where they are given."""
+    by_name = {scale: {image.name: image for image in many} for scale, many in given.items()}
+    for scale, images in by_name.items():
+        if missing := [image for image in chosen if image.name not in images]:
+            raise EspanError(
+                f"to validate on {_some(missing)}, their LR images at x{scale} are needed, but "
+                "they could not be used; hold out other images"
+            )
+    return [
+        ValidationImage(image, {scale: images[image.name] for scale, images in by_name.items()}, i)
+        for i, image in enumerate(chosen)
+    ]
+
+
+def _checked(
+    validation: Sequence[ValidationImage], scales: Mapping[int, str]
+) -> list[ValidationImage]:
+    """The images with their hashes.
+
+    Raises EspanError if one cannot be used in a stage, given the stage's name by scale.
+    """
+    checked = []
     for image in validation:
         hr = image.read_hr()
+        hashes = [sha256_of(hr) if isinstance(image.hr, Path) else _of_hr(image.hr.sha256)]
         for scale, stage in scales.items():
             try:
-                image.check(hr, image.read_lr(scale), scale)
+                lr = image.read_lr(scale)
+                image.check(hr, lr, scale)
             except EspanError as error:
                 raise EspanError(f"stage {stage}: {error}") from None
+            hashes += [] if lr is None else [sha256_of(lr)]
+        checked.append(dataclasses.replace(image, sha256="+".join(hashes)))
+    return checked
+
+
+def _of_hr(sha256: str) -> str:
+    """The part of an image's hash that is that of its HR pixels."""
+    return sha256.partition("+")[0]
+
+
+def _some(images: Sequence[TrainingImage]) -> str:
+    names = [image.name for image in images]
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _named(images: Sequence[TrainingImage], names: Sequence[str]) -> set[str]:
@@ -309,8 +381,11 @@ def _named(images: Sequence[TrainingImage], names: Sequence[str]) -> set[str]:
     return set().union(*(by_name[name] for name in names))
 
 
-def _drawn(images: Sequence[TrainingImage], seed: int) -> set[str]:
-    """One image in twenty, at least 1 and at most 8, chosen at random."""
-    names = sorted({image.name for image in images})
-    count = min(8, max(1, len(names) // 20))
-    return set(np.random.Generator(np.random.Philox(seed)).choice(names, count, replace=False))
+def _drawn(images: Sequence[TrainingImage]) -> set[str]:
+    """One image in twenty, at least 1 and at most 8: those with the smallest hashes.
+
+    Runs with other seeds, or with more images, thus validate on the same ones where they can.
+    """
+    hashes = {_of_hr(image.sha256): image.name for image in images}
+    count = min(8, max(1, len(hashes) // 20))
+    return {hashes[sha256] for sha256 in sorted(hashes)[:count]}

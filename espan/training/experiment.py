@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from espan.data.degrade_table import DegradeTable
 from espan.errors import EspanError
 from espan.models import architecture_from_name
-from espan.tables import Positive, Table, Weight
+from espan.tables import Count, Positive, Table, Weight
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,14 +31,14 @@ class NetworkTable(Table):
         conv: the training form of each convolution (Tab. 7).
         grep: [a, b] of GRep: a sequences 1x1 - kxk and b sequences kxk - 1x1 (Eq. 5).
         middle: channels between the two convolutions of a sequence; default: those of its input.
-        init: initial weights, of the first stage's network and of blocks added later.
-            ``"pytorch"`` keeps PyTorch's defaults; ``"bilinear"`` is that of
-            `espan.training.initialise`.
+        init: initial weights, of the first stage's network, of blocks that are added later, and of
+            the upsampling convolution for another scale.  ``"pytorch"`` keeps PyTorch's defaults;
+            ``"bilinear"`` is that of `espan.training.initialise`.
     """
 
     architecture: str | None = None
     conv: Literal["plain", "grep", "repvgg", "edbb", "rrrb", "repmbconv"] = "grep"
-    grep: tuple[int, int] = Field(default=(2, 0), strict=False)
+    grep: tuple[Count, Count] = Field(default=(2, 0), strict=False)
     middle: Positive | None = None
     init: Literal["pytorch", "bilinear"] = "pytorch"
 
@@ -80,10 +80,10 @@ class Change(Table):
 
     keep: Literal["student", "teacher"] | None = None
     scale: Positive | None = None
-    remove_blocks: int = Field(default=0, ge=0)
-    remove_convs: int = Field(default=0, ge=0)
-    add_blocks: int = Field(default=0, ge=0)
-    teacher: int = Field(default=0, ge=0)
+    remove_blocks: Count = 0
+    remove_convs: Count = 0
+    add_blocks: Count = 0
+    teacher: Count = 0
 
 
 class LossTable(Table):
@@ -138,7 +138,7 @@ class Stage(Table):
     lr: float = Field(gt=0, allow_inf_nan=False)
     decay: Literal["halving", "cosine"] = "halving"
     halve_every: Positive | None = None
-    warm_up: int = Field(default=0, ge=0)
+    warm_up: Count = 0
     iterations: Positive
     repeats: Positive = 1
 

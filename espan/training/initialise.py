@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from espan.errors import EspanError
-from espan.models import Network
+from espan.models import Architecture, Network
 from espan.reparameterize import Kernel, Reparameterized
 
 MIX = 0.3  # standard deviation of a block's random kernels at their output; the identity has 1
@@ -43,7 +43,7 @@ def initialise(network: Network, images: Tensor) -> None:
     the concat has zeros for the head and the first block.  The first three channels of the head and
     of that 1x1 carry the input, and the last convolution upsamples it bilinearly.
     """
-    _check(network)
+    check_architecture(network.architecture)
     head, post, fuse = network.head, network.tail.post, network.tail.fuse
     upsample, channels, scale = network.tail.upsample, fuse.out_channels, network.scale
     # If there is a bias between two convolutions of a branch, each step of the second one moves the
@@ -84,9 +84,8 @@ def initialise(network: Network, images: Tensor) -> None:
     _set(upsample, weight, weight.new_zeros(len(weight)))
 
 
-def _check(network: Network) -> None:
+def check_architecture(a: Architecture) -> None:
     """Raise EspanError for a network that has no such start: its parts are SPAN's and ESPAN's."""
-    a = network.architecture
     if (a.gate, a.unshuffle, a.stem, a.tail) != ("sigmoid", 1, "conv", "conv"):
         raise EspanError(
             'init = "bilinear" is for networks such as SPAN and ESPAN, with the gate "sigmoid", '
@@ -104,13 +103,34 @@ def initialise_added(network: Network, names: Sequence[str], images: Tensor) -> 
         names: of the new modules; those that are not convolutions of a block are left unchanged.
         images: as for `initialise`.
     """
-    _check(network)
+    check_architecture(network.architecture)
     convs = [network.get_submodule(name) for name in names if name.startswith("blocks.")]
     for conv in convs:
         _zero_biases(conv)
         weight = _near_identity(_kernel(conv).weight)
         _set(conv, weight, weight.new_zeros(len(weight)))
     _standardise(network, convs, images)
+
+
+@torch.no_grad()
+def initialise_upsampling(new: nn.Module, old: nn.Module, scale: int, before: int) -> None:
+    """Initialise the last convolution for another scale: the phases of the old one, interpolated.
+
+    Args:
+        new: (s*s*3 outputs), changed in place.
+        old: (t*t*3 outputs).
+        scale, before: s and t.
+    """
+    position = ((torch.arange(scale) + 0.5) * before / scale - 0.5).clamp(0, before - 1)
+    taps = (1 - (position[:, None] - torch.arange(before)).abs()).clamp(min=0)  # (s, t)
+
+    def at_scale(values: Tensor) -> Tensor:
+        phases = values.unflatten(0, (3, before, before))
+        weights = taps.to(values.dtype)
+        return torch.einsum("iy,jx,cyx...->cij...", weights, weights, phases).flatten(0, 2)
+
+    weight, bias = _kernel(old)
+    _set(new, at_scale(weight), at_scale(bias))
 
 
 def _standardise(network: Network, convs: Sequence[nn.Module], images: Tensor) -> None:

@@ -13,6 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from espan.files import atomic_write, json_text
 
+SECONDS_PER_LINE = 60.0
+
 
 def stderr() -> Console:
     """A console for messages, which leaves lines and numbers as they are."""
@@ -42,7 +44,8 @@ class Log:
 
     `metrics.jsonl` has one line of JSON per measurement, with the step of the whole run;
     `tensorboard/` has the same.  When a run is resumed, what was logged after the save is removed,
-    because those steps are repeated.  The progress bar is shown on terminals only.
+    because those steps are repeated.  The progress bar is shown on terminals; elsewhere, a line a
+    minute.
 
     Args:
         folder: of the run.
@@ -60,6 +63,8 @@ class Log:
         self.console = console
         self.enabled = enabled
         self.lines = 0
+        self._total = total
+        self._shown = time.perf_counter()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -95,6 +100,7 @@ class Log:
     def message(self, text: str) -> None:
         if self.enabled:
             self.console.print(text, markup=False)
+        self._shown = time.perf_counter()
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:
         """Log a measurement after a step of the whole run."""
@@ -109,12 +115,14 @@ class Log:
         self._board.flush()
 
     def progress(self, step: int, stage: str, loss: float, speed: Speed) -> None:
-        """Update the progress bar after a step of the whole run."""
+        """Show the progress after a step of the whole run."""
         note = (
             f"loss {loss:.4f}  {speed.steps_per_second:.1f} steps/s  "
             f"data {100 * speed.waiting:.0f}%"
         )
         self._bar.update(self._task, completed=step, description=stage, note=note)
+        if not self.console.is_terminal and time.perf_counter() - self._shown > SECONDS_PER_LINE:
+            self.message(f"{stage}  {step}/{self._total} steps of the run  {note}")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ network is built and given its first weights (`start`), and at intervals it is m
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from espan.errors import EspanError
 from espan.models import Architecture, ConvFactory, Gate, Network, Tail
 from espan.reparameterize import merged_state
 from espan.training.experiment import Change
-from espan.training.initialise import initialise, initialise_added
+from espan.training.initialise import initialise, initialise_added, initialise_upsampling
 
 
 @dataclass(frozen=True)
@@ -156,11 +156,15 @@ def start(
         change: what `network` differs by from `previous`.
         images: for `espan.training.initialise`; None: new convolutions keep PyTorch's weights.
     """
-    teacher = network.teacher if isinstance(network, SelfDistilled) else network
+    teacher = _teacher(network)
     if previous is not None:
         moved = transfer(previous, network, change)
         if images is not None:
             initialise_added(teacher, moved.added, images)
+            scale = _teacher(previous).scale
+            if teacher.scale != scale:
+                for tail, old in _tails(network, previous, change):
+                    initialise_upsampling(tail.upsample, old.upsample, teacher.scale, scale)
         return str(moved)
     if images is not None:
         initialise(teacher, images)
@@ -172,8 +176,8 @@ def start(
 def transfer(old: Trainable, new: Trainable, change: Change) -> Transfer:
     """Copy the weights of `old` into `new`, whose shape is that of `old` after `change`, by name.
 
-    A new teacher's tail starts as a copy of the student's.  New blocks, and convolutions that
-    depend on the scale, with all their branches, keep their initial weights for another scale.
+    A new teacher's tail starts as a copy of the student's.  New blocks keep their initial weights,
+    and so do, for another scale, convolutions that depend on it, with all their branches.
     """
     state = _by_name(old)
     dropped: set[str] = set()
@@ -187,7 +191,7 @@ def transfer(old: Trainable, new: Trainable, change: Change) -> Transfer:
         }
     elif change.keep == "teacher":
         dropped |= _pop(state, _STUDENT)
-    scale = (old.teacher if isinstance(old, SelfDistilled) else old).scale
+    scale = _teacher(old).scale
     if change.scale not in (None, scale):
         dropped |= _pop(state, "tail.upsample.", f"{_STUDENT}upsample.")
     if change.remove_blocks:
@@ -209,6 +213,20 @@ def transfer(old: Trainable, new: Trainable, change: Change) -> Transfer:
         if name in state:
             value.copy_(state[name])
     return Transfer(added=_modules(wanted.keys() - state.keys()), dropped=_modules(dropped))
+
+
+def _teacher(network: Trainable) -> Network:
+    """The teacher, or the only network."""
+    return network.teacher if isinstance(network, SelfDistilled) else network
+
+
+def _tails(new: Trainable, old: Trainable, change: Change) -> Iterator[tuple[Tail, Tail]]:
+    """Each tail and the one that `transfer` copies to it."""
+    of_student = old.student_tail if isinstance(old, SelfDistilled) else old.tail
+    of_teacher = _teacher(old).tail
+    yield _teacher(new).tail, of_student if change.keep == "student" else of_teacher
+    if isinstance(new, SelfDistilled):
+        yield new.student_tail, of_student
 
 
 def plain_networks(trained: Trainable, shape: Shape) -> dict[str, Network]:

@@ -18,6 +18,7 @@ from espan.errors import EspanError
 from espan.models import ConvFactory, Network
 from espan.reparameterize import expand
 from espan.training.data import Data, read_data
+from espan.training.initialise import check_architecture
 from espan.training.networks import Trainable, build, start
 from espan.training.run import Run
 from espan.training.stages import StageRun, plan
@@ -115,5 +116,12 @@ def prepare(run: Run, *, new: bool, accelerator: Accelerator, console: Console) 
             f"{setup.data_lr}: the experiment makes its LR images from HR ([degrade]); without "
             "[degrade], the given ones can be used, or without --data-lr, [degrade]"
         )
-    data = read_data(setup, stages, seed=experiment.seed, console=console, accelerator=accelerator)
-    return Prepared(run, stages, data, weights)
+    if experiment.network.init == "bilinear":
+        for stage in stages:
+            check_architecture(stage.shape.architecture)
+    data = read_data(setup, stages, console=console, accelerator=accelerator)
+    prepared = Prepared(run, stages, data, weights)
+    with torch.device("meta"):  # whether the convolutions can be built
+        for stage in stages:
+            prepared.network(stage)
+    return prepared

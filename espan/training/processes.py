@@ -26,13 +26,17 @@ def accelerator_for(setup: Setup) -> Accelerator:
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
     launcher = " ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
     mixed = {"fp32": "no", "fp64": "no"}.get(setup.precision or "", setup.precision)
+    cpu = setup.cpu or not torch.cuda.is_available()
+    if cpu and (mixed or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
+        # Accelerate would train in fp32.
+        raise EspanError("train: fp16 needs a GPU; on a CPU use --precision bf16 or fp32")
     # PyTorch 2.13 deprecates `broadcast_buffers`, but Accelerate cannot pass its successor.  The
     # strides of 1x1 kernels differ from those of their gradients, though both are contiguous.
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     try:
         return Accelerator(
-            cpu=setup.cpu or not torch.cuda.is_available(),
+            cpu=cpu,
             mixed_precision=mixed,
             gradient_accumulation_steps=setup.accumulate,
             # The only buffer is a constant.

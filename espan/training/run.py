@@ -35,7 +35,7 @@ class Setup:
         validate: a folder of HR images to validate on.
         validate_lr: a folder with their LR images, as `data_lr`; default: made from HR.
         hold_out: names of images in `data` to validate on instead of training on them.  Without
-            these and without `validate`: one image in twenty, 1 to 8, chosen by the seed.
+            these and without `validate`: one image in twenty, 1 to 8, chosen by their hashes.
         weights: a file or a bundled name to start from; default: new weights.
         precision: of the convolutions; weights, loss and averages are fp32 (with ``"fp64"``: fp64).
             fp32 is never TF32.  Default: set by the launcher, else fp32.

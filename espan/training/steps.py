@@ -35,6 +35,7 @@ from espan_kernels import backends
 NON_FINITE_IN_A_ROW = 20
 DIVERGED = f"the loss or its gradient was NaN or infinite for {NON_FINITE_IN_A_ROW} steps in a row"
 SECONDS_BETWEEN_READS = 0.5  # of the loss, from a GPU; each waits for all steps
+SECONDS_BETWEEN_SAVES = 600.0  # where validations are further apart
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,13 @@ class Step:
 
     Attributes:
         stop: whether any process was asked to stop.
+        save: whether the last save of any process is old.
         loss, norm: the loss and the norm of its gradient; NaN if they have not left the GPU.
         error: why the step was discarded.
     """
 
     stop: bool = False
+    save: bool = False
     loss: float = math.nan
     norm: float = math.nan
     error: EspanError | None = None
@@ -103,6 +106,8 @@ class Trainer:
         self.best = -math.inf
         self.skipped = 0
         self._speed = Speed()
+        self._resumed = False
+        self._saved = time.perf_counter()
         self._captured: CapturedStep | None = None
 
     def state(self) -> dict[str, Any]:
@@ -115,6 +120,7 @@ class Trainer:
             "total": self.stage.first + self.step,
             "lines": self.log.lines,
             "data": self.data.fingerprint,
+            "validation": self.data.validated,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -135,6 +141,7 @@ class Trainer:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.best, self.skipped = state["step"], state["best"], state["skipped"]
+        self._resumed = True
 
     def train(self, crops: Crops) -> None:
         """Train to the end of the stage, validating and saving at intervals.
@@ -206,6 +213,8 @@ class Trainer:
             if self.step % every == 0 or self.step == stage.iterations:
                 self._measured(sum(losses) / max(1, len(losses)), taken.norm)
                 losses = []
+            elif taken.save:
+                self._save()
             if taken.stop:
                 self._stopped()
 
@@ -254,15 +263,15 @@ class Trainer:
             gradient = accelerator.clip_grad_norm_(network.parameters(), options.clip or math.inf)
             # All processes take the same decisions: what only one of them knows, that it was
             # signalled or that its data are damaged, goes through the reduction of the loss.
-            flags = total.new_tensor([self.stop.requested, error is not None])
+            flags = total.new_tensor([self.stop.requested, self._save_is_old, error is not None])
             status = torch.cat([total[None], gradient[None].to(total), flags])
-            loss, norm, stop, failed = accelerator.reduce(status, "mean").tolist()
+            loss, norm, stop, save, failed = accelerator.reduce(status, "mean").tolist()
             if failed:
                 optimizer.zero_grad()
                 text = "another process could not read its training data"
                 yield Step(error=error or EspanError(text))
                 return
-            taken = Step(bool(stop), loss, norm)
+            taken = Step(bool(stop), bool(save), loss, norm)
             if taken.finite or accelerator.scaler is not None:  # which skips such steps and adapts
                 optimizer.step()
             optimizer.zero_grad()
@@ -290,6 +299,8 @@ class Trainer:
                 read = time.perf_counter()
             elif time.perf_counter() - read > SECONDS_BETWEEN_READS:
                 self._numbers()
+                if self._save_is_old:
+                    self._save()
                 read = time.perf_counter()
             if taken.stop:
                 self._numbers()
@@ -349,10 +360,14 @@ class Trainer:
         return found
 
     def _begin(self) -> None:
-        if self.step == 0:
+        if self.step == 0 and not self._resumed:
             self._validate({})
             self._save()
         self._speed = Speed()
+
+    @property
+    def _save_is_old(self) -> bool:
+        return time.perf_counter() - self._saved > SECONDS_BETWEEN_SAVES
 
     def _measured(self, loss: float, norm: float) -> None:
         """Validate, log and save after some steps."""
@@ -387,8 +402,8 @@ class Trainer:
     def _validate(self, values: dict[str, Any]) -> None:
         """Measure PSNR and SSIM of the averaged networks; write the last and the best weights.
 
-        Where LR is degraded, also of LR made as MATLAB's imresize does ("clean"), which does not
-        affect what is best.
+        Where LR is degraded, and not given, also of LR made as MATLAB's imresize does ("clean"),
+        which does not affect what is best.
         """
         run, stage, accelerator = self.run, self.stage, self.accelerator
         images = self.data.validation
@@ -396,7 +411,7 @@ class Trainer:
         networks = plain_networks(self.average, stage.shape)
         degrade = run.experiment.degrade
         cases = {name: (network, degrade) for name, network in networks.items()}
-        if degrade is not None:
+        if degrade is not None and self.run.setup.validate_lr is None:
             cases |= {f"clean {name}": (network, None) for name, network in networks.items()}
         for name, (network, table) in cases.items():
             error: EspanError | None = None
@@ -436,6 +451,7 @@ class Trainer:
         """Save the state.  All processes wait, because a launcher ends them all when one ends."""
         step = self.stage.first + self.step
         run_once(self.accelerator, lambda: self.run.save(step, self.state()))
+        self._saved = time.perf_counter()
 
     def _summary(self, values: dict[str, Any]) -> str:
         line = f"{self.stage.name}  step {self.step}/{self.stage.stage.iterations}"

@@ -74,7 +74,7 @@ def resume(
             They are the only settings that leave the steps as they were, up to rounding.
         console: for messages; default: stderr.
 
-    Returns and raises as `train`; raises EspanError if the training images have changed.
+    Returns and raises as `train`; raises EspanError if the images have changed.
     """
     run = reopen(folder)
     setup = dataclasses.replace(
@@ -104,10 +104,16 @@ def _stages(run: Run, console: Console | None, stop: StopRequest, *, new: bool) 
             f"{run.folder}: the training images are not those that the run was started with.  "
             "Restore them, or start a new run from its weights (--from)"
         )
+    if state is not None and state.get("validation", data.validated) != data.validated:
+        raise EspanError(
+            f"{run.folder}: the validation images are not those that the run was started with, so "
+            "PSNR cannot be compared with that of its best weights.  Restore them, or start a new "
+            "run from its weights (--from)"
+        )
+    previous = prepared.first()
     if new:
         run_once(accelerator, run.create)
 
-    previous = prepared.first()
     best = -math.inf
     stop.deferred = True
     with Log(

@@ -31,7 +31,7 @@ def conv(weight: Tensor, *, halves: bool) -> Tensor:
 
 def transformed(weight: Tensor) -> Tensor:
     """(outputs, inputs, 3, 3) -> (6, 6, inputs, outputs)."""
-    g = torch.tensor(_G, dtype=torch.float64)
+    g = torch.tensor(_G, dtype=torch.float64, device="cpu")
     return torch.einsum("pi,qj,ocij->pqco", g, g, weight)
 
 
@@ -46,7 +46,7 @@ def head(weight: Tensor, *, halves: bool) -> Tensor:
     Every three rows of the kernel, padded with zeros, are transformed along the columns.
     """
     rows = torch.nn.functional.pad(weight, (0, 0, 0, -weight.shape[2] % 3)).unflatten(2, (-1, 3))
-    g = torch.tensor(_G, dtype=torch.float64)
+    g = torch.tensor(_G, dtype=torch.float64, device="cpu")
     return _flat(torch.einsum("pa,ocnax->pnxco", g, rows).flatten(0, 3))
 
 
@@ -66,7 +66,7 @@ def upsample_order(scale: int) -> Tensor:
     The padding of a row repeats its first output, so that the range of all outputs is the range of
     the image.
     """
-    order = torch.arange(3 * scale * scale).view(3, -1).T.flatten()
+    order = torch.arange(3 * scale * scale, device="cpu").view(3, -1).T.flatten()
     return torch.cat([order, order[:1].expand(-len(order) % LANES)])
 
 

@@ -4,8 +4,9 @@ A packed tensor is flat and has the dtype of the feature maps.  It contains:
 
 * the weights, in the register layout of `mma.m16n8k16`;
 * the biases in float32, viewed as the dtype of the feature maps;
-* for `head` with a kernel of 3 or more, for `spab`, and for `tail` with up to 48 channels, the
-  weights again, in the layouts of `wgmma`.
+* where there are kernels for Hopper, the weights again, in the layouts of `wgmma`: for `head` with
+  a kernel of 3 or more, for `spab`, and for `tail` with up to 48 channels, or with a 1x1 as the
+  last convolution.
 
 A warp reads the weights of a step with one 16-byte load per lane and pair of output tiles, or a
 block reads all weights with one bulk copy.  The GPU does not rearrange them.  The reference unpacks
@@ -41,7 +42,7 @@ def output_order(channels: int) -> Tensor:
     """
     g = group(channels)
     # tile = (block, j), column = (q, e)  ->  channel = (block, q, j, e)
-    return torch.arange(channels).view(-1, 4, g, 2).transpose(1, 2).reshape(-1)
+    return torch.arange(channels, device="cpu").view(-1, 4, g, 2).transpose(1, 2).reshape(-1)
 
 
 def natural(rows: Tensor, channels: int) -> Tensor:
@@ -130,11 +131,6 @@ def _chunks(steps: Tensor) -> Tensor:
     return steps.reshape(-1, 64, 2, 8).transpose(1, 2)
 
 
-def is_streamed(p: int) -> bool:
-    """Whether `tail` has a streamed kernel for P channels."""
-    return p <= 48
-
-
 def taps_apart(p: int) -> bool:
     """Whether the taps of a convolution between maps of P channels are apart, to save memory."""
     return p > 32
@@ -181,7 +177,7 @@ def inverse(pack: Callable[..., Tensor], *arguments: int) -> Tensor:
     ``pack`` returns a packed tensor of 1-based weight numbers, in which 0 is padding.
     """
     packed = pack(*arguments)
-    order = torch.empty(int(packed.max()), dtype=torch.int64)
+    order = torch.empty(int(packed.max()), dtype=torch.int64, device="cpu")
     positions = packed.nonzero().squeeze(1)
     order[packed[positions] - 1] = positions
     return order

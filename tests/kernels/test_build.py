@@ -66,6 +66,9 @@ def test_architectures(setup: ModuleType) -> None:
     assert setup.choose_archs("", known) == ["8.0", "9.0", "12.0+PTX"]
     assert setup.choose_archs("8.0 9.0+PTX", known) == ["8.0", "9.0+PTX"]
     assert setup.choose_archs("8.0;9.0a;10.0f", known) == ["8.0", "9.0a", "10.0f"]
+    assert setup.choose_archs("7.5 8.0 12.0+PTX", known) == ["8.0", "12.0+PTX"]
+    with pytest.raises(SystemExit, match=r"need architecture 8\.0 or later"):
+        setup.choose_archs("7.0;7.5+PTX", known)
     with pytest.raises(SystemExit, match="TORCH_CUDA_ARCH_LIST has 'Hopper'"):
         setup.choose_archs("Hopper", known)
     assert setup.gencode("9.0a") == ["-gencode=arch=compute_90a,code=sm_90a"]

@@ -1,9 +1,6 @@
-"""The loss in Triton: in the interpreter, and compiled ahead of time."""
+"""The loss in Triton, compiled ahead of time."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +11,9 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._higher_order_ops.triton_kernel_wrap import triton_kernel_wrapper_functional
 
-HERE = Path(__file__).parent
-
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
-
-
-def test_in_the_interpreter() -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", HERE / "interpreted" / "frequency_loss_triton.py"],
-        cwd=HERE.parents[1],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(

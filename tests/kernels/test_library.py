@@ -165,7 +165,7 @@ def test_fallback_to_the_reference(how: str, reason: str) -> None:
 
 
 @needs_library
-@pytest.mark.parametrize("name", ["portable", "no such path"])
+@pytest.mark.parametrize("name", ["portable", "", "no such path"])
 def test_espan_cpu_selects_the_path(name: str) -> None:
     code = "import espan_kernels; print(espan_kernels.backends.available()['cpu'].details['path'])"
     result = subprocess.run(
@@ -174,7 +174,10 @@ def test_espan_cpu_selects_the_path(name: str) -> None:
         capture_output=True,
         text=True,
     )
-    if name == "portable":
-        assert result.stdout == "portable\n", result.stderr
+    if name == "no such path":
+        message = f"ESPAN_CPU: there is no CPU path '{name}'; choose auto, amx, avx512"
+        assert message in result.stderr
     else:
-        assert "there is no CPU path 'no such path'; choose auto, amx, avx512" in result.stderr
+        assert _library.compiled is not None
+        _library.compiled.select_cpu_path("auto")
+        assert result.stdout == f"{name or _library.compiled.cpu_path()}\n", result.stderr

@@ -1,9 +1,6 @@
-"""The block in Triton: in the interpreter, and compiled ahead of time."""
+"""The block in Triton, compiled ahead of time."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +13,11 @@ from espan_kernels.spab import LEARNED
 from tests.kernels.ahead_of_time import compile_for
 from tests.kernels.spab_cases import KINDS, Kind, check
 
-HERE = Path(__file__).parent
 TRITON = backends.available()["triton"]
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
-
-
-def test_in_the_interpreter() -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", HERE / "interpreted" / "spab_triton.py"],
-        cwd=HERE.parents[1],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
 
 
 MORE = (

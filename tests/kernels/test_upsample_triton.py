@@ -1,9 +1,6 @@
-"""The upsampling layer in Triton: in the interpreter, and compiled ahead of time."""
+"""The upsampling layer in Triton, compiled ahead of time."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +11,12 @@ from espan_kernels import backends
 from tests.kernels.ahead_of_time import compile_for
 from tests.kernels.upsample_cases import check
 
-HERE = Path(__file__).parent
 TRITON = backends.available()["triton"]
 TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
-
-
-def test_in_the_interpreter() -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", HERE / "interpreted" / "upsample_triton.py"],
-        cwd=HERE.parents[1],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
 
 
 MORE = (

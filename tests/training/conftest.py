@@ -6,6 +6,7 @@ Without the packages of the extra "train", the tests in this folder are not coll
 from __future__ import annotations
 
 import copy
+import gc
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,25 @@ def _one_thread_and_a_fresh_process():
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True)
+def _short_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Omit two thirds of the time of a run of a few steps.
+
+    `curves.png` is empty, except in tests that use the fixture `drawn`; and the garbage collection
+    at the end of a stage does not visit the modules, whose objects are counted in millions.
+    """
+    from espan.training import pictures
+
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(pictures, "curves", lambda folder: (folder / "curves.png").touch())
+    gc.freeze()
+
+
+@pytest.fixture
+def drawn() -> None:
+    """Draw the curves at the end of the runs of this test."""
 
 
 @pytest.fixture(scope="session")

@@ -112,8 +112,17 @@ def test_kernels_merged_together_equal_those_merged_alone(conv: Any, channels_la
         torch.testing.assert_close(gradient, wanted, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("conv", ["grep", "plain", "edbb"])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    ("conv", "accumulate"),
+    [
+        ("plain", 1),
+        ("grep", 2),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("plain", 2), ("grep", 1), ("edbb", 1), ("edbb", 2))
+        ),
+    ],
+)
 def test_a_run_equals_that_of_the_cpu(
     tiny, setup: Setup, tmp_path: Path, as_on_a_gpu, conv: str, accumulate: int
 ) -> None:
@@ -132,7 +141,10 @@ def test_a_run_equals_that_of_the_cpu(
             assert one[key] == pytest.approx(other[key], rel=1e-4)  # images are rounded to uint8
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-5), ("bf16", 2e-3)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"),
+    [pytest.param("fp32", 2e-5, marks=pytest.mark.slow), ("bf16", 2e-3)],
+)
 def test_other_precisions(
     tiny, setup: Setup, tmp_path: Path, as_on_a_gpu, precision: str, tolerance: float
 ) -> None:

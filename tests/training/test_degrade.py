@@ -174,6 +174,14 @@ def test_the_size_of_noise(gray: bool, value: int) -> None:
         assert (noisy == noisy[..., :1]).all() == gray
 
 
+def test_black_has_no_poisson_noise() -> None:
+    noise = [Noise("poisson", 3.0, False, 1)]
+    black = np.zeros((50, 50, 3), np.uint8)
+    assert not run(black, noise, (50, 50)).any()
+    faint = run(black + 1, noise, (50, 50))  # one photon
+    assert faint.std() > 1
+
+
 def test_jpeg_is_the_codec() -> None:
     pixels = photograph(41, 53)
     for jpeg, name in ((Jpeg(40, True), "4:2:0"), (Jpeg(90, False), "4:4:4")):

@@ -152,6 +152,7 @@ HEAD = '[network]\narchitecture = "c8d2x2"\n[[stage]]\n'
         ('[network]\nconv = "rep"\n[[stage]]\n' + STAGE, "network.conv: .* got 'rep'"),
         ('[network]\nconv = "plain"\ngrep = [4, 0]\n[[stage]]\n' + STAGE, "grep and .* no effect"),
         ('[network]\nconv = "edbb"\nmiddle = 8\n[[stage]]\n' + STAGE, "grep and middle .*edbb"),
+        ("[network]\ngrep = [-1, 0]\n[[stage]]\n" + STAGE, r"network.grep.* got -1"),
         ("stage = []\n[network]\n", "stage: .* got \\[\\]"),
         ("seed = -1\n" + HEAD + STAGE, "seed: .* got -1"),
         (HEAD + STAGE + "[variant.a]\nnetwork = {}\n", "variants a; choose one: mine:VARIANT"),

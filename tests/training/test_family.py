@@ -23,7 +23,7 @@ from espan.upscaling import Upscaler
 from tests.family import MEMBERS
 
 OWN = {"espan": ESPAN.replace(channels=8), "span": SPAN.replace(channels=8)}
-FILES = [
+CASES = [
     (name, branches)
     for name in (
         "spanv2 x3",
@@ -33,7 +33,7 @@ FILES = [
         "spanplus x2, s",
     )
     for branches in ({False, MEMBERS[name].branches})
-]
+] + [(name, False) for name in OWN]
 
 
 def file_of(name: str, branches: bool, path: Path) -> Path:
@@ -46,8 +46,18 @@ def file_of(name: str, branches: bool, path: Path) -> Path:
     return path.with_suffix(".safetensors")
 
 
-@pytest.mark.parametrize("on_a_gpu", [False, True], ids=["cpu", "as on a gpu"])
-@pytest.mark.parametrize(("name", "branches"), [*FILES, *((name, False) for name in OWN)])
+@pytest.mark.parametrize(
+    ("name", "branches", "on_a_gpu"),
+    [
+        *((*case, False) for case in CASES),
+        ("spanf3 x4", True, True),
+        *(
+            pytest.param(*case, True, marks=pytest.mark.slow)
+            for case in CASES
+            if case != ("spanf3 x4", True)
+        ),
+    ],
+)
 def test_fine_tuning(
     name: str, branches: bool, on_a_gpu: bool, photos: Path, tmp_path: Path, monkeypatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from espan.branches import conv_factory
@@ -108,6 +109,38 @@ def test_another_scale_initialises_the_upsampling_again(image) -> None:
         source = fresh if ".upsample." in name else old
         assert torch.equal(value, source[name]), name
     assert larger(image)[0].shape == (1, 3, 44, 36)
+
+
+@pytest.mark.parametrize("student", [None, 1])
+def test_another_scale_interpolates_the_upsampling(image, student) -> None:
+    """With initial images.  The mean of each LR pixel's part of the result stays the same."""
+    shape = Shape(ARCHITECTURE, student)
+    trained = made(shape)
+    same, larger = (made(after(shape, scale=s)[0], seed=1) for s in (2, 4))
+    images = torch.rand(4, 3, 16, 16, dtype=torch.float64)
+    for network, scale in ((same, 2), (larger, 4)):
+        start(network, trained, Change(scale=scale), images=images)
+    with torch.no_grad():
+        outputs = [network(image) for network in (trained, same, larger)]
+    for before, equal, after_it in zip(*(o if student else (o,) for o in outputs), strict=True):
+        torch.testing.assert_close(equal, before)
+        means = [F.avg_pool2d(y, y.shape[-1] // image.shape[-1]) for y in (before, after_it)]
+        torch.testing.assert_close(*means)
+        # Neighbours differ by less than those of the old result: nothing is random.
+        steps = [(y[..., 1:] - y[..., :-1]).abs().mean() for y in (before, after_it)]
+        assert steps[1] < steps[0]
+
+
+@pytest.mark.parametrize("keep", ["student", "teacher"])
+def test_another_scale_interpolates_the_kept_tail(image, keep) -> None:
+    shape = Shape(ARCHITECTURE, 1)
+    trained = made(shape)
+    new_shape, change = after(shape, keep=keep, scale=4)
+    network = made(new_shape, seed=1)
+    start(network, trained, change, images=torch.rand(4, 3, 16, 16, dtype=torch.float64))
+    with torch.no_grad():
+        before, found = trained(image)[keep == "teacher"], network(image)
+    torch.testing.assert_close(F.avg_pool2d(found, 4), F.avg_pool2d(before, 2))
 
 
 def test_removing_blocks_and_convolutions(image) -> None:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,19 +25,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import espan
 from espan.checkpoints import save
-from espan.data import image_in_memory
+from espan.data import TrainingImage, image_in_memory
 from espan.data.prepare import prepare
 from espan.errors import EspanError
 from espan.imaging import Image, imresize, read_image, write_image
 from espan.models import Network, architecture_from_name
+from espan.training import log as log_module
 from espan.training import processes as processes_module
 from espan.training import steps as steps_module
 from espan.training import train as train_module
-from espan.training.data import _drawn
+from espan.training.data import ValidationImage, _drawn
 from espan.training.experiment import Experiment
 from espan.training.log import read_metrics
 from espan.training.processes import accelerator_for, stop_on_signal
-from espan.training.run import Setup, reopen
+from espan.training.run import Run, Setup, reopen
 from espan.training.train import resume, train
 
 ALL_STAGES = (
@@ -92,7 +94,7 @@ def same(one: object, other: object) -> bool:
     return one == other
 
 
-def test_a_run_learns_and_writes_its_files(tiny, setup: Setup, tmp_path: Path) -> None:
+def test_a_run_learns_and_writes_its_files(tiny, setup: Setup, tmp_path: Path, drawn: None) -> None:
     experiment = tiny({"iterations": 40}, top={"validate_every": 20})
     console = recorded()
     best = train(tmp_path / "run", experiment, setup, console=console)
@@ -419,7 +421,10 @@ def lr_of_scales(photos: Path, folder: Path, names: dict[str, int], *, suffix: b
     return folder
 
 
-@pytest.mark.parametrize(("names", "suffix"), [(("X2", "X4"), True), (("x2", "x4"), False)])
+@pytest.mark.parametrize(
+    ("names", "suffix"),
+    [(("X2", "X4"), True), pytest.param(("x2", "x4"), False, marks=pytest.mark.slow)],
+)
 def test_lr_images_of_every_scale(
     tiny, setup: Setup, photos: Path, tmp_path: Path, names: tuple[str, str], suffix: bool
 ) -> None:
@@ -462,18 +467,128 @@ def test_lr_images_that_lack_a_scale(tiny, setup: Setup, photos: Path, tmp_path:
     assert not (tmp_path / "no").exists()
 
 
-def test_held_out_images_are_drawn_by_the_seed(tiny, setup: Setup, tmp_path: Path) -> None:
-    pixels = np.zeros((8, 8, 3), np.uint8)
-    images = [image_in_memory(f"{i}.png", pixels, 2) for i in range(5)]
-    drawn = [tuple(_drawn(images, seed)) for seed in range(5)]
-    assert {len(names) for names in drawn} == {1}
-    assert len(set(drawn)) > 1
+def test_held_out_images_do_not_depend_on_the_seed(tiny, setup: Setup, tmp_path: Path) -> None:
+    def images(count: int) -> list[TrainingImage]:
+        pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
+        return [image_in_memory(f"{i}.png", p, 2) for i, p in enumerate(pixels)]
+
     for count, expected in ((1, 1), (39, 1), (40, 2), (1000, 8)):
-        many = [image_in_memory(str(i), pixels, 2) for i in range(count)]
-        assert len(_drawn(many, 0)) == expected
-    experiment = tiny({"iterations": 1}, top={"seed": 3})
-    best = train(tmp_path / "run", experiment, replace(setup, hold_out=()), console=quiet())
-    assert tuple(espan.load(best).record["held_out"]) == drawn[3]
+        assert len(_drawn(images(count))) == expected
+    assert _drawn(images(40)) == _drawn(images(40)[::-1])
+    names, console = set(), recorded()
+    for seed in (0, 3):
+        experiment = tiny({"iterations": 1}, top={"seed": seed})
+        run = tmp_path / str(seed)
+        best = train(run, experiment, replace(setup, hold_out=()), console=console)
+        names.add(*espan.load(best).record["held_out"])
+    (name,) = names
+    assert f"held out: {name}" in console.file.getvalue()
+
+
+def test_held_out_images_are_validated_on_their_own_lr(
+    tiny, setup: Setup, photos: Path, tmp_path: Path
+) -> None:
+    """LR images upside down make another start; those of imresize, the same as without any."""
+    experiment = tiny({"iterations": 1}, {"name": "two", "change": {"scale": 4}, "iterations": 1})
+    starts = {}
+    for name in ("made", "given", "flipped"):
+        lr = None if name == "made" else tmp_path / f"lr {name}"
+        if lr is not None:
+            lr_of_scales(photos, lr, {"X2": 2, "X4": 4}, suffix=False)
+        if name == "flipped":
+            for path in lr.glob("*/*.png"):
+                write_image(path, Image(read_image(path).pixels[::-1].copy()))
+        train(tmp_path / name, experiment, replace(setup, data_lr=lr), console=quiet())
+        starts[name] = [m["psnr network"] for m in read_metrics(tmp_path / name)]
+    assert starts["given"] == starts["made"]
+    assert starts["flipped"][0] != starts["made"][0]
+    assert starts["flipped"][2] != starts["made"][2]
+
+
+def test_the_part_of_a_held_out_image_begins_at_a_pixel_of_every_lr_image() -> None:
+    rows, columns = np.mgrid[:588, :612]
+    hr = np.stack([rows % 256, columns % 256, rows // 64 + columns // 64], 2).astype(np.uint8)
+    photo = image_in_memory("a.png", hr, 3)
+    lr = {s: replace(photo, scale=s, lr_pixels=hr[::s, ::s].copy()) for s in (3, 4)}
+    image = ValidationImage(photo, lr)
+    for scale in (3, 4):
+        small, large = image.pair(scale)
+        assert np.array_equal(small, large[::scale, ::scale])
+        assert large.shape == (512 // scale * scale, 512 // scale * scale, 3)
+
+
+def test_copies_of_held_out_images_are_not_trained_on(
+    tiny, setup: Setup, photos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "copy").mkdir()
+    shutil.copy(photos / "1.png", folder / "copy" / "same.png")
+    console = recorded()
+    experiment = tiny({"iterations": 1})
+    best = train(tmp_path / "run", experiment, replace(setup, data=(folder,)), console=console)
+    assert "left out: 1 copies of images that are held out: copy/same.png" in (
+        console.file.getvalue()
+    )
+    record = espan.load(best).record
+    assert (record["images"], record["held_out"]) == (3, ["1.png", "3.png"])
+
+    validated = replace(setup, data=(folder,), hold_out=(), validate=photos)
+    train(tmp_path / "two", experiment, validated, console=console)
+    assert "warning: 6 of the images to validate on are also trained on: 0.png" in (
+        console.file.getvalue()
+    )
+
+
+def test_a_run_is_not_resumed_with_other_validation_images(
+    tiny, setup: Setup, photos: Path, tmp_path: Path, monkeypatch
+) -> None:
+    folder = tmp_path / "validation"
+    shutil.copytree(photos, folder)
+    stop_after(monkeypatch, 3)
+    validated = replace(setup, hold_out=(), validate=folder)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", tiny(), validated, console=quiet())
+    monkeypatch.undo()
+    black = Image(np.zeros((64, 80, 3), np.uint8))
+    write_image(folder / "1.png", black)
+    with pytest.raises(EspanError, match="the validation images are not those that the run was"):
+        resume(tmp_path / "run", console=quiet())
+    shutil.copy(photos / "1.png", folder)
+    resume(tmp_path / "run", console=quiet())
+
+
+def test_saves_between_validations(tiny, setup: Setup, tmp_path: Path, monkeypatch) -> None:
+    saved: list[int] = []
+    inner = Run.save
+    monkeypatch.setattr(
+        Run, "save", lambda self, step, *a: (saved.append(step), inner(self, step, *a))
+    )
+    for seconds, expected in ((-1.0, [0, 1, 2, 3, 4, 5, 6]), (600.0, [0, 4, 6])):
+        monkeypatch.setattr(steps_module, "SECONDS_BETWEEN_SAVES", seconds)
+        saved.clear()
+        train(tmp_path / str(seconds), tiny({"iterations": 6}), setup, console=quiet())
+        assert saved == expected
+
+
+def test_progress_without_a_terminal(tiny, setup: Setup, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(log_module, "SECONDS_PER_LINE", -1.0)
+    console = recorded()
+    train(tmp_path / "run", tiny({"iterations": 3}), setup, console=console)
+    lines = console.file.getvalue().splitlines()
+    shown = [line for line in lines if "steps of the run" in line]
+    assert [line.split()[:2] for line in shown] == [["one", f"{i}/3"] for i in (1, 2, 3)]
+
+
+def test_a_run_that_was_killed_at_its_start_validates_once(
+    tiny, setup: Setup, tmp_path: Path, monkeypatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(steps_module, "batches", None)  # fails after the first validation
+        with pytest.raises(TypeError):
+            train(tmp_path / "run", tiny(), setup, console=quiet())
+    resume(tmp_path / "run", console=quiet())
+    assert [m["step"] for m in read_metrics(tmp_path / "run")] == [0, 4, 8]
 
 
 def test_bad_input_is_reported_before_training(tiny, setup, tmp_path: Path, monkeypatch) -> None:
@@ -484,6 +599,10 @@ def test_bad_input_is_reported_before_training(tiny, setup, tmp_path: Path, monk
     full.mkdir()
     (full / "something").touch()
     run, normal = tmp_path / "run", tiny()
+
+    def of_spanv2(conv: str, init: str) -> Experiment:
+        return tiny(top={"network": {"architecture": "spanv2", "conv": conv, "init": init}})
+
     cases: list[tuple[Path, Experiment, dict, str]] = [
         (full, normal, {}, "full is not empty; .* --resume"),
         (tmp_path / "no" / "run", normal, {}, "the folder .*no does not exist"),
@@ -499,7 +618,9 @@ def test_bad_input_is_reported_before_training(tiny, setup, tmp_path: Path, monk
         (run, normal, {"hold_out": (), "validate": tmp_path / "empty"}, "no images in"),
         (run, normal, {"weights": "missing.pth"}, "missing.pth"),
         (run, normal, {"weights": "espan_x4"}, "another architecture"),
-        (run, normal, {"precision": "fp16"}, "fp16"),
+        (run, normal, {"precision": "fp16"}, "fp16 needs a GPU"),
+        (run, of_spanv2("repvgg", "pytorch"), {}, "repvgg"),
+        (run, of_spanv2("grep", "bilinear"), {}, 'init = "bilinear" is for'),
         (run, tiny({}, {"change": {"scale": 4}}), {"data_lr": setup.data[0]}, "have one scale"),
     ]
     for folder, experiment, changes, message in cases:

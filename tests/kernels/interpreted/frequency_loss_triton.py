@@ -1,7 +1,7 @@
 """The loss's Triton kernels on the CPU, in Triton's interpreter.
 
 pytest does not collect this file: TRITON_INTERPRET must be set before Triton is imported, so
-test_frequency_loss_triton.py runs it in a separate process.  The interpreter has no bfloat16.
+test_triton_interpreted.py runs it in a subprocess.  The interpreter has no bfloat16.
 """
 
 import pytest
@@ -24,7 +24,9 @@ def _short_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "ROWS", 8)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, pytest.param(torch.float32, marks=pytest.mark.slow)]
+)
 def test_values_and_gradients(dtype: torch.dtype) -> None:
     for i, shape in enumerate(SHAPES):
         sr, hr = cases.inputs(*shape, dtype=dtype)
@@ -57,7 +59,9 @@ def test_memory_outside_is_not_accessed() -> None:
     assert buffer.isnan().sum() == 200
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "value", [float("nan"), pytest.param(float("inf"), marks=pytest.mark.slow)]
+)
 def test_not_finite(value: float) -> None:
     """It affects all results that depend on it, and no others."""
     sr, hr = cases.inputs(1, 2, 16, 32)

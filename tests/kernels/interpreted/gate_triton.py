@@ -1,7 +1,7 @@
 """The gate's Triton kernels on the CPU, in Triton's interpreter.
 
 pytest does not collect this file: TRITON_INTERPRET must be set before Triton is imported, so
-test_gate_triton.py runs it in a separate process.  The interpreter has no bfloat16.
+test_triton_interpreted.py runs it in a subprocess.  The interpreter has no bfloat16.
 """
 
 import pytest
@@ -13,7 +13,9 @@ from tests.kernels import gate_cases as cases
 ops = torch.ops.espan_triton
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow)]
+)
 def test_values(dtype: torch.dtype) -> None:
     for n in (0, 1, 1023, 1024, 1025, 5000):  # below, at and above a block
         grad, o, x = cases.inputs(n, dtype=dtype)

@@ -1,7 +1,7 @@
 """The head's Triton kernel on the CPU, in Triton's interpreter.
 
 pytest does not collect this file: TRITON_INTERPRET must be set before Triton is imported, so
-test_head_triton.py runs it in a separate process.  The interpreter has no bfloat16.
+test_triton_interpreted.py runs it in a subprocess.  The interpreter has no bfloat16.
 """
 
 import pytest
@@ -20,7 +20,16 @@ TYPES = (torch.uint8, F16, torch.float32)
 
 @pytest.mark.parametrize(
     ("channels", "kernel"),
-    [(1, 1), (26, 3), (28, 5), (32, 9), (48, 7), (52, 11), (64, 1), (64, 11)],
+    [
+        (1, 1),
+        (26, 3),
+        (32, 9),
+        (48, 7),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((28, 5), (52, 11), (64, 1), (64, 11))
+        ),
+    ],
 )
 def test_channels_and_kernels(channels: int, kernel: int) -> None:
     image = image_of((2, 3, 5), TYPES[kernel % 3], LAYOUTS[kernel // 2 % 3])
@@ -46,8 +55,17 @@ def test_activations(activation: str) -> None:
     check(head, 28, 3, F16, image, activation=activation)
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("unshuffle", [2, 4])
+@pytest.mark.parametrize(
+    ("unshuffle", "dtype"),
+    [
+        (2, torch.uint8),
+        (4, F16),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((2, F16), (2, torch.float32), (4, torch.uint8), (4, torch.float32))
+        ),
+    ],
+)
 def test_unshuffle(unshuffle: int, dtype: torch.dtype) -> None:
     """Padding channels, two groups of channels, each layout; with and without the mean."""
     i = TYPES.index(dtype)
@@ -56,7 +74,7 @@ def test_unshuffle(unshuffle: int, dtype: torch.dtype) -> None:
     check(head, (5, 48, 64)[i], 3, F16, image, activation=ACTIVATIONS[i], **options)
 
 
-@pytest.mark.parametrize("unshuffle", [2, 4])
+@pytest.mark.parametrize("unshuffle", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_unshuffled_sizes(unshuffle: int) -> None:
     """One square, and each number of pixels that are missing to whole squares."""
     u = unshuffle

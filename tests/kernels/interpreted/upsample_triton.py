@@ -1,7 +1,7 @@
 """The upsampling layer's Triton kernel on the CPU, in Triton's interpreter.
 
 pytest does not collect this file: TRITON_INTERPRET must be set before Triton is imported, so
-test_upsample_triton.py runs it in a separate process.  The interpreter has no bfloat16.
+test_triton_interpreted.py runs it in a subprocess.  The interpreter has no bfloat16.
 """
 
 import pytest
@@ -19,17 +19,37 @@ TYPES = (torch.uint8, F16, torch.float32)
 
 
 @pytest.mark.parametrize(
-    ("channels", "scale"), [(1, 4), (16, 1), (26, 3), (32, 4), (48, 2), (64, 4)]
+    ("channels", "scale"),
+    [
+        (16, 1),
+        (26, 3),
+        (48, 2),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 4), (32, 4), (64, 4))),
+    ],
 )
 def test_channels_and_scales(channels: int, scale: int) -> None:
     check(upsample, channels, scale, F16, TYPES[channels % 3], (2, 3, 5))
 
 
-def test_sizes() -> None:
+@pytest.mark.parametrize(
+    ("shape", "scale", "dtype"),
+    [
+        ((1, 1, 1), 2, torch.uint8),
+        ((2, 9, 1), 4, torch.float32),
+        ((1, 2, BLOCK + 6), 3, F16),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ((1, 1, 7), 3, F16),
+                ((1, 4, BLOCK), 2, torch.uint8),
+                ((1, 5, BLOCK + 6), 3, F16),
+            )
+        ),
+    ],
+)
+def test_sizes(shape: tuple[int, int, int], scale: int, dtype: torch.dtype) -> None:
     """One pixel, one row, one column; below, at and above a program's share of the pixels."""
-    sizes = ((1, 1, 1), (1, 1, 7), (2, 9, 1), (1, 4, BLOCK), (1, 5, BLOCK + 6))
-    for i, shape in enumerate(sizes):
-        check(upsample, 28, 2 + i % 3, F16, TYPES[i % 3], shape)
+    check(upsample, 28, scale, F16, dtype, shape)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
