@@ -35,7 +35,7 @@ test-full: .venv/.tools
 test-oldest: .venv/oldest/.tools
 	PYTHONPATH=$(CURDIR) $(IN_PARALLEL) .venv/oldest/bin/python -m pytest -m "not slow" $(WORKERS) \
 	  $(patsubst %,tests/kernels/test_%.py,backends gate frequency_loss conv3x3 head spab tail upsample network \
-	    network_cpu) $(patsubst %,tests/test_%.py,engines fused losses)
+	    network_cpu cpu_threads) $(patsubst %,tests/test_%.py,engines fused losses)
 
 lint: .venv/.tools
 	$(BIN)/ruff check .

@@ -54,7 +54,14 @@ def fits(case: Case, size: tuple[int, int]) -> bool:
     return min(size) >= case.architecture.unshuffle
 
 
-@pytest.mark.parametrize("case", FAMILY + NEWER, ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(FAMILY + NEWER)[::2],
+        *(pytest.param(case, marks=pytest.mark.slow) for case in (FAMILY + NEWER)[1::2]),
+    ],
+    ids=str,
+)
 def test_family(cpu_path: str, case: Case) -> None:
     packed = case.pack()
     smallest = case.architecture.unshuffle

@@ -200,9 +200,16 @@ def modules() -> dict[str, Module]:
     return {op: module.result() for op, module in built.items()}
 
 
-@pytest.mark.parametrize("convs", [2, 3])
+@pytest.mark.parametrize(
+    ("dtype", "convs"),
+    [
+        (torch.float16, 3),
+        (torch.bfloat16, 2),
+        pytest.param(torch.float16, 2, marks=pytest.mark.slow),
+        pytest.param(torch.bfloat16, 3, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(("p", "channels"), CHANNELS)
-@pytest.mark.parametrize("dtype", FLOATS)
 def test_spab(
     modules: dict[str, Module], dtype: torch.dtype, p: int, channels: int, convs: int
 ) -> None:
@@ -225,8 +232,16 @@ def test_other_activations_and_gates(kind: Kind, convs: int) -> None:
     check_not_finite(run, p, kind)
 
 
-@pytest.mark.parametrize("scale", [1, 2, 3, 4])
-@pytest.mark.parametrize("sides", [2, 3])
+@pytest.mark.parametrize(
+    ("sides", "scale"),
+    [
+        (2, 2),
+        (2, 3),
+        (3, 1),
+        (3, 4),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((2, 1), (2, 4), (3, 2), (3, 3))),
+    ],
+)
 @pytest.mark.parametrize(("p", "channels"), CHANNELS)
 def test_tail(modules: dict[str, Module], p: int, channels: int, sides: int, scale: int) -> None:
     for order, (rows, shape) in enumerate([(1, (1, 1, 1)), (4, (2, 6, 7)), (5, (1, 5, 63))]):

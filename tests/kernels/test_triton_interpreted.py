@@ -1,6 +1,7 @@
 """The Triton kernels on the CPU: the tests in `interpreted/`, in Triton's interpreter.
 
-A subprocess, because TRITON_INTERPRET must be set before Triton is imported.
+In a subprocess, because TRITON_INTERPRET must be set before Triton is imported; in one for all of
+them, because it takes seconds to start.
 """
 
 import importlib.util
@@ -16,12 +17,10 @@ HERE = Path(__file__).parent
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.parametrize("tests", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "file", sorted((HERE / "interpreted").glob("*.py")), ids=lambda path: path.stem
-)
-def test_in_the_interpreter(file: Path, tests: str) -> None:
+def test_in_the_interpreter(tests: str) -> None:
+    files = sorted((HERE / "interpreted").glob("*.py"))
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", tests, file],
+        [sys.executable, "-m", "pytest", "-q", "-m", tests, *files],
         cwd=HERE.parents[1],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
