@@ -40,11 +40,11 @@ GPU_WAYS = (
     ("PyTorch, fp32", "eager fp32"),
     ("PyTorch, TF32", "eager TF32"),
     ("PyTorch, fp16, channels last", "eager fp16 channels-last"),
-    ("the same in a CUDA graph", "graphed fp16 channels-last"),
+    ("PyTorch, fp16, channels last, CUDA graph", "graphed fp16 channels-last"),
     ("torch.compile (max-autotune), fp16, channels last", "compiled fp16 channels-last"),
     ("espan's Triton kernels, fp16, CUDA graph", "espan Triton fp16 graphed"),
     ("espan, fp16, CUDA graph", "espan fp16 graphed"),
-    ("the same, 8-bit images", "espan bytes graphed"),
+    ("espan, fp16, CUDA graph, 8-bit images", "espan bytes graphed"),
 )
 # The networks and ways of the table of the family.
 GPU_FAMILY = (
@@ -59,7 +59,7 @@ GPU_FAMILY_WAYS = (
     ("espan, fp16", "espan fp16 graphed"),
     ("espan, 8-bit images", "espan bytes graphed"),
 )
-ALONE = "the graph alone, without copies of image and result"
+ALONE = "espan, fp16, CUDA graph, without copying image and result"
 GPU_PARTS = (("CUDA", "espan"), ("Triton", "triton"), ("PyTorch, channels last", "eager fp16"))
 GPU_LOSSES = (
     ("CUDA", "one pass"),
@@ -85,7 +85,7 @@ def peers(results: dict[str, Any]) -> str:
     machine = results["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     lines = [
-        "| median ms (times espan's) | " + " | ".join(c["case"] for c in cases) + " |",
+        "| median ms (relative to espan fp32) | " + " | ".join(c["case"] for c in cases) + " |",
         "|---|" + "---|" * len(cases),
     ]
     for name in cases[0]["times"]:
@@ -348,7 +348,7 @@ def cpu_panel(results: dict[str, Any]) -> chart.Panel:
 def training(results: dict[str, Any]) -> str:
     """Median milliseconds of each way to do a thing, and as a multiple of the first way's time."""
     machine = results["machine_info"]
-    lines = ["| what | way | median ms | times the first |", "|---|---|---|---|"]
+    lines = ["| what | way | median ms | relative to the first way |", "|---|---|---|---|"]
     first: dict[str, float] = {}
     for benchmark in results["benchmarks"]:
         group, way = benchmark["group"], ", ".join(map(str, benchmark["params"].values()))

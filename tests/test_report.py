@@ -134,7 +134,8 @@ def test_gpu_tables_with_missing_rows():
     table = report.gpu(results).splitlines()
     assert table[2] == "| official code, fp32 | – | 3.30 | – |"
     assert (
-        "| the graph alone, without copies of image and result | 0.0900 | 0.190 | 1.66 |" in table
+        "| espan, fp16, CUDA graph, without copying image and result | 0.0900 | 0.190 | 1.66 |"
+        in table
     )
     assert table[-1].startswith("NVIDIA One at 1500 to 1980 MHz, driver d;")
     assert report.gpu_checks(results).splitlines() == [

@@ -26,8 +26,8 @@ def command(
     lr: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of LR images: a.png or ax4.png for a.png; default: made from HR as "
-            "MATLAB's imresize does."
+            help="Folder of LR images, named a.png or ax4.png for the HR image a.png; default: "
+            "made from HR as MATLAB's imresize does."
         ),
     ] = None,
     weights: options.Weights = options.DEFAULT_WEIGHTS,
@@ -48,9 +48,9 @@ def command(
 ) -> None:
     """Measure PSNR and SSIM over a folder by the protocol of the NTIRE challenge.
 
-    Images are compared in RGB, without a border as wide as the scale.  Images that cannot be scored
-    are listed at the end, and the status is 1; the means are over the others.  The PSNR of equal
-    images is infinite; in JSON it is null.
+    Images are compared in RGB, excluding a border as wide as the scale.  Images that cannot be
+    scored are listed at the end and left out of the means, and the exit status is 1.  The PSNR of
+    identical images is infinite (null in JSON).
     """
     if overwrite and save is None:
         raise EspanError("--overwrite has no effect without --save")

@@ -27,16 +27,25 @@ def command(
             metavar="OUT",
         ),
     ],
-    dtype: Annotated[str, typer.Option(help="Of weights and activations: fp32 or fp16.")] = "fp32",
+    dtype: Annotated[
+        str, typer.Option(help="Data type of weights and activations: fp32 or fp16.")
+    ] = "fp32",
     image_dtype: Annotated[
         str | None,
-        typer.Option(help="Of input and output: fp32 or fp16; default: --dtype.", metavar="NAME"),
+        typer.Option(
+            help="Data type of input and output images: fp32 or fp16; default: that of --dtype.",
+            metavar="NAME",
+        ),
     ] = None,
     dynamic_batch: Annotated[
-        bool, typer.Option("--dynamic-batch", help="Take any number of images, not one.")
+        bool,
+        typer.Option(
+            "--dynamic-batch", help="Accept any number of images in a call instead of one."
+        ),
     ] = False,
     opset: Annotated[
-        int | None, typer.Option(help="Of ONNX: 18, 19 or 20; default: 20.", metavar="NUMBER")
+        int | None,
+        typer.Option(help="ONNX opset version: 18, 19 or 20; default: 20.", metavar="NUMBER"),
     ] = None,
     normalization: options.Norm = "auto",
     overwrite: Annotated[bool, typer.Option(help="Replace the file if it exists.")] = False,

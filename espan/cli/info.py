@@ -26,7 +26,8 @@ def command(
         ),
     ] = options.DEFAULT_WEIGHTS,
     size: Annotated[
-        str, typer.Option(help="Input size for the counts, HEIGHTxWIDTH.", metavar="HxW")
+        str,
+        typer.Option(help="Input size for the counts, height first: HEIGHTxWIDTH.", metavar="HxW"),
     ] = "256x256",
     as_json: options.JsonOut = False,
 ) -> None:

@@ -26,7 +26,7 @@ WeightsOrChoice = Annotated[
     ),
 ]
 Scale = Annotated[
-    int | None, typer.Option(help="Choose the bundled weights of this scale; default: 4.")
+    int | None, typer.Option(help="Use the bundled weights for this scale: 2, 3 or 4; default: 4.")
 ]
 Photo = Annotated[
     bool,
@@ -45,7 +45,8 @@ Device = Annotated[
 Dtype = Annotated[
     str,
     typer.Option(
-        help="fp32, fp16, bf16, or auto: fp16 on a GPU, fp32 on a CPU (17 bits with AMX)."
+        help="fp32, fp16, bf16 or auto: on a GPU fp16 for 8-bit images and for video, else fp32; "
+        "on a CPU fp32 (with AMX, 17 bits of precision for 8-bit images)."
     ),
 ]
 Backend = Annotated[str, typer.Option(help="auto, cuda, triton, cpu or reference.")]

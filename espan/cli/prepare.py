@@ -48,7 +48,9 @@ def command(
     ] = None,
     scale: Annotated[
         int | None,
-        typer.Option(min=1, help="Of --preview; default: that of the experiment's last stage."),
+        typer.Option(
+            min=1, help="Scale of the --preview; default: that of the experiment's last stage."
+        ),
     ] = None,
 ) -> None:
     """Decode photographs into a pack, one file for training, with an index and hashes.

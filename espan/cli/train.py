@@ -53,7 +53,10 @@ def command(
     ] = None,
     validate_lr: Annotated[
         Path | None,
-        typer.Option(help="Their LR images, by name, as --data-lr; default: made from HR."),
+        typer.Option(
+            help="LR images of the --validate folder, laid out as for --data-lr; default: made "
+            "from HR."
+        ),
     ] = None,
     hold_out: Annotated[
         list[str] | None,
@@ -64,7 +67,9 @@ def command(
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(help="fp32, bf16, fp16 or fp64; default: set by the launcher, else fp32."),
+        typer.Option(
+            help="fp32, bf16, fp64, or on a GPU fp16; default: that of the launcher, else fp32."
+        ),
     ] = None,
     cpu: Annotated[
         bool, typer.Option("--cpu", help="Train on the CPU even if there is a GPU.")

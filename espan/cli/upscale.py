@@ -58,8 +58,8 @@ def command(
     """Upscale images.
 
     Folders are searched with their subfolders, and their tree is kept.  Existing results are
-    skipped, so that an interrupted run is resumable.  Files that fail are listed at the end, and
-    the status is 1.  Under torchrun, each process upscales its share of the files.
+    skipped, so that an interrupted run can be resumed.  Files that fail are listed at the end, and
+    the exit status is 1.  Under torchrun, each process upscales its share of the files.
 
     Where --format would give several images the same name, as a.png, a.jpg and a.webp, they become
     a.png, a_jpg.png and a_webp.png.

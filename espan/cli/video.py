@@ -66,9 +66,15 @@ def command(
         str | None,
         typer.Option("--from", help="Begin here: 75.5, 1:15.5 or 0:01:15.5.", metavar="TIME"),
     ] = None,
-    end: Annotated[str | None, typer.Option("--to", help="End before.", metavar="TIME")] = None,
+    end: Annotated[
+        str | None,
+        typer.Option("--to", help="Stop before this time, written as for --from.", metavar="TIME"),
+    ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted run, given the same options.")
+        bool,
+        typer.Option(
+            "--resume", help="Continue an interrupted run that was started with the same options."
+        ),
     ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace OUT if it exists.")] = False,
     device: options.Device = None,
