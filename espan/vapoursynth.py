@@ -90,5 +90,12 @@ def upscale(
 
 
 def _read(frame: vs.VideoFrame) -> Tensor:
-    """The planes of a frame as (3, H, W), copied."""
-    return torch.from_numpy(np.stack([np.asarray(frame[plane]) for plane in range(3)]))
+    """The planes of a frame as (3, H, W), copied; colours out of gamut are clamped.
+
+    Legal values of YUV, at most -0.95 to 1.95 in RGB, lie there, and zimg does not clamp them.
+    Larger values have another range, which the upscaler reports.
+    """
+    planes = torch.from_numpy(np.stack([np.asarray(frame[plane]) for plane in range(3)]))
+    if planes.is_floating_point() and -1 < planes.min() <= planes.max() < 2:
+        planes.clamp_(0, 1)
+    return planes

@@ -109,6 +109,15 @@ def test_frames(kind, dtype, filter, network):
         assert frame.props == {"_Matrix": 0, "n": n}
 
 
+@pytest.mark.parametrize("kind", [RGBH, RGBS])
+def test_values_out_of_gamut_are_clamped(kind, filter, network):
+    array, clip = source(kind)
+    array[0] = np.array([0.84, 0.75, 1.77])[:, None, None]
+    array[1] = np.array([0.84, 0.75, 1.0])[:, None, None]
+    found, expected = (filter.upscale(clip, network).get_frame(n).planes for n in (0, 1))
+    assert np.array_equal(found, expected)
+
+
 def test_options(filter, network, tmp_path):
     path = tmp_path / "w.safetensors"
     checkpoints.save(network, path, record={})

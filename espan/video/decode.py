@@ -22,6 +22,12 @@ _CONTINUOUS = {"mpegts", "mpeg"}
 _GAP = Fraction(7, 4)
 # A file that ends earlier than its header says by more seconds than this is incomplete.
 _TOLERANCE = Fraction(1, 2)
+# Times that go back by more seconds than this begin anew, as in files that were concatenated.
+RESTART = 1.0
+# These containers have no times of presentation, and FFmpeg guesses wrong ones for frames that are
+# reordered; their times of decoding are right, but for the delay of the decoder.
+_WITHOUT_TIMES = {"avi", "asf"}
+_REORDERED = {"h264", "hevc"}
 # A damaged file gives up after so many errors without a packet between them.
 MOST_ERRORS = 100
 
@@ -54,8 +60,14 @@ def read_frames(
         resized = False
         for frame in frames:
             if frame.pts is None:  # raw streams have no times
-                step = max(1, round(1 / (source.rate * source.time_base)))
-                frame.pts = 0 if previous is None else previous + step
+                frame.pts = 0 if previous is None else previous + _step(source)
+            if previous is not None and (previous - frame.pts) * source.time_base > RESTART:
+                time = clock(previous * source.time_base - source.start)
+                report(
+                    f"after {time}, the times of the video begin anew, as if two files were "
+                    "concatenated; the rest is left out.  Give the file continuous times first"
+                )
+                return
             if frame.is_corrupt or (previous is not None and frame.pts <= previous):
                 damage.add()
                 continue
@@ -115,6 +127,11 @@ def _from(
     yield from _decoded(container, stream, damage)
 
 
+def _step(source: Source) -> int:
+    """From one frame to the next, in units of `source.time_base`."""
+    return max(1, round(1 / (source.rate * source.time_base)))
+
+
 def _stream(container: InputContainer, source: Source) -> VideoStream:
     stream = container.streams[source.index]
     assert isinstance(stream, VideoStream)
@@ -130,7 +147,12 @@ def _decoded(
     errors = 0
     started = False
     expected: list[int] = []  # the times of packets whose frames have not been seen yet
-    counts = stream.codec_context.name in _FRAME_PER_PACKET
+    codec = stream.codec_context.name
+    by_dts = container.format.name in _WITHOUT_TIMES and codec in _REORDERED
+    counts = codec in _FRAME_PER_PACKET and not by_dts
+    begin: int | None = None  # the time of the first packet, and so of the first frame
+    delay: int | None = None
+    step, shown = _step(damage.source), 0
     while True:
         try:
             packet = next(packets)
@@ -147,6 +169,7 @@ def _decoded(
             damage.add()
         if packet.size:
             errors = 0
+            begin = packet.dts if begin is None else begin
             if counts and packet.pts is not None and not packet.is_discard:
                 insort(expected, packet.pts)
         try:
@@ -155,6 +178,13 @@ def _decoded(
             damage.add()
             continue
         for frame in frames:
+            if by_dts and begin is not None:
+                if frame.dts is None:  # one of the last ones, which the decoder held back
+                    frame.pts = shown + step
+                else:
+                    delay = frame.dts - begin if delay is None else delay
+                    frame.pts = frame.dts - delay
+                shown = frame.pts
             if frame.pts is not None:
                 # Frames before the first one refer to frames before the place that was sought.
                 lost = [time for time in expected if time < frame.pts]

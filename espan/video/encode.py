@@ -20,12 +20,14 @@ from espan.errors import EspanError
 from espan.video import hdr
 from espan.video.colour import BT709, RGB, Colour
 from espan.video.layout import Layout
-from espan.video.pixel_formats import closest, has_alpha
+from espan.video.pixel_formats import closest
 from espan.video.planes import write_planes
 from espan.video.source import Source, naming
 
-# Visually close to lossless at a moderate size, by the scale of each encoder.
+# Visually close to lossless at a moderate size, by the scale of each encoder.  Those of NVENC have
+# not been run; without one, it makes 2 Mbit/s of any size.
 _CRF = {"libx264": 18, "libx265": 20, "libsvtav1": 28, "libvpx-vp9": 24}
+_CRF |= {"h264_nvenc": 20, "hevc_nvenc": 22, "av1_nvenc": 28}
 # The names of the options that mean "constant quality".
 _QUALITY_OPTIONS = ("crf", "cq")
 
@@ -106,14 +108,21 @@ def plan_encoding(
         > (source.layout.half_width, source.layout.half_height, source.layout.rgb)
     ):
         notes.append(f"{name} takes {layout.name}; the video is {source.layout.name}")
-    if has_alpha(source.format):
+    if source.alpha:
         notes.append("the video's transparency is not kept")
     colour = source.colour
     if colour.matrix == RGB and not layout.rgb:
         colour = Colour(BT709, False, colour.primaries, colour.transfer)
     if "av1" in name and colour.chroma not in ("left", "topleft"):
         colour = replace(colour, chroma="left")  # AV1 has no others
-    options = _quality(name, crf) | {"chroma_sample_location": colour.chroma}
+    quality = _quality(name, crf)
+    rate = av.CodecContext.create(name, "w").bit_rate or 0
+    if not quality and rate and not (found.lossless or found.intra_only):
+        notes.append(
+            f"{name} encodes at its default of {rate / 1000:g} kbit/s, whatever the size; set "
+            "--crf if it has one, or choose another --codec"
+        )
+    options = quality | {"chroma_sample_location": colour.chroma}
     if name == "libx265":
         options |= {"x265-params": "log-level=error", "a53cc": "1"}
     metadata = hdr.encoder_options(name, source.side_data)
@@ -146,7 +155,7 @@ def _quality(codec: str, crf: float | None) -> dict[str, str]:
     known = {option.name: option for option in context.supported_options.private}
     name = next((each for each in _QUALITY_OPTIONS if each in known), None)
     if crf is None:
-        return {"crf": str(_CRF[codec])} if codec in _CRF else {}
+        return {name: str(_CRF[codec])} if name is not None and codec in _CRF else {}
     if name is None:
         raise EspanError(f"--crf has no effect with {codec}")
     low, high = known[name].min, min(known[name].max, 63)

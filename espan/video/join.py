@@ -19,7 +19,7 @@ from av.stream import AttachmentStream, Discard, Disposition, Stream
 from av.video.stream import VideoStream
 
 from espan.errors import EspanError
-from espan.video.decode import MOST_ERRORS
+from espan.video.decode import MOST_ERRORS, RESTART
 from espan.video.encode import Encoding
 from espan.video.segments import Segment
 from espan.video.source import Source, naming, open_input
@@ -27,7 +27,7 @@ from espan.video.times import decoding_times
 
 # Muxers write these; of another file, or of the smaller video, they would be wrong.
 _OF_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "encoder"}
-_OF_THE_VIDEO = ("BPS", "DURATION", "NUMBER_OF_", "_STATISTICS", "ENCODER", "encoder")
+_OF_THE_VIDEO = ("BPS", "DURATION", "NUMBER_OF_", "_STATISTICS", "ENCODER", "ALPHA_MODE")
 _PICTURES = {"mjpeg": "image/jpeg", "png": "image/png", "webp": "image/webp", "bmp": "image/bmp"}
 
 
@@ -134,7 +134,15 @@ def _check(stream: Stream, container: str, report: Callable[[str], None]) -> Non
     if stream.type in ("data", "unknown"):
         report(f"{_name(stream)} is not kept: {container} does not take it")
         return
-    raise EspanError(f"{container} does not take {_name(stream)} of the input; .mkv takes most")
+    others = [each for each in ("matroska", "mp4", "mov", "webm") if _takes(each, stream)]
+    raise EspanError(
+        f"{container} does not take {_name(stream)} of the input; "
+        + (
+            f"{' or '.join(others)} would take it"
+            if others
+            else "no container does: remove it first"
+        )
+    )
 
 
 def _takes(container: str, stream: Stream) -> bool:
@@ -174,7 +182,11 @@ def _add_streams(
             if video.codec_context.name == "hevc" and encoding.container in ("mp4", "mov"):
                 video.codec_context.codec_tag = "hvc1"  # Apple's players know no other
             video.metadata.update(
-                {k: v for k, v in stream.metadata.items() if not k.startswith(_OF_THE_VIDEO)}
+                {
+                    k: v
+                    for k, v in stream.metadata.items()
+                    if not k.upper().startswith(_OF_THE_VIDEO)
+                }
             )
             video.disposition = stream.disposition
         elif _is_chapter_track(stream) or not _takes(encoding.container, stream):
@@ -212,8 +224,7 @@ def _chapters(original: InputContainer, cut: Cut) -> list:
     for chapter in original.chapters():
         unit = chapter["time_base"] or Fraction(1)
         start, end = (chapter[key] * unit for key in ("start", "end"))
-        if cut.first is not None:
-            start = max(start, cut.first)
+        start = max(start, cut.begin)
         if cut.end is not None:
             end = min(end, cut.end)
         if start < end:
@@ -294,7 +305,10 @@ def _copied(
             time = places[index].move(packet)
             if places[index].corrected and index not in corrected:
                 corrected.add(index)
-                report(f"{_name(original.streams[index])} has times that go back: corrected")
+                report(
+                    f"{_name(original.streams[index])} has times that go back: they are corrected; "
+                    f"after a step of more than {RESTART:g} s, the rest is left out"
+                )
             if time is not None:
                 yield time, packet
 
@@ -313,6 +327,7 @@ class _Place:
         # Muxers refuse times that go back; only subtitles may begin at the same time.
         self._step = 0 if stream.type == "subtitle" else 1
         self._least: int | None = None
+        self._restarted = False
         self.corrected = False
 
     def move(self, packet: Packet) -> float | None:
@@ -323,6 +338,7 @@ class _Place:
             stamp = packet.pts if packet.pts is not None else packet.dts
             if (
                 stamp is None
+                or self._restarted
                 or (self._first is not None and stamp < self._first)
                 or (self._end is not None and stamp >= self._end)
             ):
@@ -333,6 +349,9 @@ class _Place:
                 packet.dts -= self._shift
                 if self._least is not None and packet.dts < self._least:
                     self.corrected = True
+                    if self._unit * (self._least - packet.dts) > RESTART:
+                        self._restarted = True
+                        return None
                     packet.dts = self._least
                     packet.pts = max(packet.pts or self._least, self._least)
                 self._least = packet.dts + self._step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -42,6 +42,21 @@ class _Queue(Generic[T]):
                 return
             yield item
         raise StoppedError
+
+
+def _join(threads: Sequence[threading.Thread]) -> None:
+    """Wait for the threads, through one more Ctrl-C: they save what has been encoded."""
+    interrupted = False
+    for thread in threads:
+        while thread.is_alive():
+            try:
+                thread.join()
+            except KeyboardInterrupt:
+                if interrupted:
+                    raise
+                interrupted = True
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def overlap(
@@ -101,7 +116,6 @@ def overlap(
         pass
     finally:
         stop.set()
-        for thread in threads:
-            thread.join()
+        _join(threads)
     if errors:
         raise errors[0]

@@ -22,7 +22,7 @@ def layout_of(name: str) -> Layout:
     colours = [component for component in form.components if not component.is_alpha]
     deepest = max(component.bits for component in colours)
     bits = next((bits for bits in BITS if bits >= deepest), 16)
-    if form.is_rgb or form.has_palette or form.is_bayer:
+    if form.is_rgb or form.has_palette or form.is_bayer or name.startswith("xyz"):
         return _find(bits, rgb=True)
     if len(colours) == 1:
         return _find(bits, planes=1)
@@ -60,7 +60,8 @@ def closest(source: Layout, names: Iterable[str]) -> tuple[str, Layout] | None:
     half = (source.half_width or gray, source.half_height or gray)
     best: tuple[tuple[int, ...], str, Layout] | None = None
     for name in names:
-        if name.startswith("yuvj") or has_alpha(name):
+        # Formats without components, such as "cuda", are frames in a GPU's memory.
+        if name.startswith("yuvj") or has_alpha(name) or not VideoFormat(name, 64, 64).components:
             continue
         layout = layout_of(name)
         if layout.planes == 1 or (layout.rgb and not source.rgb):

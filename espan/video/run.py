@@ -250,7 +250,7 @@ class _Run:
                 self.source,
                 encoding,
                 [segment],
-                Cut(Fraction(0)),
+                Cut(self.source.start),
                 report=self.report,
                 header_only=True,
             )

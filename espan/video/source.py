@@ -19,7 +19,7 @@ from av.video.stream import VideoStream
 from espan.errors import EspanError
 from espan.video.colour import RGB, UNSPECIFIED, Colour, assumed_matrix
 from espan.video.layout import Layout
-from espan.video.pixel_formats import layout_of
+from espan.video.pixel_formats import has_alpha, layout_of
 
 _FULL_RANGE, _LIMITED_RANGE = 2, 1
 _LISTED = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
@@ -39,6 +39,7 @@ class Source:
         frames: their number, roughly.
         format: FFmpeg's name of the pixel format.
         layout: in which frames are read.
+        alpha: whether the video has transparency, which is not read.
         aspect: width of a pixel divided by its height; None if unknown.
         display_matrix: rotates and mirrors the frames for display.
         side_data: of the first frame, by FFmpeg's names.
@@ -57,6 +58,7 @@ class Source:
     frames: int | None
     format: str
     layout: Layout
+    alpha: bool
     colour: Colour
     interlaced: bool
     aspect: Fraction | None
@@ -123,7 +125,9 @@ def describe(path: Path) -> Source:
             matrix = assumed_matrix(frame.width, frame.height)
         full = frame.color_range == _FULL_RANGE
         if frame.color_range not in (_FULL_RANGE, _LIMITED_RANGE):
-            full = layout.rgb or frame.format.name.startswith("yuvj")
+            # FFmpeg takes gray for full range; the standards of H.264 and HEVC say limited.
+            gray = layout.planes == 1 and stream.codec_context.name not in ("h264", "hevc")
+            full = layout.rgb or gray or frame.format.name.startswith("yuvj")
         side_data = _side_data(frame)
         rotation = side_data.get("DISPLAYMATRIX")
         starts = [
@@ -151,6 +155,9 @@ def describe(path: Path) -> Source:
             frames=stream.frames or (None if duration is None else round(duration * rate)),
             format=frame.format.name,
             layout=layout,
+            alpha=has_alpha(frame.format.name)
+            # VP8 and VP9 have it in packets of their own, which FFmpeg's decoders ignore.
+            or "1" in (stream.metadata.get("alpha_mode"), stream.metadata.get("ALPHA_MODE")),
             colour=Colour(matrix, full, frame.color_primaries, frame.color_trc, chroma),
             interlaced=frame.interlaced_frame,
             aspect=stream.sample_aspect_ratio or None,

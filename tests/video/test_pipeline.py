@@ -91,6 +91,35 @@ def test_an_error_ends_all_steps(source, process, consume):
     assert threading.active_count() == before
 
 
+def test_a_second_ctrl_c_lets_the_last_step_finish(monkeypatch):
+    """Only a third one does not wait."""
+    finished = threading.Event()
+
+    def consume(results):
+        try:
+            list(results)
+        except StoppedError:
+            time.sleep(0.2)
+            finished.set()
+            raise
+
+    inner, calls = threading.Thread.join, iter(range(10))
+
+    def join(thread, *arguments):
+        if next(calls) < 1:
+            raise KeyboardInterrupt
+        return inner(thread, *arguments)
+
+    monkeypatch.setattr(threading.Thread, "join", join)
+    with pytest.raises(KeyboardInterrupt):
+        overlap(itertools.count(), fails_with_ctrl_c, consume, batch=1, depth=2)
+    assert finished.is_set()
+
+
+def fails_with_ctrl_c(items):
+    raise KeyboardInterrupt
+
+
 def test_the_last_step_sees_that_a_run_ends_early():
     """So that it can finish what it has begun."""
     seen, finished = [], []

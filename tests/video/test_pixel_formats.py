@@ -75,11 +75,29 @@ X264 = ["yuv420p", "yuvj420p", "yuv422p", "yuv444p", "nv12", "yuv420p10le", "gra
         ("yuv444p", ["gbrp", "yuv420p"], "yuv420p"),
         ("yuv420p10le", ["nv12", "p010le", "p016le", "yuv444p"], "p010le"),
         ("yuv420p", ["yuv422p10le", "yuv444p10le"], "yuv422p10le"),
+        ("yuv420p", ["cuda", "qsv", "yuv420p"], "yuv420p"),  # in a GPU's memory
     ],
 )
 def test_closest(source, names, chosen):
     found = closest(LAYOUTS[source], names)
     assert found == (chosen, layout_of(chosen))
+
+
+@pytest.mark.parametrize("maker", ["nvenc", "qsv", "amf"])
+@pytest.mark.parametrize("codec", ["h264", "hevc", "av1"])
+def test_encoders_on_gpus_take_frames_of_the_host(codec, maker):
+    try:
+        names = [form.name for form in av.Codec(f"{codec}_{maker}", "w").video_formats]
+    except av.codec.codec.UnknownCodecError:
+        pytest.skip("not in this build of FFmpeg")
+    for source in ("yuv420p", "yuv420p10le", "yuv444p"):
+        found = closest(LAYOUTS[source], names)
+        assert found is not None
+        assert found[0] in names
+
+
+def test_xyz_is_read_as_rgb():
+    assert layout_of("xyz12le") is LAYOUTS["gbrp12le"]
 
 
 def test_nothing_is_close():

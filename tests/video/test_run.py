@@ -1,5 +1,6 @@
 """Whole runs of `espan video` on small files: what is kept, and the sentences for bad input."""
 
+import itertools
 import struct
 from fractions import Fraction
 
@@ -290,6 +291,64 @@ def test_interlaced_and_transparent_video_is_reported(tmp_path, upscale):
     assert "interlaced" in " ".join(upscale(path, tmp_path / "b.mkv"))
     path = make_clip(tmp_path / "c.mkv", codec="ffv1", pix_fmt="yuva420p", frames=3)
     assert "transparency is not kept" in " ".join(upscale(path, tmp_path / "d.mkv"))
+    path = make_clip(tmp_path / "e.webm", codec="libvpx-vp9", pix_fmt="yuva420p", frames=3)
+    assert "transparency is not kept" in " ".join(upscale(path, tmp_path / "f.webm"))
+    with av.open(str(tmp_path / "f.webm")) as result:
+        assert "ALPHA_MODE" not in {key.upper() for key in result.streams.video[0].metadata}
+
+
+@pytest.mark.parametrize("ending", ["avi", "asf"])
+def test_reordered_frames_in_containers_without_their_times(tmp_path, upscale, ending):
+    path = make_clip(tmp_path / f"a.{ending}", frames=40, options={"bf": "3"})
+    assert upscale(path, tmp_path / "b.mkv") == []
+    times = frame_times(tmp_path / "b.mkv")
+    steps = {b - a for a, b in itertools.pairwise(times)}
+    assert len(times) == 40
+    assert all(abs(step - Fraction(1, 25)) <= Fraction(1, 1000) for step in steps)
+    assert upscale(path, tmp_path / "c.mkv", start=Fraction(1)) == []
+    assert len(frame_times(tmp_path / "c.mkv")) in (15, 16)  # the file may begin at a frame's time
+
+
+def test_times_that_begin_anew(tmp_path, upscale):
+    """Video and audio both end where the times of a concatenated file begin anew."""
+    path = make_clip(tmp_path / "a.ts", codec="mpeg2video", frames=50, audio=("mp2", 48000, 2.0))
+    (tmp_path / "two.ts").write_bytes(2 * path.read_bytes())
+    notes = upscale(tmp_path / "two.ts", tmp_path / "b.mkv")
+    assert "the times of the video begin anew, as if two files were" in " ".join(notes)
+    assert "after a step of more than 1 s, the rest is left out" in notes[-1]
+    upscale(path, tmp_path / "c.mkv")
+    assert len(frame_times(tmp_path / "b.mkv")) == len(frame_times(tmp_path / "c.mkv"))
+    sound = packets(tmp_path / "b.mkv", "audio")
+    assert abs(len(sound) - len(packets(tmp_path / "c.mkv", "audio"))) <= 1
+
+
+@pytest.mark.parametrize("ending", ["mkv", "mp4", "webm"])
+def test_a_chapter_that_begins_before_the_first_frame(tmp_path, upscale, ending):
+    path = make_clip(
+        tmp_path / "a.mkv",
+        frames=10,
+        times=[40 + 40 * i for i in range(10)],
+        time_base=Fraction(1, 1000),
+        chapters=[(0, 0.2, "one"), (0.2, 0.44, "two")],
+    )
+    upscale(path, tmp_path / f"b.{ending}")
+    with av.open(str(tmp_path / f"b.{ending}")) as result:
+        begin = [chapter["start"] * chapter["time_base"] for chapter in result.chapters()]
+    assert begin == [0, Fraction(16, 100)]
+
+
+def test_gray_without_a_range_is_full_range(tmp_path):
+    for codec, full in (("ffv1", True), ("libx264", False)):
+        path = make_clip(tmp_path / f"{codec}.mkv", codec=codec, pix_fmt="gray", frames=2)
+        assert describe(path).colour.full_range == full
+
+
+def test_a_default_bit_rate_is_reported(tmp_path, upscale):
+    path = make_clip(tmp_path / "a.mkv", frames=3)
+    assert "mpeg4 encodes at its default of 200 kbit/s" in " ".join(
+        upscale(path, tmp_path / "b.mkv", codec="mpeg4")
+    )
+    assert upscale(path, tmp_path / "c.mkv", codec="ffv1") == []
 
 
 def test_what_a_codec_cannot_store_is_reported(tmp_path, upscale):
@@ -318,7 +377,11 @@ def test_what_a_codec_cannot_store_is_reported(tmp_path, upscale):
         ("b.mkv", {"start": Fraction(99)}, r"no frames between --from and --to"),
         ("b.mkv", {"start": Fraction(2), "end": Fraction(1)}, r"--to must be later than --from"),
         ("b.mkv", {"batch": 0}, r"--batch 0: expected a number of frames, at least 1"),
-        ("b.webm", {}, r"webm does not take stream 1 \(subtitle, srt\) of the input; .mkv"),
+        (
+            "b.webm",
+            {},
+            r"webm does not take stream 1 \(subtitle, srt\) of the input; matroska would",
+        ),
         ("b.mp4", {"codec": "utvideo"}, r"utvideo cannot encode 192x128 in .* into mp4"),
     ],
 )
