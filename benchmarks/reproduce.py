@@ -42,11 +42,11 @@ from espan.errors import EspanError
 from espan.evaluation.metrics import psnr
 from espan.files import atomic_write
 from espan.imaging import imresize
-from espan.training.data import ValidationImage
 from espan.training.experiment import Experiment, from_data, read, shipped, variants
 from espan.training.log import read_metrics
 from espan.training.run import Setup, reopen
 from espan.training.train import resume, train
+from espan.training.validation import ValidationImage
 
 TABLES = ("tab7", "tab8", "tab6", "fig5")
 FULL_STEPS, SCALE = 500_000, 4

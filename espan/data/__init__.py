@@ -8,6 +8,7 @@ from espan.data.images import (
     image_in_memory,
     move_to_pack,
     open_images,
+    some_names,
     with_lr,
 )
 from espan.data.loader import batches, raw_batches
@@ -24,5 +25,6 @@ __all__ = [
     "move_to_pack",
     "open_images",
     "raw_batches",
+    "some_names",
     "with_lr",
 ]

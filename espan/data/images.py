@@ -55,6 +55,11 @@ class TrainingImage:
     lr_pixels: np.ndarray | Packed | None = None
 
     @property
+    def hr_sha256(self) -> str:
+        """Of the HR pixels."""
+        return self.sha256.partition("+")[0]
+
+    @property
     def height(self) -> int:
         """Height of LR in pixels."""
         return self.hr_size[0] // self.scale
@@ -199,10 +204,7 @@ def with_lr(
     Returns and raises as `open_images`.
     """
     pairs = pair_lr([image.name for image in images], find_photographs([lr]), [scale])
-    at_scale = [
-        dataclasses.replace(image, scale=scale, sha256=image.sha256.partition("+")[0])
-        for image in images
-    ]
+    at_scale = [dataclasses.replace(image, scale=scale, sha256=image.hr_sha256) for image in images]
     skipped: list[Skipped] = []
     return _with_lr(at_scale, pairs, _Memory(free_memory() // 2), skipped), skipped
 
@@ -293,7 +295,8 @@ def _with_lr(
         result.append(dataclasses.replace(image, sha256=sha256, lr_pixels=lr.pixels))
     if wrong:
         raise EspanError(
-            f"HR must be exactly {images[0].scale} times the size of LR, but is not: {_some(wrong)}"
+            f"HR must be exactly {images[0].scale} times the size of LR, but is not: "
+            f"{some_names(wrong)}"
         )
     return result
 
@@ -302,5 +305,6 @@ def _read(pixels: np.ndarray | Packed) -> np.ndarray:
     return pixels if isinstance(pixels, np.ndarray) else pixels.pack.pixels(pixels.index)
 
 
-def _some(names: Sequence[str]) -> str:
+def some_names(names: Sequence[str]) -> str:
+    """The first four, and how many more there are."""
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

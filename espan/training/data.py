@@ -5,16 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
-import numpy as np
-import torch
 from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import Progress
@@ -25,100 +21,15 @@ from espan.data import (
     fingerprint,
     move_to_pack,
     open_images,
+    some_names,
     with_lr,
 )
-from espan.data.degrade import degraded
-from espan.data.degrade_table import DegradeTable
-from espan.data.photographs import sha256_of
-from espan.errors import EspanError, RangeWarning
-from espan.evaluation.evaluate import Score, find_pairs, read_rgb, score
-from espan.evaluation.metrics import SSIM_WINDOW
-from espan.imaging import imresize, lr_folders, modcrop
-from espan.models import Network
+from espan.errors import EspanError
+from espan.imaging import lr_folders
 from espan.training.processes import run_once
 from espan.training.run import Setup
 from espan.training.stages import StageRun
-from espan.upscaling import Upscaler
-
-HELD_OUT_CROP = 512  # HR pixels
-DEGRADED_SEED = 0
-
-
-@dataclass(frozen=True)
-class ValidationImage:
-    """An image to validate on, read from disk each time it is used.
-
-    Attributes:
-        hr: a file, or a held-out photograph, of which the central 512 x 512 pixels are used.
-        lr: its LR image for each scale: a file, or the photograph with its given LR pixels; empty:
-            LR is made from HR.
-        index: position among the images, the index of its degradation.
-        sha256: of the HR pixels and, where LR is given, of its pixels; set by `_checked`.
-    """
-
-    hr: Path | TrainingImage
-    lr: Mapping[int, Path | TrainingImage] = field(default_factory=dict)
-    index: int = 0
-    sha256: str = ""
-
-    @property
-    def name(self) -> str:
-        return str(self.hr) if isinstance(self.hr, Path) else self.hr.name
-
-    def read_hr(self) -> np.ndarray:
-        """(H, W, 3) uint8."""
-        if isinstance(self.hr, Path):
-            return read_rgb(self.hr)
-        y, x = self._corner(self.hr)
-        return self.hr.hr[y : y + HELD_OUT_CROP, x : x + HELD_OUT_CROP]
-
-    def read_lr(self, scale: int) -> np.ndarray | None:
-        """The given LR image, (h, w, 3) uint8."""
-        if not self.lr:
-            return None
-        given = self.lr[scale]
-        if isinstance(given, Path):
-            return read_rgb(given)
-        y, x = (n // scale for n in self._corner(given))
-        size = HELD_OUT_CROP // scale
-        return given.lr[y : y + size, x : x + size]
-
-    def _corner(self, image: TrainingImage) -> tuple[int, int]:
-        """Where the central pixels of a photograph begin: where pixels of its LR images begin."""
-        step = math.lcm(*self.lr)
-        y, x = (max(0, n - HELD_OUT_CROP) // 2 // step * step for n in image.hr_size)
-        return y, x
-
-    def pair(
-        self, scale: int, degrade: DegradeTable | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """LR and HR, cropped to a multiple of the scale.
-
-        LR that is not given is degraded, always in the same way, or made as MATLAB's imresize does.
-        """
-        hr, lr = self.read_hr(), self.read_lr(scale)
-        self.check(hr, lr, scale)
-        hr = modcrop(hr, scale)
-        if lr is None and degrade is not None:
-            lr = degraded(hr, degrade, scale, seed=DEGRADED_SEED, index=self.index)
-        return imresize(hr, Fraction(1, scale)) if lr is None else lr, hr
-
-    def check(self, hr: np.ndarray, lr: np.ndarray | None, scale: int) -> None:
-        """Raise EspanError if the images that were read cannot be used at this scale."""
-        height, width = (n // scale for n in hr.shape[:2])
-        smallest = SSIM_WINDOW + 2 * scale  # SSIM's window, and the border that is cut off
-        if scale * min(height, width) < smallest:
-            raise EspanError(
-                f"validation image {self.name} has {hr.shape[1]}x{hr.shape[0]} pixels; x{scale} "
-                f"needs {math.ceil(smallest / scale) * scale} on both sides.  Validate on larger "
-                "images"
-            )
-        if lr is not None and lr.shape[:2] != (height, width):
-            raise EspanError(
-                f"validation image {self.lr[scale]} is {lr.shape[1]}x{lr.shape[0]}; x{scale} needs "
-                f"{width}x{height}, the size of {self.name} divided by {scale}.  Without "
-                "--validate-lr, LR images are made from HR at the scale of each stage"
-            )
+from espan.training.validation import ValidationImage, checked, from_folder, from_photographs
 
 
 @dataclass(frozen=True)
@@ -196,26 +107,6 @@ def read_data(
     return data
 
 
-def validate(
-    network: Network,
-    images: Sequence[ValidationImage],
-    *,
-    degrade: DegradeTable | None = None,
-    device: torch.device,
-) -> list[Score]:
-    """PSNR in dB and SSIM of a plain network, run by `espan.fused`."""
-    upscaler = Upscaler(network, device=device)
-    scores = []
-    for image in images:
-        lr, hr = image.pair(network.scale, degrade)
-        with warnings.catch_warnings():
-            # Expected of a network at the start of its training.
-            warnings.simplefilter("ignore", RangeWarning)
-            sr = upscaler(lr)
-        scores.append(score(image.name, sr, hr, border=network.scale))
-    return scores
-
-
 def _read(setup: Setup, stages: Sequence[StageRun], *, console: Console, pack: Path | None) -> Data:
     scales = {stage.scale: stage.name for stage in reversed(stages)}  # and its first stage
     folders: dict[int, Path] = {}
@@ -231,7 +122,8 @@ def _read(setup: Setup, stages: Sequence[StageRun], *, console: Console, pack: P
     # Checked before the training images are decoded, which takes minutes.
     validation: list[ValidationImage] = []
     if setup.validate is not None:
-        validation = _checked(_validation(setup.validate, setup.validate_lr, scales), scales)
+        lr = {} if setup.validate_lr is None else _lr_folders(setup.validate_lr, scales)
+        validation = checked(from_folder(setup.validate, lr), scales)
     first = stages[0].scale
     further = {scale: folder for scale, folder in folders.items() if scale != first}
     if len(set(setup.data)) == 1:  # of several, `open_images` says that they cannot have LR images
@@ -271,22 +163,18 @@ def _read(setup: Setup, stages: Sequence[StageRun], *, console: Console, pack: P
         held_out = _named(images, setup.hold_out) if setup.hold_out else _drawn(images)
         chosen = [image for image in images if image.name in held_out]
         given = {first: images, **others} if folders else {}
-        validation = _checked(_held_out(chosen, given), scales)
-    seen = {_of_hr(image.sha256) for image in validation}
-    copies = [i for i in images if i.name not in held_out and _of_hr(i.sha256) in seen]
-    left_out = set(held_out)
-    if copies and setup.validate is None:
-        left_out |= {image.name for image in copies}
-        console.print(
-            f"left out: {len(copies)} copies of images that are held out: {_some(copies)}",
-            markup=False,
-        )
-    elif copies:
-        console.print(
-            f"warning: {len(copies)} of the images to validate on are also trained on: "
-            f"{_some(copies)}",
-            markup=False,
-        )
+        validation = checked(from_photographs(chosen, given), scales)
+    seen = {image.hr_sha256 for image in validation}
+    copies = [i.name for i in images if i.name not in held_out and i.hr_sha256 in seen]
+    left_out = held_out
+    if copies:
+        count, names = len(copies), some_names(copies)
+        if setup.validate is None:
+            left_out = held_out | set(copies)
+            text = f"left out: {count} copies of images that are held out: {names}"
+        else:
+            text = f"warning: {count} of the images to validate on are also trained on: {names}"
+        console.print(text, markup=False)
     training = [image for image in images if image.name not in left_out]
     if not training:
         raise EspanError(
@@ -308,68 +196,6 @@ def _lr_folders(folder: Path, scales: Mapping[int, str]) -> dict[int, Path]:
     return found
 
 
-def _validation(hr: Path, lr: Path | None, scales: Mapping[int, str]) -> list[ValidationImage]:
-    """The images of a folder, each with its LR image for every scale if there is a folder `lr`."""
-    if lr is None:
-        pairs = find_pairs(hr, None, [])
-        return [ValidationImage(pair.hr, index=i) for i, pair in enumerate(pairs)]
-    files: dict[Path, dict[int, Path]] = {}
-    for scale, folder in _lr_folders(lr, scales).items():
-        for pair in find_pairs(hr, folder, [scale]):
-            assert pair.lr is not None
-            files.setdefault(pair.hr, {})[scale] = pair.lr
-    return [ValidationImage(path, found) for path, found in files.items()]
-
-
-def _held_out(
-    chosen: Sequence[TrainingImage], given: Mapping[int, Sequence[TrainingImage]]
-) -> list[ValidationImage]:
-    """Photographs to validate on, with the LR images of each scale where they are given."""
-    by_name = {scale: {image.name: image for image in many} for scale, many in given.items()}
-    for scale, images in by_name.items():
-        if missing := [image for image in chosen if image.name not in images]:
-            raise EspanError(
-                f"to validate on {_some(missing)}, their LR images at x{scale} are needed, but "
-                "they could not be used; hold out other images"
-            )
-    return [
-        ValidationImage(image, {scale: images[image.name] for scale, images in by_name.items()}, i)
-        for i, image in enumerate(chosen)
-    ]
-
-
-def _checked(
-    validation: Sequence[ValidationImage], scales: Mapping[int, str]
-) -> list[ValidationImage]:
-    """The images with their hashes.
-
-    Raises EspanError if one cannot be used in a stage, given the stage's name by scale.
-    """
-    checked = []
-    for image in validation:
-        hr = image.read_hr()
-        hashes = [sha256_of(hr) if isinstance(image.hr, Path) else _of_hr(image.hr.sha256)]
-        for scale, stage in scales.items():
-            try:
-                lr = image.read_lr(scale)
-                image.check(hr, lr, scale)
-            except EspanError as error:
-                raise EspanError(f"stage {stage}: {error}") from None
-            hashes += [] if lr is None else [sha256_of(lr)]
-        checked.append(dataclasses.replace(image, sha256="+".join(hashes)))
-    return checked
-
-
-def _of_hr(sha256: str) -> str:
-    """The part of an image's hash that is that of its HR pixels."""
-    return sha256.partition("+")[0]
-
-
-def _some(images: Sequence[TrainingImage]) -> str:
-    names = [image.name for image in images]
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
 def _named(images: Sequence[TrainingImage], names: Sequence[str]) -> set[str]:
     """The images with these names, given with or without their folders."""
     by_name: dict[str, set[str]] = {}
@@ -386,6 +212,6 @@ def _drawn(images: Sequence[TrainingImage]) -> set[str]:
 
     Runs with other seeds, or with more images, thus validate on the same ones where they can.
     """
-    hashes = {_of_hr(image.sha256): image.name for image in images}
+    hashes = {image.hr_sha256: image.name for image in images}
     count = min(8, max(1, len(hashes) // 20))
     return {hashes[sha256] for sha256 in sorted(hashes)[:count]}

@@ -21,7 +21,7 @@ from rich.table import Table
 from espan.errors import EspanError, out_of_memory
 from espan.models.complexity import complexity
 from espan.training.captured import WARM_UP
-from espan.training.data import Data, validate
+from espan.training.data import Data
 from espan.training.experiment import Experiment, NetworkTable
 from espan.training.log import Log, stderr
 from espan.training.networks import Trainable, plain_networks
@@ -30,6 +30,7 @@ from espan.training.processes import StopRequest, accelerator_for, no_tf32
 from espan.training.run import Run, Setup
 from espan.training.stages import StageRun
 from espan.training.steps import Step, Trainer
+from espan.training.validation import validate
 
 WARM_UP_STEPS = WARM_UP + 1  # the last of them captures the graph on a GPU
 FEWEST_STEPS = 3

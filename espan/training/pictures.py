@@ -14,8 +14,8 @@ from espan.data.degrade_table import DegradeTable
 from espan.files import atomic_write
 from espan.imaging import Image, imresize, write_image
 from espan.models import Network
-from espan.training.data import ValidationImage
 from espan.training.log import read_metrics
+from espan.training.validation import ValidationImage
 from espan.upscaling import Upscaler
 
 CROP = 96  # HR pixels

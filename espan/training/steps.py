@@ -23,13 +23,14 @@ from espan.errors import EspanError, NonFiniteError, out_of_memory
 from espan.losses import Loss, self_distillation
 from espan.models.network import plain_conv
 from espan.training.captured import CapturedStep, Numbers
-from espan.training.data import Data, validate
+from espan.training.data import Data
 from espan.training.experiment import LossTable
 from espan.training.log import Log, Speed
 from espan.training.networks import Trainable, build, plain_networks
 from espan.training.processes import StopRequest, run_once
 from espan.training.run import Run
 from espan.training.stages import StageRun
+from espan.training.validation import validate
 from espan_kernels import backends
 
 NON_FINITE_IN_A_ROW = 20

@@ -34,12 +34,13 @@ from espan.training import log as log_module
 from espan.training import processes as processes_module
 from espan.training import steps as steps_module
 from espan.training import train as train_module
-from espan.training.data import ValidationImage, _drawn
+from espan.training.data import _drawn
 from espan.training.experiment import Experiment
 from espan.training.log import read_metrics
 from espan.training.processes import accelerator_for, stop_on_signal
 from espan.training.run import Run, Setup, reopen
 from espan.training.train import resume, train
+from espan.training.validation import ValidationImage
 
 ALL_STAGES = (
     {"change": {"teacher": 1}, "iterations": 6},
