@@ -83,9 +83,7 @@ def plan(
     """
     inputs = list(inputs)
     if Path("-") in (*inputs, output):
-        raise EspanError(
-            "standard input and output are not supported; a file or folder named - is ./-"
-        )
+        raise EspanError("standard input and output are not supported")
     if missing := [path for path in inputs if not _exists(path)]:
         raise EspanError(f"no such file or folder: {', '.join(map(str, missing))}")
     if any(separator in suffix for separator in ("/", "\0", os.sep, os.altsep or os.sep)):

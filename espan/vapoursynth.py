@@ -96,6 +96,8 @@ def _read(frame: vs.VideoFrame) -> Tensor:
     Larger values have another range, which the upscaler reports.
     """
     planes = torch.from_numpy(np.stack([np.asarray(frame[plane]) for plane in range(3)]))
-    if planes.is_floating_point() and -1 < planes.min() <= planes.max() < 2:
-        planes.clamp_(0, 1)
+    if planes.is_floating_point():
+        low, high = torch.aminmax(planes)
+        if -1 < low < 0 or 1 < high < 2:
+            planes.clamp_(0 if low > -1 else None, 1 if high < 2 else None)
     return planes

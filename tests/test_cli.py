@@ -607,15 +607,6 @@ def test_help(run, command, line):
     assert ("[degrade] table" in shown) == (command == "prepare")
 
 
-def test_a_missing_package_is_not_any_import_error():
-    missing = ModuleNotFoundError("No module named 'accelerate'", name="accelerate")
-    assert "training needs additional packages" in str(options.training_missing(missing))
-    for error in (ImportError("cannot import name"), ModuleNotFoundError("x", name="espan.x")):
-        with pytest.raises(ImportError) as raised:
-            options.training_missing(error)
-        assert raised.value is error
-
-
 def test_version(run):
     assert run("--version").stdout.startswith("espan ")
 

@@ -159,13 +159,8 @@ def only(context: typer.Context, option: str, *allowed: str, because: str = "") 
     return list(given)
 
 
-def training_missing(error: ImportError) -> EspanError:
-    """The error for a package of the extra "train" that is not installed.
-
-    Any other ImportError is raised as it is.
-    """
-    if not isinstance(error, ModuleNotFoundError) or (error.name or "").startswith("espan"):
-        raise error
+def training_missing(error: ModuleNotFoundError) -> EspanError:
+    """The error for a package of the extra "train" that is not installed."""
     return EspanError(
         f"training needs additional packages ({error}); install them with "
         '`pip install ".[train]"` in the source folder of espan'

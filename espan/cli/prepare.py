@@ -119,7 +119,7 @@ def _preview(
 ) -> None:
     try:
         from espan.training import experiment as experiments
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise options.training_missing(error) from error
     if len(sources) != 1 or output is None:
         raise EspanError("expected: espan prepare --preview EXPERIMENT PHOTO -o PICTURE")

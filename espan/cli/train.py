@@ -116,7 +116,7 @@ def command(
         from espan.training import experiment as experiments
         from espan.training import train as training
         from espan.training.run import Setup
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise options.training_missing(error) from error
     if list_:
         options.only(context, "--list", "list_")

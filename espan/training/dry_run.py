@@ -187,12 +187,9 @@ def _seconds_of_a_validation(trainer: Trainer, data: Data, accelerator: Accelera
     """From the time of the first image.  The processes divide the images among them."""
     started = time.perf_counter()
     networks = plain_networks(trainer.average, trainer.stage.shape)
-    run = trainer.run
-    degrade = run.experiment.degrade
-    twice = degrade is not None and run.setup.validate_lr is None
     for network in networks.values():
-        for table in (degrade, None) if twice else (degrade,):
-            validate(network, data.validation[:1], degrade=table, device=accelerator.device)
+        for degrade in trainer.run.degradations:
+            validate(network, data.validation[:1], degrade=degrade, device=accelerator.device)
     images = math.ceil(len(data.validation) / accelerator.num_processes)
     return images * (time.perf_counter() - started)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from espan.data.degrade_table import DegradeTable
 from espan.errors import EspanError
 from espan.files import atomic_write, json_text
 from espan.models import Architecture
@@ -123,6 +124,12 @@ class Run:
     experiment: Experiment
     setup: Setup
     start: Architecture | None = None
+
+    @property
+    def degradations(self) -> tuple[DegradeTable | None, ...]:
+        """How LR is made for validation: degraded, then clean; given LR is used as it is."""
+        table = self.experiment.degrade
+        return (None,) if table is None or self.setup.validate_lr is not None else (table, None)
 
     @property
     def best(self) -> Path:

@@ -410,10 +410,11 @@ class Trainer:
         images = self.data.validation
         share = images[accelerator.process_index :: accelerator.num_processes]
         networks = plain_networks(self.average, stage.shape)
-        degrade = run.experiment.degrade
-        cases = {name: (network, degrade) for name, network in networks.items()}
-        if degrade is not None and self.run.setup.validate_lr is None:
-            cases |= {f"clean {name}": (network, None) for name, network in networks.items()}
+        cases = {
+            f"clean {name}" if i else name: (network, degrade)
+            for i, degrade in enumerate(run.degradations)
+            for name, network in networks.items()
+        }
         for name, (network, table) in cases.items():
             error: EspanError | None = None
             sums = torch.zeros(3)

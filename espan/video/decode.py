@@ -22,7 +22,7 @@ _CONTINUOUS = {"mpegts", "mpeg"}
 _GAP = Fraction(7, 4)
 # A file that ends earlier than its header says by more seconds than this is incomplete.
 _TOLERANCE = Fraction(1, 2)
-# Times that go back by more seconds than this begin anew, as in files that were concatenated.
+# Times that go back by more seconds than this are those of another file that was appended.
 RESTART = 1.0
 # These containers have no times of presentation, and FFmpeg guesses wrong ones for frames that are
 # reordered; their times of decoding are right, but for the delay of the decoder.
@@ -57,17 +57,18 @@ def read_frames(
         continuous = container.format.name in _CONTINUOUS
         frames = _from(container, source, wanted, damage)
         previous: int | None = None
-        resized = False
+        resized = restarted = False
         for frame in frames:
             if frame.pts is None:  # raw streams have no times
-                frame.pts = 0 if previous is None else previous + _step(source)
+                frame.pts = 0 if previous is None else previous + source.step
             if previous is not None and (previous - frame.pts) * source.time_base > RESTART:
-                time = clock(previous * source.time_base - source.start)
-                report(
-                    f"after {time}, the times of the video begin anew, as if two files were "
-                    "concatenated; the rest is left out.  Give the file continuous times first"
-                )
-                return
+                if not restarted:
+                    time = clock(previous * source.time_base - source.start)
+                    report(
+                        f"after {time}, the times of the video go back, as where files were "
+                        "concatenated; frames are left out until the times catch up"
+                    )
+                restarted = True
             if frame.is_corrupt or (previous is not None and frame.pts <= previous):
                 damage.add()
                 continue
@@ -127,11 +128,6 @@ def _from(
     yield from _decoded(container, stream, damage)
 
 
-def _step(source: Source) -> int:
-    """From one frame to the next, in units of `source.time_base`."""
-    return max(1, round(1 / (source.rate * source.time_base)))
-
-
 def _stream(container: InputContainer, source: Source) -> VideoStream:
     stream = container.streams[source.index]
     assert isinstance(stream, VideoStream)
@@ -152,7 +148,7 @@ def _decoded(
     counts = codec in _FRAME_PER_PACKET and not by_dts
     begin: int | None = None  # the time of the first packet, and so of the first frame
     delay: int | None = None
-    step, shown = _step(damage.source), 0
+    shown = 0
     while True:
         try:
             packet = next(packets)
@@ -180,7 +176,7 @@ def _decoded(
         for frame in frames:
             if by_dts and begin is not None:
                 if frame.dts is None:  # one of the last ones, which the decoder held back
-                    frame.pts = shown + step
+                    frame.pts = shown + damage.source.step
                 else:
                     delay = frame.dts - begin if delay is None else delay
                     frame.pts = frame.dts - delay

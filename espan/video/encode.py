@@ -115,12 +115,12 @@ def plan_encoding(
         colour = Colour(BT709, False, colour.primaries, colour.transfer)
     if "av1" in name and colour.chroma not in ("left", "topleft"):
         colour = replace(colour, chroma="left")  # AV1 has no others
-    quality = _quality(name, crf)
-    rate = av.CodecContext.create(name, "w").bit_rate or 0
-    if not quality and rate and not (found.lossless or found.intra_only):
+    context = av.CodecContext.create(name, "w")
+    quality = _quality(context, name, crf)
+    if not quality and context.bit_rate and not (found.lossless or found.intra_only):
         notes.append(
-            f"{name} encodes at its default of {rate / 1000:g} kbit/s, whatever the size; set "
-            "--crf if it has one, or choose another --codec"
+            f"{name} encodes at its default of {context.bit_rate / 1000:g} kbit/s, whatever the "
+            "size; set --crf if it has one, or choose another --codec"
         )
     options = quality | {"chroma_sample_location": colour.chroma}
     if name == "libx265":
@@ -150,8 +150,7 @@ def plan_encoding(
     return encoding, notes
 
 
-def _quality(codec: str, crf: float | None) -> dict[str, str]:
-    context = av.CodecContext.create(codec, "w")
+def _quality(context: av.CodecContext, codec: str, crf: float | None) -> dict[str, str]:
     known = {option.name: option for option in context.supported_options.private}
     name = next((each for each in _QUALITY_OPTIONS if each in known), None)
     if crf is None:

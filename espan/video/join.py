@@ -306,8 +306,8 @@ def _copied(
             if places[index].corrected and index not in corrected:
                 corrected.add(index)
                 report(
-                    f"{_name(original.streams[index])} has times that go back: they are corrected; "
-                    f"after a step of more than {RESTART:g} s, the rest is left out"
+                    f"{_name(original.streams[index])} has times that go back: they are corrected, "
+                    f"or after more than {RESTART:g} s, packets are left out until they catch up"
                 )
             if time is not None:
                 yield time, packet
@@ -327,7 +327,7 @@ class _Place:
         # Muxers refuse times that go back; only subtitles may begin at the same time.
         self._step = 0 if stream.type == "subtitle" else 1
         self._least: int | None = None
-        self._restarted = False
+        self._behind = False  # left out until the times catch up
         self.corrected = False
 
     def move(self, packet: Packet) -> float | None:
@@ -338,7 +338,6 @@ class _Place:
             stamp = packet.pts if packet.pts is not None else packet.dts
             if (
                 stamp is None
-                or self._restarted
                 or (self._first is not None and stamp < self._first)
                 or (self._end is not None and stamp >= self._end)
             ):
@@ -347,10 +346,12 @@ class _Place:
                 packet.pts -= self._shift
             if packet.dts is not None:
                 packet.dts -= self._shift
-                if self._least is not None and packet.dts < self._least:
+                if self._least is None or packet.dts >= self._least:
+                    self._behind = False
+                else:
                     self.corrected = True
-                    if self._unit * (self._least - packet.dts) > RESTART:
-                        self._restarted = True
+                    self._behind |= self._unit * (self._least - packet.dts) > RESTART
+                    if self._behind:
                         return None
                     packet.dts = self._least
                     packet.pts = max(packet.pts or self._least, self._least)

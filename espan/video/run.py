@@ -319,8 +319,7 @@ class _Run:
     def _read(self, frame: VideoFrame) -> _Frame:
         captions = frame if "A53_CC" in names_of_side_data(frame) else None
         assert frame.pts is not None
-        step = max(1, round(1 / (self.source.rate * self.source.time_base)))
-        time, duration = frame.pts, frame.duration or step
+        time, duration = frame.pts, frame.duration or self.source.step
         planes = read_planes(frame, self.source.layout, pinned=self._on_gpu)
         tensors = planes if self._on_gpu else [self._image(planes)]
         return _Frame(tensors, time, duration, captions)

@@ -37,7 +37,6 @@ class Source:
         duration: of the video in seconds, if the file says it.
         end: of the video stream in seconds, if the file says it of this stream.
         frames: their number, roughly.
-        format: FFmpeg's name of the pixel format.
         layout: in which frames are read.
         alpha: whether the video has transparency, which is not read.
         aspect: width of a pixel divided by its height; None if unknown.
@@ -56,7 +55,6 @@ class Source:
     duration: Fraction | None
     end: Fraction | None
     frames: int | None
-    format: str
     layout: Layout
     alpha: bool
     colour: Colour
@@ -64,6 +62,11 @@ class Source:
     aspect: Fraction | None
     display_matrix: tuple[int, ...] | None
     side_data: dict[str, bytes]
+
+    @property
+    def step(self) -> int:
+        """From one frame to the next, in units of `time_base`."""
+        return max(1, round(1 / (self.rate * self.time_base)))
 
 
 def open_input(path: Path) -> InputContainer:
@@ -153,7 +156,6 @@ def describe(path: Path) -> Source:
             duration=duration,
             end=None if own is None else own + (stream.start_time or 0) * stream.time_base,
             frames=stream.frames or (None if duration is None else round(duration * rate)),
-            format=frame.format.name,
             layout=layout,
             alpha=has_alpha(frame.format.name)
             # VP8 and VP9 have it in packets of their own, which FFmpeg's decoders ignore.

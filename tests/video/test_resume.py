@@ -28,8 +28,8 @@ def _repeatable_x264(monkeypatch):
     """
     quality = encode._quality
 
-    def repeatable(codec, crf):
-        return quality(codec, 0.0 if codec == "libx264" else crf)
+    def repeatable(context, codec, crf):
+        return quality(context, codec, 0.0 if codec == "libx264" else crf)
 
     monkeypatch.setattr(encode, "_quality", repeatable)
 

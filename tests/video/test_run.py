@@ -309,13 +309,13 @@ def test_reordered_frames_in_containers_without_their_times(tmp_path, upscale, e
     assert len(frame_times(tmp_path / "c.mkv")) in (15, 16)  # the file may begin at a frame's time
 
 
-def test_times_that_begin_anew(tmp_path, upscale):
-    """Video and audio both end where the times of a concatenated file begin anew."""
+def test_times_that_go_back(tmp_path, upscale):
+    """Video and audio both end where a file of the same length was appended."""
     path = make_clip(tmp_path / "a.ts", codec="mpeg2video", frames=50, audio=("mp2", 48000, 2.0))
     (tmp_path / "two.ts").write_bytes(2 * path.read_bytes())
     notes = upscale(tmp_path / "two.ts", tmp_path / "b.mkv")
-    assert "the times of the video begin anew, as if two files were" in " ".join(notes)
-    assert "after a step of more than 1 s, the rest is left out" in notes[-1]
+    assert "the times of the video go back, as where files were concatenated" in " ".join(notes)
+    assert "after more than 1 s, packets are left out until they catch up" in notes[-1]
     upscale(path, tmp_path / "c.mkv")
     assert len(frame_times(tmp_path / "b.mkv")) == len(frame_times(tmp_path / "c.mkv"))
     sound = packets(tmp_path / "b.mkv", "audio")
