@@ -124,8 +124,13 @@ def test_held_out_images_do_not_depend_on_the_seed(tiny, setup: Setup, tmp_path:
 def test_held_out_images_are_validated_on_their_own_lr(
     tiny, setup: Setup, photos: Path, tmp_path: Path
 ) -> None:
-    """LR images upside down make another start; those of imresize, the same as without any."""
-    experiment = tiny({"iterations": 1}, {"name": "two", "change": {"scale": 4}, "iterations": 1})
+    """Of the same network, LR images upside down have another PSNR; those of imresize, the same."""
+    fixed = {"iterations": 1, "lr": 1e-12}
+    experiment = tiny(
+        fixed,
+        {**fixed, "name": "two", "change": {"scale": 4}},
+        top={"network": {"architecture": "c8d2k3x2"}},  # whose start depends on the seed alone
+    )
     starts = {}
     for name in ("made", "given", "flipped"):
         lr = None if name == "made" else tmp_path / f"lr {name}"
