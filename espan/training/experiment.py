@@ -94,7 +94,7 @@ class LossTable(Table):
         hf: weight of the high-frequency loss (Eq. 7), the paper's alpha.
         dct: weight of the DCT loss (Eq. 8), the paper's beta.
         fft, dwt: weights of the losses on Fourier and Haar wavelet coefficients (Tab. 8).
-        distillation: weight of L_sd (Eq. 3, 4); used in stages with a teacher.
+        distillation: weight of L_sd (Eq. 3, 4), for stages with a teacher.
         threshold: a pixel counts in L_sd where the teacher is better by more than this (Eq. 1).
     """
 
@@ -180,6 +180,19 @@ class Experiment(Table):
     optimizer: OptimizerTable = OptimizerTable()
     degrade: DegradeTable | None = None
     stage: list[Stage] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _distilled(self) -> Experiment:
+        teacher = False
+        for stage in self.stage:
+            teacher = bool(stage.change.teacher) or (teacher and stage.change.keep is None)
+            asked = "distillation" in stage.loss.model_fields_set and stage.loss.distillation
+            if asked and not teacher:
+                raise ValueError(
+                    f"stage {stage.name!r} has a weight for distillation, but no teacher; add one "
+                    f"with change = {{ teacher = 3 }}, or remove the weight"
+                )
+        return self
 
     @property
     def iterations(self) -> int:

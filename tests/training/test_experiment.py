@@ -149,6 +149,15 @@ HEAD = '[network]\narchitecture = "c8d2x2"\n[[stage]]\n'
         (HEAD + STAGE + "warm_up = 8\n", r"warm_up \(8\) must be below iterations"),
         (HEAD + STAGE + 'loss = { pixel = "none" }\n', "one of hf, dct, fft and dwt"),
         (HEAD + STAGE + "loss = { hf = -1.0 }\n", r"loss.hf: .* got -1.0"),
+        (HEAD + STAGE + "loss = { distillation = 0.01 }\n", "'one' has a weight .* but no teacher"),
+        (
+            HEAD
+            + STAGE
+            + "change = { teacher = 1 }\n[[stage]]\n"
+            + STAGE.replace("one", "two")
+            + 'change = { keep = "student" }\nloss = { distillation = 0.01 }\n',
+            "'two' has a weight .* but no teacher",
+        ),
         ('[network]\nconv = "rep"\n[[stage]]\n' + STAGE, "network.conv: .* got 'rep'"),
         ('[network]\nconv = "plain"\ngrep = [4, 0]\n[[stage]]\n' + STAGE, "grep and .* no effect"),
         ('[network]\nconv = "edbb"\nmiddle = 8\n[[stage]]\n' + STAGE, "grep and middle .*edbb"),
