@@ -181,19 +181,6 @@ class Experiment(Table):
     degrade: DegradeTable | None = None
     stage: list[Stage] = Field(min_length=1)
 
-    @model_validator(mode="after")
-    def _distilled(self) -> Experiment:
-        teacher = False
-        for stage in self.stage:
-            teacher = bool(stage.change.teacher) or (teacher and stage.change.keep is None)
-            asked = "distillation" in stage.loss.model_fields_set and stage.loss.distillation
-            if asked and not teacher:
-                raise ValueError(
-                    f"stage {stage.name!r} has a weight for distillation, but no teacher; add one "
-                    f"with change = {{ teacher = 3 }}, or remove the weight"
-                )
-        return self
-
     @property
     def iterations(self) -> int:
         """Steps of all stages with their repeats."""
@@ -253,7 +240,9 @@ def parse(text: str, name: str, variant: str | None = None) -> Experiment:
         )
     if variant is not None:
         data = _with_variant(data, found[variant], f"{name}: variant.{variant}")
-    return from_data(data, name)
+    experiment = from_data(data, name)
+    _check_teachers(experiment, name)
+    return experiment
 
 
 def from_data(data: dict[str, Any], name: str) -> Experiment:
@@ -279,6 +268,22 @@ def _with_variant(data: dict[str, Any], variant: dict[str, Any], name: str) -> d
     return data | {"network": network, "stage": stages}
 
 
+def _check_teachers(experiment: Experiment, name: str) -> None:
+    """Raise EspanError for a weight of distillation without a teacher.
+
+    Only a file that a person wrote is checked: a run's own record has the defaults, too.
+    """
+    teacher = False
+    for stage in experiment.stage:
+        teacher = bool(stage.change.teacher) or (teacher and stage.change.keep is None)
+        given = "distillation" in stage.loss.model_fields_set and stage.loss.distillation
+        if given and not teacher:
+            raise EspanError(
+                f"{name}: stage {stage.name!r} has a weight for distillation, but no teacher; add "
+                "one with change = { teacher = 3 }, or remove the weight"
+            )
+
+
 def _problems(error: ValidationError) -> Iterator[str]:
     for problem in error.errors():
         where, key = "", ""
@@ -292,5 +297,8 @@ def _problems(error: ValidationError) -> Iterator[str]:
             yield f"{where}: unknown key {key!r}"
         elif problem["type"] == "missing":
             yield f"{where} is missing"
+        elif problem["type"] == "value_error":  # raised by a validator of a table
+            text = str(problem["ctx"]["error"])
+            yield f"{where}: {text}" if where else text
         else:
             yield f"{where or 'file'}: {problem['msg']}, got {problem['input']!r}"

@@ -146,10 +146,16 @@ HEAD = '[network]\narchitecture = "c8d2x2"\n[[stage]]\n'
         (HEAD + STAGE.replace("cosine", "linear"), r"stage\[1\].decay: .* got 'linear'"),
         (HEAD + STAGE.replace("cosine", "halving"), "halve_every must be given with decay"),
         (HEAD + STAGE + "halve_every = 3\n", "halve_every must be given with decay"),
-        (HEAD + STAGE + "warm_up = 8\n", r"warm_up \(8\) must be below iterations"),
+        (
+            HEAD + STAGE + "warm_up = 8\n",
+            r"mine: stage\[1\]: warm_up \(8\) must be below iterations$",
+        ),
         (HEAD + STAGE + 'loss = { pixel = "none" }\n', "one of hf, dct, fft and dwt"),
         (HEAD + STAGE + "loss = { hf = -1.0 }\n", r"loss.hf: .* got -1.0"),
-        (HEAD + STAGE + "loss = { distillation = 0.01 }\n", "'one' has a weight .* but no teacher"),
+        (
+            HEAD + STAGE + "loss = { distillation = 0.01 }\n",
+            "mine: stage 'one' has a weight .* but no teacher",
+        ),
         (
             HEAD
             + STAGE
