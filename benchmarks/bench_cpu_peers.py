@@ -12,7 +12,8 @@ on processors that have instructions for it; on others, PyTorch emulates it slow
 each twice, in random order, so that other load on the machine affects all alike, and times the
 second: threads of another runtime that still spin slow down the first.  The result is the median
 over the rounds, of which there are fewer, at least 3, if they would take more than half a minute.
-Cases that FILE has already are not measured again.
+Cases that FILE has are not measured again, so that a run can be continued; a FILE of another machine
+is refused.
 """
 
 import argparse
@@ -233,18 +234,18 @@ def measure(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
     return times
 
 
-def report(name: str, times: dict[str, list[float]]) -> dict[str, Any]:
+def report(name: str, times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Print the medians, and return what is stored of each runtime."""
     medians = {runtime: statistics.median(t) for runtime, t in times.items()}
     baseline = medians["espan fp32"]
     print(f"{name}: median ms")
     for runtime, median in sorted(medians.items(), key=lambda item: item[1]):
         least = min(times[runtime])
         print(f"  {runtime:24s} {median:8.1f}  x{median / baseline:.2f}  (min {least:.1f})")
-    entries = {
+    return {
         r: {"median_ms": round(m, 2), "least_ms": round(min(times[r]), 2), "rounds": len(times[r])}
         for r, m in medians.items()
     }
-    return {"case": name, "times": entries}
 
 
 def main() -> None:
@@ -259,6 +260,9 @@ def main() -> None:
     cases: list[dict[str, Any]] = []
     if options.output and options.output.exists():
         cases = json.loads(options.output.read_text())["cases"]
+        here = of_the_host(about_machine(options.threads))
+        if any(of_the_host(case["machine"]) != here for case in cases):
+            parser.error(f"{options.output} has results of another machine; name a new file")
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         for name, sizes in SIZES.items():
             plain = random_network(ARCHITECTURES[name])
@@ -269,17 +273,17 @@ def main() -> None:
                 x = torch.rand(1, 3, height, width)
                 print(f"{case}: verifying", flush=True)
                 runs = runtimes(plain, x, Path(folder), options.threads)
-                cases.append(report(case, measure(runs, options.rounds)))
+                times = report(case, measure(runs, options.rounds))
+                about = about_machine(options.threads)
+                cases.append({"case": case, "machine": about, "times": times})
                 if options.output:
-                    about = about_machine(options.threads)
-                    text = json.dumps({"machine": about, "cases": cases}, indent=1, allow_nan=False)
+                    text = json.dumps({"cases": cases}, indent=1, allow_nan=False)
                     options.output.write_text(text + "\n")
 
 
 def about_machine(threads: int) -> dict[str, Any]:
     return {
         "processor": machine._processor(),
-        "cores": os.cpu_count(),
         "threads": threads,
         "load_when_done": round(os.getloadavg()[0], 1),
         "system": f"{platform.system()} {platform.machine()}",
@@ -288,6 +292,11 @@ def about_machine(threads: int) -> dict[str, Any]:
         "espan": machine._commit(),
         "path": isa(),
     }
+
+
+def of_the_host(about: dict[str, Any]) -> tuple[Any, ...]:
+    """What must be equal for times to be comparable."""
+    return about["processor"], about["path"], about["threads"]
 
 
 def version(package: str) -> str | None:

@@ -78,9 +78,10 @@ def test_targets():
 
 def test_table_with_and_without_full_fp32():
     times = {"espan (default)": 10, "espan fp32": 20, "a fp32": 60}
-    case = {"case": "c", "times": {name: {"median_ms": time} for name, time in times.items()}}
     machine = {"processor": "p", "threads": 2, "path": "amx", "versions": {}, "espan": "e"}
-    results = {"machine": machine, "cases": [case]}
+    medians = {name: {"median_ms": time} for name, time in times.items()}
+    case = {"case": "c", "machine": machine, "times": medians}
+    results = {"cases": [case]}
     assert report.peers(results).splitlines()[2:5] == [
         "| espan (default), 17 bits | 10 (0.50) |",
         "| espan fp32 | 20 (1.00) |",
@@ -92,6 +93,19 @@ def test_table_with_and_without_full_fp32():
         "| espan (default) | 10 (1.00) |",
         "| a fp32 | 60 (6.00) |",
     ]
+
+
+def test_cases_of_several_versions_are_named():
+    machine = {"processor": "p", "threads": 2, "path": "avx2", "versions": {"torch": "2"}}
+    times = {"espan fp32": {"median_ms": 20}}
+    cases = [
+        {"case": name, "machine": machine | {"espan": commit}, "times": times}
+        for name, commit in (("a", "e"), ("b", "e"), ("c", "f"))
+    ]
+    assert report.peers({"cases": cases[:2]}).endswith("p, 2 threads, avx2; torch 2; espan at e.")
+    assert report.peers({"cases": cases}).endswith(
+        "torch 2; espan at e (a, b), f (c)."
+    )
 
 
 def test_gpu_tables_with_missing_rows():
