@@ -12,8 +12,8 @@ on processors that have instructions for it; on others, PyTorch emulates it slow
 each twice, in random order, so that other load on the machine affects all alike, and times the
 second: threads of another runtime that still spin slow down the first.  The result is the median
 over the rounds, of which there are fewer, at least 3, if they would take more than half a minute.
-Cases that FILE has are not measured again, so that a run can be continued; a FILE of another machine
-is refused.
+Cases that FILE has are not measured again, so that a run can be continued; a file of another
+machine is refused.
 """
 
 import argparse

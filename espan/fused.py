@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -79,7 +81,9 @@ class FusedNetwork(nn.Module):
         options: the arguments device, dtype, backend and graph.
         most_pixels: LR pixels that one call should have at most, to limit its memory; `Upscaler`
             cuts larger images into tiles.
-        plain: the plain network from which it was made.
+        plain: a copy of the plain network from which it was made.
+        lock: held by `Upscaler` while a call uses the flag that `check` reads, because several
+            threads and upscalers may share a network.
     """
 
     flag: Tensor
@@ -100,7 +104,6 @@ class FusedNetwork(nn.Module):
             "backend": backend,
             "graph": graph,
         }
-        self._plain = (network,)  # in a tuple, so that it is not registered as a submodule
         place = default_device() if device is None else _device(device)
         if dtype is None and place.type == "cuda":
             dtype = torch.float16
@@ -117,12 +120,16 @@ class FusedNetwork(nn.Module):
         self.record = network.record
         # Tensors made in inference mode could not be modified outside of it.
         with torch.inference_mode(False), torch.no_grad():
+            # Later changes of `network` must not reach a part of this one.  In a tuple, so that it
+            # is not registered as a submodule.
+            self._plain = (copy.deepcopy(network).eval(),)
             engine = _engine(fold(network), place, dtype, self.backend)
             self.most_pixels = LARGEST_UNTILED
             if isinstance(engine, Blocks):
                 self.most_pixels = engine.most_pixels
             self.engine = Graphed(engine) if graph else engine
             self.register_buffer("flag", torch.zeros(1, dtype=torch.int32, device=place))
+        self.lock = threading.Lock()
         self.eval()
 
     @property

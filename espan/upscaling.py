@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -102,7 +101,6 @@ class Upscaler:
             self._default = FusedNetwork(plain, **options)
         self._tile = tile
         self._exact: FusedNetwork | None = None  # in full fp32, made when first needed
-        self._lock = threading.Lock()  # so that `check` is about the image of this thread
 
     @property
     def scale(self) -> int:
@@ -184,7 +182,7 @@ class Upscaler:
         _check(pixels)
         channels = pixels.shape[3]
         colours = channels if channels in (1, 3) else channels - 1
-        with self._lock:
+        with self._default.lock:
             if colours == channels:
                 out, notes = self._run(pixels)
             else:

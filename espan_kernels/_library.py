@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 # The schemas in csrc/bindings.cpp, for when the compiled library cannot be loaded.
 SCHEMAS = (
@@ -113,10 +114,24 @@ def refuse_gradients(op: str) -> None:
                 f"espan::{op} has no gradient: it is for inference; use torch.no_grad(), or "
                 f"espan_kernels.reference.{op} to train"
             )
+        if has_tangent(*arguments):
+            raise RuntimeError(
+                f"espan::{op} has no forward-mode derivative; espan_kernels.reference.{op} has one"
+            )
         with torch._C._AutoDispatchBelowAutograd():
             return overload(*arguments)
 
     _fragment.impl(op, forward, "Autograd")
+
+
+def has_tangent(*arguments: Any) -> bool:
+    """Whether one of them is a dual tensor of forward-mode differentiation.
+
+    PyTorch takes the result of an op without a forward-mode derivative for a constant.
+    """
+    return not torch.compiler.is_compiling() and any(
+        isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in arguments
+    )
 
 
 def promote_under_autocast(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,9 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     For float32 on the CPU this is Winograd's F(4x4, 3x3) (Lavin and Gray, *Fast Algorithms for
     Convolutional Neural Networks*, 2016), in the forward pass and for both gradients: 36
-    multiply-adds instead of 144 for 16 outputs of a channel.  Everywhere else, under autocast, and
-    where compiled kernels are not installed, it is ``F.conv2d`` itself.
+    multiply-adds instead of 144 for 16 outputs of a channel.  Everywhere else, under autocast, for
+    forward-mode derivatives, and where compiled kernels are not installed, it is ``F.conv2d``
+    itself.
 
     Args:
         x: (N, C, H, W), any strides; channels-last needs no copy.
@@ -36,9 +37,9 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _takes(*tensors: Tensor | None) -> bool:
-    return not torch.is_autocast_enabled("cpu") and all(
-        t is None or (t.device.type == "cpu" and t.dtype == torch.float32) for t in tensors
-    )
+    if torch.is_autocast_enabled("cpu") or _library.has_tangent(*tensors):
+        return False
+    return all(t is None or (t.device.type == "cpu" and t.dtype == torch.float32) for t in tensors)
 
 
 def conv3x3_by_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -31,7 +31,8 @@ def frequency_loss(
 
     Borders are reflected, and so are edges that are not a multiple of 8.  The means are over all
     elements, that of the DCT over all coefficients.  The derivative of ``|.|`` at 0 is 0.
-    Arithmetic is float32.  Equivalent to :func:`espan_kernels.reference.frequency_loss`.
+    Arithmetic is float32.  Equivalent to :func:`espan_kernels.reference.frequency_loss`, which
+    also computes forward-mode derivatives.
 
     The loss is differentiable once.  The backward pass reads ``sr`` and ``hr`` again.  For 16-bit
     types, forward and backward move 10 bytes per element; storing a float32 gradient would move 14
@@ -58,6 +59,8 @@ def frequency_loss(
             derivative is requested.
     """
     sr, hr = _library.promote_under_autocast(sr, hr)
+    if _library.has_tangent(sr, hr):
+        return reference.frequency_loss(sr, hr, pixel=pixel, hf=hf, dct=dct, squared=squared)
     return torch.ops.espan.frequency_loss(sr, hr, pixel, hf, dct, squared)
 
 

@@ -15,7 +15,8 @@ def gate(o: Tensor, x: Tensor) -> Tensor:
     This is the parameter-free attention of SPAN together with its residual connection (Wan et al.,
     *Swift Parameter-free Attention Network for Efficient Super-Resolution*, 2023): ``o`` is the
     output of a block's last convolution, ``x`` the block's input.  Equivalent to
-    :func:`espan_kernels.reference.gate`.  Arithmetic is float32 for 16-bit types.
+    :func:`espan_kernels.reference.gate`, which also computes forward-mode derivatives.  Arithmetic
+    is float32 for 16-bit types.
 
     Args:
         o: a tensor of any shape and memory layout, possibly empty; float32, float16, bfloat16 or
@@ -31,7 +32,10 @@ def gate(o: Tensor, x: Tensor) -> Tensor:
         RuntimeError: if a dtype is not floating-point or ``x`` does not match ``o``; in the
             backward pass, if a second derivative is requested.
     """
-    return torch.ops.espan.gate(*_library.promote_under_autocast(o, x))
+    o, x = _library.promote_under_autocast(o, x)
+    if _library.has_tangent(o, x):
+        return reference.gate(o, x)
+    return torch.ops.espan.gate(o, x)
 
 
 def gate_by_reference(o: Tensor, x: Tensor) -> Tensor:

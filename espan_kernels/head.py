@@ -195,7 +195,7 @@ def check_inputs(
     if mean is not None:
         _checks.check_device(OP, "mean", mean, "image", image)
         if mean.dtype != torch.float32 or mean.shape != (3,) or not mean.is_contiguous():
-            raise RuntimeError(f"{OP}: mean must be three contiguous float32 values")
+            raise RuntimeError(f"{OP}: mean must be contiguous float32 values of shape [3]")
 
 
 def empty_features(image: Tensor, packed: Tensor, channels: int, unshuffle: int) -> Tensor:

@@ -1,5 +1,6 @@
 """The fused network equals the plain one."""
 
+import copy
 import threading
 
 import pytest
@@ -88,6 +89,29 @@ def test_compile(backend, make_network):
     for size in [(8, 8), (7, 9)]:
         x = torch.rand(1, 3, *size)
         torch.testing.assert_close(compiled(x), fused(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_autocast_does_not_change_the_dtype(compiled, make_network):
+    fused = on_cpu(make_network(Architecture(8, (3, 2), head_kernel=5)), backend="reference")
+    x = torch.rand(1, 3, 7, 9)
+    expected = fused(x)
+    run = torch.compile(fused, backend="eager") if compiled else fused
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run(x)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_later_changes_of_the_network_have_no_effect(backend, make_network):
+    network = make_network(SPAN)
+    fused = on_cpu(network, backend=backend)
+    x = torch.rand(1, 3, 6, 7)
+    expected = fused(x)
+    for parameter in network.parameters():
+        parameter.mul_(1.1)
+    for same in (fused, copy.deepcopy(fused), FusedNetwork(fused.plain, **fused.options)):
+        assert torch.equal(same(x), expected)
 
 
 def test_export(make_network):

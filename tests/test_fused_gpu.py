@@ -1,5 +1,8 @@
 """Whole networks on a GPU: every backend against the plain network, graphs, uint8, Set14."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from PIL import Image
 import espan
 import espan.fused
 from espan.engines import Blocks
+from espan.engines.graphs import Graphed
 from espan.fused import FusedNetwork
 from espan.models import (
     ESPAN,
@@ -100,6 +104,54 @@ def test_streams_take_turns_in_a_graph(make_network):
         torch.cuda.synchronize()
         for result, wanted in zip(results, expected, strict=True):
             assert torch.equal(result, wanted)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_graphs_on_two_gpus(make_network):
+    """PyTorch's own stream for captures is on the GPU of the first one."""
+    images = torch.rand(2, 1, 3, 6, 7)
+    for device in ("cuda:0", "cuda:1"):
+        graphed, eager = (
+            FusedNetwork(make_network(ESPAN), device=device, graph=graph) for graph in (True, False)
+        )
+        for image in images.to(device):
+            assert torch.equal(graphed(image), eager(image))
+
+
+def test_captures_of_two_threads_take_turns():
+    inside, proceed = threading.Event(), threading.Event()
+
+    class Slow(torch.nn.Module):
+        def forward(self, x, flag):
+            if torch.cuda.is_current_stream_capturing():
+                inside.set()
+                proceed.wait(60)
+            return 2 * x
+
+    class Quick(torch.nn.Module):
+        def forward(self, x, flag):
+            return 3 * x
+
+    x = torch.rand(1, 3, 4, 4, device="cuda")
+    flag = torch.zeros(1, dtype=torch.int32, device="cuda")
+    results = {}
+
+    def run(factor, engine):
+        results[factor] = engine(x, flag).cpu()
+
+    threads = [
+        threading.Thread(target=run, args=(factor, Graphed(engine)))
+        for factor, engine in ((2, Slow()), (3, Quick()))
+    ]
+    threads[0].start()
+    inside.wait(60)
+    threads[1].start()
+    time.sleep(0.2)
+    proceed.set()
+    for thread in threads:
+        thread.join()
+    for factor in (2, 3):
+        assert torch.equal(results[factor], factor * x.cpu())
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -103,9 +103,7 @@ def test_cases_of_several_versions_are_named():
         for name, commit in (("a", "e"), ("b", "e"), ("c", "f"))
     ]
     assert report.peers({"cases": cases[:2]}).endswith("p, 2 threads, avx2; torch 2; espan at e.")
-    assert report.peers({"cases": cases}).endswith(
-        "torch 2; espan at e (a, b), f (c)."
-    )
+    assert report.peers({"cases": cases}).endswith("torch 2; espan at e (a, b), f (c).")
 
 
 def test_gpu_tables_with_missing_rows():

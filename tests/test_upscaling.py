@@ -5,6 +5,7 @@ import multiprocessing
 import pickle
 import subprocess
 import sys
+import threading
 import warnings
 
 import numpy as np
@@ -251,6 +252,37 @@ def test_photographs_cause_no_warnings(nearest):
 def test_implausible_output_is_reported(nearest):
     with pytest.warns(RangeWarning, match=r"range \(-1 to 2\) before it was clamped"):
         espan.upscale(np.full((4, 4, 3), 255, np.uint8), scaled(nearest, 50), device="cpu")
+
+
+def test_threads_that_share_a_network_get_their_own_warnings(nearest, monkeypatch):
+    """Another thread must not reset the flag between the call of the network and the check."""
+    fused = FusedNetwork(scaled(nearest, 50), device="cpu")
+    bad, good = np.full((4, 4, 3), 255, np.uint8), np.zeros((4, 4, 3), np.uint8)
+    computed, finished = threading.Event(), threading.Event()
+    check, warned = fused.check, []
+
+    def slow_check():
+        if threading.current_thread() is first:
+            computed.set()
+            finished.wait(0.3)  # in vain, if the other thread waits as it should
+        return check()
+
+    def upscale_good():
+        espan.upscale(good, fused)
+        finished.set()
+
+    monkeypatch.setattr(fused, "check", slow_check)
+    monkeypatch.setattr(
+        "espan.upscaling.warn", lambda *_: warned.append(threading.current_thread())
+    )
+    first = threading.Thread(target=espan.upscale, args=(bad, fused))
+    second = threading.Thread(target=upscale_good)
+    first.start()
+    computed.wait()
+    second.start()
+    first.join()
+    second.join()
+    assert warned == [first]
 
 
 def test_overflow_is_recomputed_in_fp32(nearest):

@@ -73,8 +73,9 @@ inline void check_head_kernel(const char* op, int64_t kernel, int64_t unshuffle)
 
 inline void check_mean(const char* op, const Tensor& mean, const Tensor& image) {
   check_device(op, "mean", mean, "image", image);
-  if (mean.scalar_type() != ScalarType::Float || mean.numel() != 3 || !mean.is_contiguous())
-    fail(op, "mean must be three contiguous float32 values");
+  if (mean.scalar_type() != ScalarType::Float || mean.dim() != 1 || mean.numel() != 3 ||
+      !mean.is_contiguous())
+    fail(op, "mean must be contiguous float32 values of shape [3]");
 }
 
 inline void check_scale(const char* op, int64_t scale) {

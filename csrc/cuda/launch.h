@@ -25,7 +25,9 @@ using DeviceType =
                        std::conditional_t<std::is_same_v<T, BFloat16>, __nv_bfloat16, T>>;
 
 inline void check(const char* op, cudaError_t error) {
-  if (error != cudaSuccess) fail(op, "CUDA error: ", cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // clears the error, which the next op would report again
+  fail(op, "CUDA error: ", cudaGetErrorString(error));
 }
 
 // Makes the tensor's device current for a scope, and provides PyTorch's current stream on it.

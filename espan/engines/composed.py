@@ -54,6 +54,11 @@ class Composed(nn.Module):
         self.register_buffer("mean", None if mean is None else mean.view(1, 3, 1, 1))
 
     def forward(self, image: Tensor, flag: Tensor) -> Tensor:
+        # As the other engines, in the module's dtype: autocast would run convolutions in 16 bits.
+        with torch.autocast(image.device.type, enabled=False):
+            return self._image(image, flag)
+
+    def _image(self, image: Tensor, flag: Tensor) -> Tensor:
         architecture = self.architecture
         x = image.float() / 255 if image.dtype == torch.uint8 else image
         if self.mean is not None:

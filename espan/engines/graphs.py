@@ -11,6 +11,7 @@ from torch import Tensor, nn
 # Each graph holds the feature maps of its size.  At 510x339 with 32 channels in fp16, these are at
 # most four of 11 MB and an output of 17 MB (calculated, not measured).
 MAX_GRAPHS = 8
+_CAPTURING = threading.Lock()  # PyTorch allows one capture at a time in a process
 
 
 class Graphed(nn.Module):
@@ -58,7 +59,11 @@ class Graphed(nn.Module):
             self.engine(static_image, flag)  # one-time initialisation must not be captured
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # Other threads may allocate meanwhile, which "global" would not allow.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        # Other threads may allocate meanwhile, which "global" would not allow.  The stream is given
+        # because PyTorch's default is one for the process, on the device of the first capture.
+        with (
+            _CAPTURING,
+            torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"),
+        ):
             result = self.engine(static_image, flag)
         return graph, static_image, result

@@ -156,7 +156,7 @@ def high_pass_kernel(
     d0 = tl.zeros((block,), tl.float32)
     d1 = tl.zeros((block,), tl.float32)
     for i in tl.range(rows + 4):
-        at = plane + _reflected(y0 - 2 + i, height) * width
+        at = plane + _reflected(y0 - 2 + i, height).to(tl.int64) * width
         d2 = _difference(sr_ptr, hr_ptr, at + x2)
         h4 = _blur(
             _difference(sr_ptr, hr_ptr, at + x0),
@@ -172,7 +172,7 @@ def high_pass_kernel(
         high += tl.where(valid, tl.abs(v), 0.0)
         if signs_ptr is not None:
             sign = tl.where(v > 0, 1, tl.where(v < 0, -1, tl.where(v == 0, 0, -128)))
-            tl.store(signs_ptr + (plane + y * width + x), sign.to(tl.int8), mask=valid)
+            tl.store(signs_ptr + (plane + y.to(tl.int64) * width + x), sign.to(tl.int8), mask=valid)
         h0 = h1
         h1 = h2
         h2 = h3
@@ -193,7 +193,7 @@ def _weighted_sign(at, edge):
 def _sign_row(signs_ptr, y, x, height, width):
     """Row ``y`` of the signs multiplied by their edge factors, unblurred and blurred along x."""
     y = _reflected(y, height)
-    signs_ptr += y * width
+    signs_ptr += y.to(tl.int64) * width
     edge = _edge(y, height)
     s = ()
     for i in tl.static_range(5):
@@ -230,7 +230,7 @@ def dct_kernel(
     y = tile // tiles_x % tiles_y * 8
     plane = (tile // tiles_x // tiles_y).to(tl.int64) * height * width
     inside = x < width
-    at = plane + y * width + tl.where(inside, x, 0)
+    at = plane + y.to(tl.int64) * width + tl.where(inside, x, 0)
     d = ()
     for i in tl.static_range(8):
         d = d + (_difference(sr_ptr, hr_ptr, at + i * width),)

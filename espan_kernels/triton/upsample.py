@@ -76,7 +76,8 @@ def upsample_kernel(
         near_taps = _taps(weight_ptr, near_k, column, kept, near_p, packed, inputs)
     bias = tl.load(bias_ptr + column, mask=kept, other=0.0)[None, :]
 
-    row_size = (width * scale).to(tl.int64)
+    # Not .to(): under torch.compile, a width of 1 is a Python integer.
+    row_size = tl.full((), width, tl.int64) * scale
     if interleaved:
         of_output = dy * (3 * row_size) + output % (3 * scale)
     else:
@@ -105,7 +106,8 @@ def upsample_kernel(
         if interleaved:
             of_pixel = 3 * ((before + y - 1) * scale * row_size + x * scale)
             o = tl.where(o == o, o, 0.0)
-            o = tl.floor(tl.minimum(tl.maximum(o, 0.0), 1.0) * 255.0 + 0.5)
+            o = tl.minimum(tl.maximum(o, 0.0), 1.0) * 255.0
+            o = (o + 12582912.0) - 12582912.0  # 1.5 * 2**23 rounds to integers, half to even
         else:
             of_pixel = (3 * before + y - 1) * scale * row_size + x * scale
         at = of_pixel[:, None] + of_output[None, :]

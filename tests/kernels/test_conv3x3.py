@@ -229,6 +229,13 @@ def test_compile() -> None:
 
 
 @compiled
+def test_forward_mode() -> None:
+    x, direction = torch.randn(2, 1, 4, 5, 6)
+    weight = torch.randn(3, 4, 3, 3)
+    _, tangent = torch.func.jvp(lambda x: conv3x3(x, weight), (x,), (direction,))
+    torch.testing.assert_close(tangent, conv3x3(direction, weight), rtol=1e-4, atol=1e-4)
+
+
 def test_second_derivative_of_weights_is_rejected() -> None:
     x, weight, bias, _ = inputs(1, 2, 2, 4, 4)
     weight.requires_grad_()

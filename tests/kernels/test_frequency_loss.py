@@ -214,6 +214,13 @@ def test_float16_under_a_gradient_scaler(one_pass: bool) -> None:
     assert error.max() < 3 * scale / sr.numel()
 
 
+def test_forward_mode() -> None:
+    sr, hr, direction = (torch.rand(1, 3, 8, 16) for _ in range(3))
+    _, tangent = torch.func.jvp(lambda sr: frequency_loss(sr, hr)[0], (sr,), (direction,))
+    gradient = frequency_loss_gradient(sr, hr, torch.ones(()))[2]
+    torch.testing.assert_close(tangent.float(), (gradient * direction).sum())
+
+
 def test_second_derivative_is_rejected() -> None:
     sr, hr = cases.inputs(1, 1, 9, 9)
     sr.requires_grad_()

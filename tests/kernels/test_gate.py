@@ -150,6 +150,12 @@ def test_gradcheck() -> None:
         assert torch.autograd.gradcheck(gate, (o, x))
 
 
+def test_forward_mode() -> None:
+    grad, o, x = cases.inputs(5)
+    _, tangent = torch.func.jvp(gate, (o, x), (grad, torch.zeros_like(x)))
+    torch.testing.assert_close(tangent, cases.gradients(grad, o, x)[0])
+
+
 def test_second_derivative_is_rejected() -> None:
     _, o, x = cases.inputs(5)
     o.requires_grad_()

@@ -107,6 +107,8 @@ def test_gradients_are_rejected() -> None:
         spab(x, packed, 20, 3)
     with torch.no_grad():
         spab(x, packed, 20, 3)
+    with pytest.raises(RuntimeError, match="espan::spab has no forward-mode derivative"):
+        torch.func.jvp(lambda x: spab(x, packed, 20, 3)[0], (x.detach(),), (x.detach(),))
 
 
 X, PACKED = example()

@@ -28,6 +28,35 @@ MORE = (
 )
 
 
+def kernel() -> Any:
+    from espan_kernels.triton.upsample import upsample_kernel
+
+    return upsample_kernel
+
+
+def constants_of(p: int, scale: int) -> dict[str, Any]:
+    """The constants for a feature map with ``p`` channels."""
+    import triton
+
+    from espan_kernels.packing.feature_maps import padded
+    from espan_kernels.triton.conv import BLOCK
+    from espan_kernels.triton.upsample import columns_of, stages_of
+
+    near_p = padded(3 * scale * scale)
+    depth, near_depth = triton.next_power_of_2(p), triton.next_power_of_2(near_p)
+    return {
+        "near_p": near_p,
+        "near_depth": near_depth,
+        "p": p,
+        "depth": depth,
+        "scale": scale,
+        "columns": columns_of(max(depth, near_depth), scale),
+        "rows": 16,
+        "block": BLOCK,
+        "stages": stages_of(depth, near_depth),
+    }
+
+
 @pytest.mark.parametrize(
     ("dtype", "image", "p", "scale", "capability"),
     [
@@ -46,27 +75,17 @@ def test_compiles_ahead_of_time(
 ) -> None:
     """The kernel compiles to tensor-core instructions, without spills."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    import triton
-
-    from espan_kernels.packing.feature_maps import padded
-    from espan_kernels.triton.conv import BLOCK
-    from espan_kernels.triton.upsample import columns_of, stages_of, upsample_kernel
-
-    near_p = padded(3 * scale * scale)
-    depth, near_depth = triton.next_power_of_2(p), triton.next_power_of_2(near_p)
-    constants: dict[str, Any] = {
-        "near_p": near_p,
-        "near_depth": near_depth,
-        "p": p,
-        "depth": depth,
-        "scale": scale,
-        "columns": columns_of(max(depth, near_depth), scale),
-        "rows": 16,
-        "block": BLOCK,
-        "stages": stages_of(depth, near_depth),
-    }
+    constants = constants_of(p, scale)
     types = {"image_ptr": f"*{image}", "bias_ptr": "*fp32", "flag_ptr": "*i32"}
-    compile_for(upsample_kernel, dtype, constants, capability, **types)
+    compile_for(kernel(), dtype, constants, capability, **types)
+
+
+def test_compiles_for_maps_one_pixel_wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under torch.compile, Inductor makes a width of 1 a constant, against `do_not_specialize`."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    constants = constants_of(32, 4) | {"width": 1}
+    types = {"image_ptr": "*u8", "bias_ptr": "*fp32", "flag_ptr": "*i32"}
+    compile_for(kernel(), "fp16", constants, 90, **types)
 
 
 @pytest.mark.gpu

@@ -57,6 +57,19 @@ def test_out_of_range_values(dtype: torch.dtype) -> None:
     check(upsample, 32, 4, F16, dtype, (1, 5, 7), gain=100.0)
 
 
+def test_bytes_are_rounded_half_to_even() -> None:
+    halves = torch.arange(255) + 0.5
+    values = halves / 255
+    values, wanted = (t[values * 255 == halves] for t in (values, halves.round()))
+    assert len(values) > 50
+    for value, byte in zip(values[:: len(values) // 8], wanted[:: len(wanted) // 8], strict=True):
+        bias = torch.full((3,), float(value))
+        packed = pack_upsample(torch.zeros(3, 3, 3, 3), torch.zeros(3, 16, 3, 3), bias, F16)
+        maps = torch.zeros(2, 1, 1, 1, 16, dtype=F16)
+        image = upsample(*maps, packed, 16, 1, torch.uint8, None)
+        assert image.unique().tolist() == [byte]
+
+
 def test_extent_of_a_pixels_influence() -> None:
     """A NaN pixel of either map affects the 3 x 3 pixels around it, and no others."""
     packed = pack_upsample(torch.ones(12, 12, 3, 3), torch.ones(12, 20, 3, 3), torch.ones(12), F16)
