@@ -24,6 +24,7 @@ from espan.imaging import (
     find_images,
     is_image_path,
     read_image,
+    without_opaque_alpha,
     write_image,
 )
 from espan.upscaling import Upscaler
@@ -91,8 +92,8 @@ def plan(
             f"--suffix {suffix!r} cannot contain a path separator; it is part of a file name"
         )
     if format is not None:
+        format = format.lower().removeprefix(".")
         check_output(output, 1, 1, 3, format=format)
-        format = format.lower()
     if len(inputs) == 1 and _is_file(inputs[0]) and not output.is_dir() and output.suffix:
         kind = check_output(output, 1, 1, 3)
         if format is not None and check_output(output, 1, 1, 3, format=format) != kind:
@@ -101,7 +102,12 @@ def plan(
         refuse_inputs([target], inputs, instead=_INSTEAD)
         return [Job(inputs[0], target)]
     if output.exists() and not output.is_dir():
-        raise EspanError(f"{output} is a file; several images need an output folder")
+        raise EspanError(
+            f"{output} is a file; several images need an output folder"
+            if len(inputs) > 1 or inputs[0].is_dir()
+            else f"{output} exists, and its name has no suffix of an image; give a name such as "
+            "big.png, or a folder"
+        )
     if not output.exists() and is_image_path(output):
         raise EspanError(
             f"{output} would be a folder, because there are several inputs or a folder; give a "
@@ -192,9 +198,10 @@ def run_all(
 ) -> list[Outcome]:
     """Run all jobs.  A failure is reported in the outcome of its job and does not stop the others.
 
-    The network runs in this thread; two other threads decode the next image and encode the previous
-    result.  `done` is called with each outcome, in the order of the jobs.  If an exception ends the
-    run, Ctrl-C for instance, the result that is being encoded is still written.
+    The network, decoding of the next image and encoding of the previous result each have a thread.
+    `done` is called with each outcome, in the order of the jobs.  If an exception ends the run,
+    Ctrl-C for instance, the result that is being encoded is still written.  The network is not
+    waited for: it may take minutes, and its thread ends with its call.
     """
     outcomes: list[Outcome] = []
     written: set[tuple[int, int] | None] = set()
@@ -203,7 +210,12 @@ def run_all(
         outcomes.append(work.result().outcome())
         done(outcomes[-1])
 
-    with _notes_by_thread(), ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+    with (
+        _notes_by_thread(),
+        ThreadPoolExecutor(1) as writer,
+        _abandoned_on_errors() as reader,
+        _abandoned_on_errors() as network,
+    ):
 
         def read(i: int) -> Future[_Work] | None:
             if i == len(jobs):
@@ -217,13 +229,26 @@ def run_all(
             assert reading is not None
             work = reading.result()
             reading = read(i + 1)
-            work.upscale(upscaler)
+            # Not in this thread: while an op runs in it, Python does not react to signals.
+            network.submit(work.upscale, upscaler).result()
             if writing is not None:
                 finish(writing)
             writing = writer.submit(work.write)
         if writing is not None:
             finish(writing)
     return outcomes
+
+
+@contextlib.contextmanager
+def _abandoned_on_errors() -> Iterator[ThreadPoolExecutor]:
+    """A thread that an exception does not wait for."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 @dataclass
@@ -248,12 +273,14 @@ class _Work:
         if self.error is not None:
             return self
         with self._step():
-            if self._target_exists() and not self.overwrite:
-                self.skipped = True
+            if self._done_meanwhile():
                 return self
             image = read_image(self.job.source)
             height, width, channels = image.pixels.shape
             self.size = (self.scale * width, self.scale * height)
+            if check_output(self.job.target, *self.size, 3) == "jpeg":
+                image = replace(image, pixels=without_opaque_alpha(image.pixels))
+                channels = image.pixels.shape[2]
             check_output(self.job.target, *self.size, channels)
             self.image = image
         return self
@@ -263,6 +290,8 @@ class _Work:
             return
         image, self.image = self.image, None
         with self._step():
+            if self._done_meanwhile():
+                return
             pixels = upscaler(image.pixels)
             # More pixels per inch, so that a print keeps its size.
             x, y = image.dpi or (0, 0)
@@ -275,12 +304,17 @@ class _Work:
         with self._step():
             target = self.job.target
             target.parent.mkdir(parents=True, exist_ok=True)
-            if self._target_exists() and not self.overwrite:
-                raise EspanError(f"{target} was written by another process in the meantime")
+            if self._done_meanwhile():
+                return self
             write_image(target, self.image)
             self.written.add(file_identity(target))
         self.image = None
         return self
+
+    def _done_meanwhile(self) -> bool:
+        """Whether the image can be skipped; another process may work on the same folder."""
+        self.skipped = self._target_exists() and not self.overwrite
+        return self.skipped
 
     def _target_exists(self) -> bool:
         """Raise EspanError if this batch wrote it: "A.png" and "a.png" may be the same file."""

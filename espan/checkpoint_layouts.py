@@ -320,6 +320,7 @@ class _Reader:
             hint = f" (of this part, it has {_some(near)})" if near else ""
             raise CheckpointError(f"lacks {key!r}{hint}")
         self.untaken.discard(key)
+        check_dense(key, self.state[key])
         return self.state[key]
 
     def take_flag(self, key: str) -> bool:
@@ -396,6 +397,18 @@ def _unshuffle(inputs: int) -> int:
 def _some(keys: list[str], most: int = 4) -> str:
     shown = ", ".join(repr(k) for k in keys[:most])
     return shown if len(keys) <= most else f"{shown} and {len(keys) - most} more"
+
+
+def check_dense(key: str, t: Tensor) -> None:
+    kinds = {
+        "sparse": t.layout != torch.strided,
+        "quantized": t.is_quantized,
+        "meta": t.is_meta,
+        "complex": t.is_complex(),
+    }
+    for kind, found in kinds.items():
+        if found:
+            raise CheckpointError(f"{key!r} is a {kind} tensor; dense real numbers are expected")
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:

@@ -11,9 +11,10 @@ import difflib
 import json
 import os
 import pickle
+import zipfile
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -141,7 +142,8 @@ def _read(path: Path) -> tuple[Architecture, dict[str, Tensor], dict[str, Any]]:
         return _read_safetensors(path)
     if start.startswith(_PICKLED):
         return _read_foreign(_read_pickle(path))
-    raise CheckpointError("is neither a PyTorch nor a safetensors file")
+    kind = "neither a PyTorch nor a safetensors file"
+    raise _not_weights("an ONNX model" if path.suffix.lower() == ".onnx" else kind)
 
 
 def _read_foreign(data: object) -> tuple[Architecture, dict[str, Tensor], dict[str, Any]]:
@@ -176,8 +178,9 @@ def _read_safetensors(path: Path) -> tuple[Architecture, dict[str, Tensor], dict
 
 
 def _read_pickle(path: Path) -> object:
-    with path.open("rb"):
-        pass  # errors of the system, which name the file
+    with path.open("rb") as file:  # errors of the system name the file
+        if kind := _other_archive(file):
+            raise _not_weights(kind)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -192,6 +195,26 @@ def _read_pickle(path: Path) -> object:
         raise CheckpointError(
             f"is a damaged or truncated PyTorch file ({reason[0] if reason else repr(error)})"
         ) from error
+
+
+def _not_weights(kind: str) -> CheckpointError:
+    return CheckpointError(
+        f"is {kind}; espan reads weights, i.e. a state dict in a .pth or .safetensors file"
+    )
+
+
+def _other_archive(file: BinaryIO) -> str | None:
+    """What else a zip archive of PyTorch is, if it is not a file of `torch.save`."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = [name.partition("/")[2] or name for name in archive.namelist()]
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return None
+    if "constants.pkl" in names or any(name.startswith("code/") for name in names):
+        return "a TorchScript archive"
+    if "archive_format" in names or any(name.startswith("models/") for name in names):
+        return "a program of torch.export"
+    return None if "data.pkl" in names else "a zip archive without weights of PyTorch"
 
 
 def _check_state(path: Path, network: Network, state: dict[str, Tensor]) -> None:

@@ -1,6 +1,9 @@
 """Upscaling files and folders: names of the results, and continuing after errors."""
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import espan
 from espan import batch
 from espan.errors import EspanError
 from espan.imaging import Image, read_image, write_image
@@ -96,7 +100,6 @@ def test_suffix_and_format(tmp_path):
         (["in"], "new.jpg", {}, "new.jpg would be a folder"),
         (["a.png"], "b.xyz", {}, "known: png"),
         (["a.png"], "out", {"format": "xyz"}, "known: png"),
-        (["in"], "out", {"format": ".png"}, r"'\.png'.*known: png"),
         (["in"], "out", {"format": ""}, "known: png"),
         (["a.png"], "b.jpg", {"format": "png"}, "--format png contradicts .*b.jpg"),
         (["a.png"], "b.png", {"suffix": "a/b"}, "--suffix 'a/b' cannot contain a path separator"),
@@ -494,8 +497,63 @@ def test_results_of_other_processes_are_kept(tmp_path, monkeypatch):
     jobs = numbered(tmp_path, 1)
     observed = Observed(monkeypatch, network=lambda i: make(jobs[0].target))
     [outcome] = batch.run_all(jobs, observed, overwrite=False)
-    assert "written by another process in the meantime" in outcome.error
+    assert outcome.skipped
+    assert outcome.error is None
     assert read_image(jobs[0].target).pixels.shape == (3, 4, 3)
+
+
+def test_results_of_other_processes_are_not_computed_again(tmp_path, monkeypatch):
+    jobs = numbered(tmp_path, 2)
+    computed = []
+
+    def network(i):
+        computed.append(i)
+        make(jobs[1].target)
+
+    outcomes = batch.run_all(jobs, Observed(monkeypatch, network=network), overwrite=False)
+    assert [o.skipped for o in outcomes] == [False, True]
+    assert computed == [0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_command_during_the_network(number, tmp_path):
+    """The op for a large image takes seconds, in which Python does not react to signals."""
+    make(tmp_path / "a.png")
+    code = (
+        "import sys, time, espan.upscaling\n"
+        "from espan.cli.main import main\n"
+        "def slow(self, image):\n"
+        "    print('started', flush=True)\n"
+        "    time.sleep(60)\n"
+        "espan.upscaling.Upscaler.__call__ = slow\n"
+        "sys.argv = ['espan', 'upscale', 'a.png', '-o', 'b.png', '--device', 'cpu']\n"
+        "main()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(espan.__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert "espan: interrupted" in errors
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png"]
+
+
+def test_opaque_alpha_does_not_prevent_jpeg(tmp_path, upscaler):
+    pixels = np.full((4, 5, 4), 255, np.uint8)
+    write_image(tmp_path / "a.png", Image(pixels))
+    pixels[0, 0, 3] = 254
+    write_image(tmp_path / "b.png", Image(pixels))
+    jobs = [batch.Job(tmp_path / f"{n}.png", tmp_path / f"{n}.jpg") for n in "ab"]
+    opaque, transparent = batch.run_all(jobs, upscaler, overwrite=False)
+    assert opaque.error is None
+    assert "JPEG has no alpha channel" in transparent.error
 
 
 def test_processes_share_the_work(monkeypatch):

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -469,6 +470,33 @@ def test_folder_and_missing(tmp_path):
     assert_rejected(tmp_path, "is a folder")
     with pytest.raises(CheckpointError, match=r"neither a file nor .* did you mean 'espan_x4'"):
         espan.load("espan_x44")
+
+
+def test_other_files_are_named(tmp_path):
+    layer, x = torch.nn.Conv2d(3, 3, 3), torch.rand(1, 3, 5, 5)
+    torch.jit.trace(layer, x).save(str(tmp_path / "script.pth"))
+    torch.export.save(torch.export.export(layer, (x,)), str(tmp_path / "program.pt2"))
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x09\x12\x05espan")
+    with zipfile.ZipFile(tmp_path / "zip.pth", "w") as archive:
+        archive.writestr("readme.txt", "")
+    assert_rejected(tmp_path / "script.pth", "is a TorchScript archive; espan reads weights")
+    assert_rejected(tmp_path / "program.pt2", "is a program of torch.export; espan reads weights")
+    assert_rejected(tmp_path / "model.onnx", "is an ONNX model; espan reads weights")
+    assert_rejected(tmp_path / "zip.pth", "is a zip archive without weights of PyTorch")
+
+
+@pytest.mark.parametrize("kind", ["sparse", "quantized", "meta", "complex"])
+def test_tensors_that_are_not_dense_real_numbers(kind, tmp_path, make_network):
+    state = official(make_network(SPAN), espan_layout=False)
+    key = "block_2.c1_r.eval_conv.weight"
+    change = {
+        "sparse": torch.Tensor.to_sparse,
+        "quantized": lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+        "meta": lambda t: t.to("meta"),
+        "complex": lambda t: t.to(torch.complex64),
+    }
+    torch.save(state | {key: change[kind](state[key])}, tmp_path / "w.pth")
+    assert_rejected(tmp_path / "w.pth", f"{key!r} is a {kind} tensor")
 
 
 def test_damaged_metadata(tmp_path, make_network):

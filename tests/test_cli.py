@@ -315,7 +315,6 @@ def test_upscale_reports_an_implausible_output(run, folder, tmp_path, make_netwo
         (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--tile", "²"], 1, "number of LR pixels"),
         (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--tile", "1.5"], 1, "number of LR pixels"),
         (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--format", "doc"], 1, "known: png"),
-        (["upscale", "{in}/a.png", "-o", "{out}/a", "--format", ".png"], 1, "known: png"),
         (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--suffix", "a/b"], 1, "a path separator"),
         *(
             (["upscale", "{in}/a.png", "-o", "{out}/a.png", "--device", device], 1, message)
@@ -528,6 +527,16 @@ def test_info_on_an_architecture_name(run):
     assert report["parameters"] == 192_272
     assert report["receptive_radius"] == 23
     assert "12.56" in run("info", "espan").stdout
+
+
+def test_names_are_not_markup(run, tmp_path):
+    hr = tmp_path / "hr"
+    hr.mkdir()
+    write_image(hr / "a[bold]x.png", Image(np.zeros((64, 64, 3), np.uint8)))
+    assert "a[bold]x" in run("evaluate", "--hr", hr, "--device", "cpu").stdout
+    name = tmp_path / "[red]a.safetensors"
+    shutil.copy(checkpoints.bundled()["espan_x4"], name)
+    assert "[red]a" in run("info", name).stdout.replace("\n", "")
 
 
 def test_info_on_bundled_weights(run):

@@ -42,6 +42,14 @@ def test_the_colour_profile_is_kept(tmp_path: Path, suffix: str, channels: int) 
         assert result.dpi == pytest.approx((96, 96), abs=0.5)
 
 
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_a_damaged_profile_is_reported(tmp_path: Path, format: str) -> None:
+    for damaged in (RGB_PROFILE[:200], RGB_PROFILE[:36] + b"nope" + RGB_PROFILE[40:]):
+        data = by_pillow(PIL.Image.fromarray(photo(5, 6)), format, icc_profile=damaged)
+        with pytest.warns(ImageWarning, match="colour profile is damaged and is dropped"):
+            assert read_bytes(tmp_path, data).icc_profile is None
+
+
 def test_profiles_that_cannot_be_kept(tmp_path: Path) -> None:
     with pytest.warns(ImageWarning, match="BMP is written without the colour profile"):
         write_image(tmp_path / "a.bmp", Image(photo(5, 6), RGB_PROFILE))

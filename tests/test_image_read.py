@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import pytest
+import pyvips
 
 from espan.errors import ImageError, ImageWarning
 from espan.imaging import Image, is_image_path, read_image, write_image
@@ -187,6 +188,51 @@ def test_an_impossible_resolution_is_not_kept(
     assert image.dpi is None
     write_image(tmp_path / "b.png", image)
     assert capfd.readouterr() == ("", "")
+
+
+def test_only_a_stated_resolution_is_kept(tmp_path: Path) -> None:
+    """Files may state 72 and 25.4 dpi, which are libvips' defaults."""
+    image = PIL.Image.fromarray(photo(4, 5))
+    for format in ("PNG", "JPEG", "TIFF"):
+        for dpi in (72, 25.4 if format != "JPEG" else 25):
+            kept = read_bytes(tmp_path, by_pillow(image, format, dpi=(dpi, dpi))).dpi
+            assert kept == pytest.approx((dpi, dpi), rel=1e-3)
+        assert read_bytes(tmp_path, by_pillow(image, format)).dpi is None
+    aspect = chunk(b"pHYs", struct.pack(">IIB", 4, 3, 0))  # without a unit of length
+    assert read_bytes(tmp_path, png(1, 1, 8, 0, b"\0\7", aspect)).dpi is None
+
+
+def test_a_jpeg_file_without_its_end_marker(tmp_path: Path) -> None:
+    data = by_pillow(PIL.Image.fromarray(photo(64, 96)), "JPEG")
+    assert data.endswith(b"\xff\xd9")
+    with pytest.warns(ImageWarning, match="lacks the marker at the end of a JPEG file"):
+        result = read_bytes(tmp_path, data[:-2])
+    np.testing.assert_array_equal(result.pixels, read_bytes(tmp_path, data).pixels)
+    for missing in (3, 20, len(data) // 2):
+        with pytest.raises(ImageError, match="damaged, truncated or unsupported JPEG"):
+            read_bytes(tmp_path, data[:-missing])
+
+
+def test_the_cause_of_a_failure_is_that_of_this_file(tmp_path: Path) -> None:
+    data = by_pillow(PIL.Image.fromarray(photo(64, 96)), "JPEG")
+    with pytest.raises(ImageError) as alone:
+        read_bytes(tmp_path, data[:600])
+    # libvips recovers from a profile that it cannot read, but keeps the message.
+    image = pyvips.Image.black(8, 8, bands=3).copy(interpretation="srgb")
+    image.set_type(pyvips.GValue.blob_type, "icc-profile-data", bytes(200))
+    image.pngsave_buffer(keep="icc")
+    assert pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer())
+    with pytest.raises(ImageError) as later:
+        read_bytes(tmp_path, data[:600])
+    assert str(later.value) == str(alone.value)
+
+
+def test_opaque_alpha_of_gif_is_dropped(tmp_path: Path) -> None:
+    """A later frame is transparent, which is why libvips adds it."""
+    frames = [PIL.Image.new("RGBA", (6, 5), (200, 0, 0, alpha)) for alpha in (255, 0)]
+    data = by_pillow(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    with pytest.warns(ImageWarning, match="holds 2 frames"):
+        assert read_bytes(tmp_path, data).pixels.shape == (5, 6, 3)
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "TIFF", "PNG"])

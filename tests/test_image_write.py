@@ -46,6 +46,20 @@ def test_other_software_can_read_the_files(tmp_path: Path, suffix: str, channels
         assert "exif" not in image.info
 
 
+@pytest.mark.parametrize("lossless", [False, True])
+def test_lossless_webp_stays_lossless(tmp_path: Path, lossless: bool) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (20, 30, 4), np.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / "a.webp", lossless=lossless, exact=True)
+    image = read_image(tmp_path / "a.webp")
+    assert image.lossless is lossless
+    write_image(tmp_path / "b.webp", image)
+    again = read_image(tmp_path / "b.webp")
+    assert again.lossless is lossless
+    visible = image.pixels[..., 3] > 0
+    assert np.array_equal(again.pixels[visible], image.pixels[visible]) is lossless
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("suffix", ["jpg", "jpeg", "webp"])
 def test_lossy_formats_stay_close(tmp_path: Path, suffix: str, channels: int) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -106,7 +107,7 @@ def command(
         of_luma = " of the luma" if y_channel else ""
         table = Table("image", rf"PSNR{of_luma} \[dB]", f"SSIM{of_luma}")
         for score in scores:
-            table.add_row(score.name, f"{score.psnr:.3f}", f"{score.ssim:.4f}")
+            table.add_row(escape(score.name), f"{score.psnr:.3f}", f"{score.ssim:.4f}")
         table.add_section()
         count = f" of {len(scores)} of {len(results)}" if failures else ""
         table.add_row(f"mean{count}", f"{mean_psnr:.3f}", f"{mean_ssim:.4f}")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from espan import checkpoints
@@ -39,7 +40,7 @@ def command(
         about = {"architecture": architecture.to_dict(), "record": record}
         print(json_text(about | dataclasses.asdict(counts), indent=2))
         return
-    table = Table(title=network, show_header=False, title_justify="left")
+    table = Table(title=escape(network), show_header=False, title_justify="left")
     for key, value in _rows(architecture):
         table.add_row(key, value)
     table.add_row("parameters", f"{counts.parameters:,}")
@@ -48,7 +49,7 @@ def command(
     table.add_row("receptive radius", f"{counts.receptive_radius} LR pixels")
     for key, value in record.items():
         if value is not None:
-            table.add_row(f"record: {key}", _text(value))
+            table.add_row(escape(f"record: {key}"), escape(_text(value)))
     Console().print(table)
 
 

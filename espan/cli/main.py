@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 
@@ -52,6 +53,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         # File names may not be valid UTF-8, and the terminal may not support all characters.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    # As Ctrl-C does, an exception removes unfinished files.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     warnings.showwarning = lambda message, *_: _print("[yellow]espan: note:[/]", str(message))
     try:
         app()

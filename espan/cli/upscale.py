@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -98,7 +99,14 @@ def command(
                 named = outcome.error if source in outcome.error else f"{source}: {outcome.error}"
                 _print(console, "red", "failed", named)
 
-        outcomes = batch.run_all(jobs, upscaler, overwrite=overwrite, done=done)
+        try:
+            outcomes = batch.run_all(jobs, upscaler, overwrite=overwrite, done=done)
+        except (KeyboardInterrupt, SystemExit) as stop:
+            progress.stop()
+            _print(console, "yellow", "interrupted", "the same command continues")
+            sys.stderr.flush()
+            # Python would wait for the network's thread, which may take minutes.
+            os._exit(130 if isinstance(stop, KeyboardInterrupt) else 143)
     failed = [o for o in outcomes if o.error is not None]
     skipped = [o for o in outcomes if o.skipped]
     if as_json:

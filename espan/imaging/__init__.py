@@ -1,7 +1,7 @@
 """Image files and resizing."""
 
 from espan.imaging.folders import find_images, lr_folders, pair_lr
-from espan.imaging.image import Image
+from espan.imaging.image import Image, without_opaque_alpha
 from espan.imaging.image_read import IMAGE_SUFFIXES, MAX_PIXELS, is_image_path, read_image
 from espan.imaging.image_write import check_output, write_image
 from espan.imaging.resize import imresize, modcrop
@@ -18,5 +18,6 @@ __all__ = [
     "modcrop",
     "pair_lr",
     "read_image",
+    "without_opaque_alpha",
     "write_image",
 ]

@@ -15,6 +15,19 @@ def profile_fits(profile: bytes, channels: int) -> bool:
     return profile[16:20] == _PROFILE_SPACE[channels]
 
 
+def profile_is_whole(profile: bytes) -> bool:
+    """Whether an ICC profile has its signature and is as long as it states."""
+    size = int.from_bytes(profile[:4], "big")
+    return profile[36:40] == b"acsp" and 128 <= size <= len(profile)
+
+
+def without_opaque_alpha(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, C) -> the colours alone, if there is alpha and it is at its maximum everywhere."""
+    if pixels.shape[2] % 2 or (pixels[..., -1] != np.iinfo(pixels.dtype).max).any():
+        return pixels
+    return np.ascontiguousarray(pixels[..., :-1])
+
+
 @dataclass(frozen=True, eq=False)
 class Image:
     """Pixels, and what a viewer needs to show them in the right colours and size.
@@ -25,6 +38,7 @@ class Image:
     dpi          horizontal and vertical pixels per inch; None where the file states none.
     png_colour   chunks of a PNG file that state another colour space than sRGB (cICP, or gAMA and
                  cHRM); empty for none.  Only PNG can keep them.
+    lossless     whether a WebP file is written without loss, as the one that was read was.
 
     Raises ImageError if the array is anything else, or the profile is for other channels.
     """
@@ -33,6 +47,7 @@ class Image:
     icc_profile: bytes | None = None
     dpi: tuple[float, float] | None = None
     png_colour: bytes = b""
+    lossless: bool = False
 
     def __post_init__(self) -> None:
         """Check the array and the profile."""

@@ -4,7 +4,9 @@ import io
 import os
 import stat
 import struct
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.BmpImagePlugin
@@ -12,7 +14,7 @@ import pyvips
 
 from espan.errors import ImageError, warn
 from espan.imaging.cmyk import cmyk_to_srgb
-from espan.imaging.image import Image, profile_fits
+from espan.imaging.image import Image, profile_fits, profile_is_whole, without_opaque_alpha
 from espan.imaging.png_colour import colour_chunks, hdr_transfer, png_chunks
 from espan.imaging.tiff_samples import colour_and_alpha, tiff_tags
 
@@ -26,15 +28,16 @@ IMAGE_SUFFIXES = frozenset(
 # of a damaged or malicious header than of an image that somebody wants to upscale.
 MAX_PIXELS = 2**28
 
-# libvips' resolution where a file states none: 72 dpi (PNG, JPEG) or 1 pixel per mm (the others).
-_UNSTATED_DPI = (72.0, 25.4)
-
 # Higher values are damage: libvips takes at most 2.5e7, and microscopes state about 1e5.
 _MAX_DPI = 1e6
 
 # TransferFunction, WhitePoint and PrimaryChromaticities: the colour space of a TIFF file without a
 # profile.
 _TIFF_COLOUR_TAGS = (301, 318, 319)
+
+
+_DAMAGED_PROFILE = "its colour profile is damaged and is dropped; treated as sRGB"
+_JPEG_END = b"\xff\xd9"  # the EOI marker
 
 
 def is_image_path(path: str | os.PathLike[str]) -> bool:
@@ -55,14 +58,25 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     samples of another kind (float, LAB, 32-bit, ...), or claims more than max_pixels pixels, which
     is checked in the header, before memory is allocated for the pixels.
     Warns with ImageWarning if only the first of several frames or pages is read, if extra TIFF
-    samples other than alpha or an unsupported colour space are dropped, and if the image is HDR.
+    samples other than alpha, a damaged profile or an unsupported colour space are dropped, if a
+    JPEG file lacks its end marker, and if the image is HDR.
     """
     name = os.fspath(path)
     data, kind = _read_file(name)
     if kind == "bmp":
         return _decode_bmp(name, data, max_pixels)
+    # libvips also keeps messages of failures that it recovered from, of earlier files for example.
+    pyvips.vips_lib.vips_error_clear()
     try:
-        return _decode_vips(name, data, kind, max_pixels)
+        try:
+            return _decode_vips(name, data, kind, max_pixels)
+        except pyvips.Error:
+            if kind != "jpeg" or data.endswith(_JPEG_END):
+                raise
+            # Any warning of the decoder means that more than the marker is missing.
+            image = _decode_vips(name, data + _JPEG_END, kind, max_pixels, fail_on="warning")
+            warn(f"{name}: lacks the marker at the end of a JPEG file; all its pixels are there")
+            return image
     except pyvips.Error as error:
         raise ImageError(
             f"{name}: damaged, truncated or unsupported {kind.upper()} file ({_cause(error)})"
@@ -125,10 +139,12 @@ def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def _decode_vips(name: str, data: bytes, kind: str, max_pixels: int) -> Image:
+def _decode_vips(
+    name: str, data: bytes, kind: str, max_pixels: int, *, fail_on: str = "error"
+) -> Image:
     # Loaded from memory, because libvips takes "[...]" at the end of a file name for options.
     load = getattr(pyvips.Image, f"{kind}load_buffer")
-    image = load(data, access="sequential", fail_on="error")
+    image = load(data, access="sequential", fail_on=fail_on)
     _check_size(name, image.width, image.height, max_pixels)
     pages = _animation_frames(data) if kind == "png" else image.get_n_pages()
     if pages > 1:
@@ -143,13 +159,16 @@ def _decode_vips(name: str, data: bytes, kind: str, max_pixels: int) -> Image:
             )
     else:
         tags = {}
+    chunks = dict(png_chunks(data)) if kind == "png" else {}
 
     is_cmyk = image.interpretation == "cmyk" and image.format in ("uchar", "ushort")
     if is_cmyk:
         image = cmyk_to_srgb(image)
         profile = None
     else:
-        profile = _profile(image)
+        profile = _profile(name, image)
+        if profile is None and b"iCCP" in chunks:
+            warn(f"{name}: {_DAMAGED_PROFILE}")
     if (
         image.format not in ("uchar", "ushort")
         or image.bands > 4
@@ -161,6 +180,8 @@ def _decode_vips(name: str, data: bytes, kind: str, max_pixels: int) -> Image:
         )
 
     pixels = image.numpy().reshape(image.height, image.width, image.bands)
+    if kind == "gif":  # libvips adds alpha for the sake of later frames
+        pixels = without_opaque_alpha(pixels)
     if profile is not None and not profile_fits(profile, image.bands):
         warn(f"{name}: its colour profile is not for its {image.bands} channels and is dropped")
         profile = None
@@ -172,10 +193,12 @@ def _decode_vips(name: str, data: bytes, kind: str, max_pixels: int) -> Image:
     if profile is None and not is_cmyk and any(tag in tags for tag in _TIFF_COLOUR_TAGS):
         warn(f"{name}: its TIFF colour tags (301, 318, 319) are dropped; treated as sRGB")
     orientation = image.get("orientation") if image.get_typeof("orientation") else 1
-    dpi = _dpi(image.xres * 25.4, image.yres * 25.4)
+    stated = _states_resolution(data, kind, chunks, tags, image)
+    dpi = _dpi(image.xres * 25.4, image.yres * 25.4) if stated else None
     if orientation >= 5 and dpi is not None:
         dpi = dpi[::-1]
-    return Image(_upright(pixels, orientation), profile, dpi, png_colour)
+    lossless = kind == "webp" and _is_lossless_webp(data)
+    return Image(_upright(pixels, orientation), profile, dpi, png_colour, lossless)
 
 
 def _animation_frames(data: bytes) -> int:
@@ -184,10 +207,14 @@ def _animation_frames(data: bytes) -> int:
     return int.from_bytes(control[:4], "big") if control else 1
 
 
-def _profile(image: pyvips.Image) -> bytes | None:
+def _profile(name: str, image: pyvips.Image) -> bytes | None:
     if not image.get_typeof("icc-profile-data"):
         return None
-    return bytes(image.get("icc-profile-data"))
+    profile = bytes(image.get("icc-profile-data"))
+    if not profile_is_whole(profile):
+        warn(f"{name}: {_DAMAGED_PROFILE}")
+        return None
+    return profile
 
 
 def _exif_says_adobe_rgb(image: pyvips.Image) -> bool:
@@ -200,12 +227,30 @@ def _exif_says_adobe_rgb(image: pyvips.Image) -> bool:
     return space == "2" or (space == "65535" and value("exif-ifd4-InteroperabilityIndex") == "R03")
 
 
+def _states_resolution(
+    data: bytes, kind: str, chunks: dict[bytes, bytes], tags: Mapping[int, Any], image: pyvips.Image
+) -> bool:
+    """Whether the resolution is the file's; libvips has a default for files without one."""
+    if kind == "png":
+        return chunks.get(b"pHYs", b"")[8:] == b"\1"  # in a unit of length
+    if kind == "tiff":
+        return 282 in tags  # XResolution
+    jfif = kind == "jpeg" and data[2:4] == b"\xff\xe0" and data[6:11] == b"JFIF\0"
+    return (jfif and data[13] > 0) or bool(image.get_typeof("exif-ifd0-XResolution"))
+
+
 def _dpi(x: float, y: float) -> tuple[float, float] | None:
-    if not (0 < x < _MAX_DPI and 0 < y < _MAX_DPI) or any(
-        abs(x - u) + abs(y - u) < 0.1 for u in _UNSTATED_DPI
-    ):
-        return None
-    return x, y
+    return (x, y) if 0 < x < _MAX_DPI and 0 < y < _MAX_DPI else None
+
+
+def _is_lossless_webp(data: bytes) -> bool:
+    at = 12
+    while at + 8 <= len(data):
+        if data[at : at + 4] == b"VP8L":
+            return True
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8 + size + size % 2
+    return False
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -235,6 +280,9 @@ def _decode_bmp(name: str, data: bytes, max_pixels: int) -> Image:
     dpi = image.info.get("dpi")
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     profile = _bmp_profile(data)
+    if profile is not None and not profile_is_whole(profile):
+        warn(f"{name}: {_DAMAGED_PROFILE}")
+        profile = None
     if profile is not None and not profile_fits(profile, pixels.shape[2]):
         warn(f"{name}: its colour profile is not for its {pixels.shape[2]} channels and is dropped")
         profile = None
