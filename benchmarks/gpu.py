@@ -293,9 +293,7 @@ def record(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "output", nargs="?", type=Path, default=ROOT / "benchmarks/results/gpu.json"
-    )
+    parser.add_argument("output", nargs="?", type=Path, default=RECORD)
     parser.add_argument("--no-build", action="store_true", help="use the library that is there")
     arguments = parser.parse_args()
     import torch

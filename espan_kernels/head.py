@@ -41,6 +41,11 @@ def head(
         Feature maps (N, ceil(H/u), ceil(W/u), P) with the dtype of ``packed``, where P is C rounded
         up to a multiple of 16.  Channels beyond C are zero.
 
+    Note:
+        A value that is not finite, or too large for the dtype of ``packed``, reaches the results
+        whose window contains it.  On CUDA it may also reach results up to 5 pixels to the left of
+        these and up to 2 above, because the kernels multiply neighbours of a window by zero.
+
     Raises:
         RuntimeError: if the inputs do not match, or one of them requires a gradient.
     """

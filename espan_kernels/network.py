@@ -17,8 +17,6 @@ Kind = Literal["image", "head", "conv", "pointwise", "upsample", "depthwise"]
 Activation = Literal[
     "none", "silu", "relu", "mish", "add", "gate_sigmoid", "gate_linear", "gate_tanh"
 ]
-NUMBERS = 6  # that describe a layer
-_MULTIPLE = 16  # of the channels of the first operand of "depthwise"
 
 
 class Layer(NamedTuple):

@@ -1,8 +1,8 @@
 """Re-parameterised convolutions: several branches in training, one convolution in inference.
 
-Each class is constructed as ``Conv(in_channels, out_channels, kernel)``, `GRepConv` also with
-``bias=False``, maps (N, in, H, W) to
-(N, out, H, W) with zero padding of kernel // 2, and has these methods:
+Each class is constructed as ``Conv(in_channels, out_channels, kernel)``; `GRepConv` also takes
+``bias=False``.  It maps (N, in, H, W) to (N, out, H, W) with zero padding of kernel // 2, and has
+these methods:
 
 * ``merged(dtype)``: the single kernel equal to all branches, also at the border; differentiable;
 * ``forward``: merges the branches and runs one convolution, with the gradients of the parallel

@@ -44,7 +44,8 @@ def command(
         float | None,
         typer.Option(
             help="Quality, lower is better, by the scale of the encoder; default: 18 for libx264, "
-            "20 for libx265, 28 for libsvtav1, 24 for libvpx-vp9.",
+            "20 for libx265, 28 for libsvtav1, 24 for libvpx-vp9, 20 for h264_nvenc, 22 for "
+            "hevc_nvenc, 28 for av1_nvenc.",
             metavar="NUMBER",
         ),
     ] = None,
@@ -52,7 +53,8 @@ def command(
         str | None,
         typer.Option(
             help="An encoder of FFmpeg: libx264, libx265, libsvtav1, libvpx-vp9, ffv1, ...; "
-            "default: libx264 for 8 bits, libx265 for more.",
+            "default: libx264 for 8 bits, libx265 for more; in WebM libvpx-vp9 for 8 bits, "
+            "libsvtav1 for more.",
             metavar="NAME",
         ),
     ] = None,

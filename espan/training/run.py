@@ -38,8 +38,8 @@ class Setup:
         hold_out: names of images in `data` to validate on instead of training on them.  Without
             these and without `validate`: one image in twenty, 1 to 8, chosen by their hashes.
         weights: a file or a bundled name to start from; default: new weights.
-        precision: of the convolutions; weights, loss and averages are fp32 (with ``"fp64"``: fp64).
-            fp32 is never TF32.  Default: set by the launcher, else fp32.
+        precision: of the convolutions; weights and averages are fp32 (with ``"fp64"``: fp64), the
+            loss is always fp32.  fp32 is never TF32.  Default: set by the launcher, else fp32.
         cpu: train on the CPU even if there is a GPU.
         accumulate: number of parts that the crops of a step are processed in, to save memory.
         compile: run network and loss through `torch.compile`; rounding differs.

@@ -67,7 +67,7 @@ class Encoding:
 
 
 def default_codec(container: str, source: Source) -> str:
-    """H.264 for 8 bits, HEVC for more, and VP9 in WebM, which takes neither."""
+    """H.264 for 8 bits, HEVC for more; in WebM, which takes neither, VP9 and AV1."""
     if container == "webm":
         return "libvpx-vp9" if source.layout.bits == 8 else "libsvtav1"
     return "libx264" if source.layout.bits == 8 else "libx265"

@@ -102,7 +102,7 @@ def join(
                     f"({error}); .mkv takes most"
                 ) from error
             if not header_only:
-                pictures = _packets(video, segments, source, encoding, cut)
+                pictures = _packets(video, segments, encoding, cut)
                 _write(result, pictures, _copied(original, source, others, cut, report))
             result.close()
 
@@ -237,7 +237,6 @@ def _chapters(original: InputContainer, cut: Cut) -> list:
 def _packets(
     video: VideoStream,
     segments: Sequence[Segment],
-    source: Source,
     encoding: Encoding,
     cut: Cut,
 ) -> Iterator[tuple[float, Packet]]:
