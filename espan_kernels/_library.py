@@ -10,6 +10,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -61,13 +62,23 @@ def cpu_path_requested() -> str:
 
 
 def _why_absent() -> str:
-    """The reason that setup.py recorded in the metadata of the installed package."""
+    """The reason that setup.py recorded in the metadata of the installed package, or the folder.
+
+    Python searches the current folder first, so a source folder hides an installed espan.
+    """
     try:
         recorded = importlib.metadata.distribution("espan").read_text("not_compiled.txt")
     except importlib.metadata.PackageNotFoundError:
         recorded = None
     if recorded:
         return f"this build has no compiled kernels: {recorded}"
+    folder = Path(__file__).parents[1]
+    if (folder / "setup.py").is_file() and (folder / "csrc").is_dir():
+        return (
+            f"espan was imported from its source folder {folder}, in which nothing is built: use "
+            "the installed espan in another folder, or install from the source folder with "
+            "`pip install --no-build-isolation -e .`"
+        )
     return "the compiled library espan_kernels/_C.abi3.so is not installed"
 
 

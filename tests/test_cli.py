@@ -590,6 +590,7 @@ def test_doctor(run):
         assert backend["available"] or backend["reason"]
     for name in names:
         assert name in run("doctor").stdout
+    assert report["folder"] == str(Path(checkpoints.__file__).parent)
 
 
 @pytest.mark.parametrize(
