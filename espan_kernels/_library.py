@@ -42,17 +42,31 @@ SCHEMAS = (
 
 
 def _load() -> tuple[ModuleType | None, str]:
-    """The compiled library, or None and the reason."""
+    """The compiled library, or None and the reason.
+
+    The command line prints an ImportError with the name espan_kernels without a traceback.
+    """
     if importlib.util.find_spec("espan_kernels._C") is None:
         return None, _why_absent()
     try:
         from espan_kernels import _C  # type: ignore[attr-defined]
     except ImportError as error:
         return None, f"the compiled library cannot be loaded: {error}"
+    for schema in SCHEMAS:
+        packet = getattr(torch.ops.espan, schema.split("(")[0], None)
+        if packet is None or str(packet.default._schema) != f"espan::{schema}":
+            raise ImportError(
+                f"the compiled library {_C.__file__} belongs to another version of espan: it lacks "
+                f"the op {schema}; install espan again, in its source folder with "
+                "`pip install --no-build-isolation -e .`",
+                name="espan_kernels",
+            )
     try:
         _C.select_cpu_path(cpu_path_requested())
     except ValueError as error:
-        raise ValueError(f"the environment variable ESPAN_CPU: {error}") from None
+        raise ImportError(
+            f"the environment variable ESPAN_CPU: {error}", name="espan_kernels"
+        ) from None
     return _C, ""
 
 

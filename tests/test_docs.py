@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from espan.cli.main import app
+from espan.cli.commands import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]

@@ -159,7 +159,7 @@ def command(
             except KeyboardInterrupt:
                 bar.stop()
                 _interrupted(console, target)
-                raise typer.Exit(130) from None
+                raise
             except Exception as error:
                 if not out_of_memory(error):
                     raise
@@ -185,7 +185,6 @@ def _interrupted(console: Console, target: Path) -> None:
     folder = target.with_name(f"{target.name}.segments")
     if folder.is_dir():
         console.print(
-            f"espan: stopped; the segments that are finished are in {folder}, and --resume "
-            "continues",
+            f"espan: the segments that are finished are in {folder}, and --resume continues",
             markup=False,
         )

@@ -182,6 +182,15 @@ def test_why_there_is_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 @needs_library
+@pytest.mark.parametrize("schema", ["new(Tensor x) -> Tensor", "gate(Tensor o) -> Tensor"])
+def test_the_library_of_another_version(monkeypatch: pytest.MonkeyPatch, schema: str) -> None:
+    monkeypatch.setattr(_library, "SCHEMAS", (*_library.SCHEMAS, schema))
+    message = f"{library_file()} belongs to another version of espan: it lacks the op {schema}; ins"
+    with pytest.raises(ImportError, match=re.escape(message)):
+        _library._load()
+
+
+@needs_library
 @pytest.mark.parametrize("name", ["portable", "", "no such path"])
 def test_espan_cpu_selects_the_path(name: str) -> None:
     code = "import espan_kernels; print(espan_kernels.backends.available()['cpu'].details['path'])"
