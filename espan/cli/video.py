@@ -25,6 +25,7 @@ from rich.text import Text
 from espan import checkpoints
 from espan.cli import options
 from espan.errors import EspanError, out_of_memory
+from espan.extras import install_command
 from espan.files import refuse_inputs
 from espan.fused import FusedNetwork
 
@@ -97,7 +98,7 @@ def command(
     except ModuleNotFoundError as error:
         raise EspanError(
             f"video needs an additional package ({error}); install it with "
-            '`pip install ".[video]"` in the source folder of espan, with Python 3.11 or later'
+            f"{install_command('video')}, with Python 3.11 or later"
         ) from error
 
     weights = options.chosen_weights(weights, scale, photo)
