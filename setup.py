@@ -104,7 +104,18 @@ class EggInfo(egg_info):
         super().run()
 
 
-class BuildWithoutExtension(build_py):
+class BuildPython(build_py):
+    """Starts from empty folders: a wheel has no files that were deleted since an earlier build."""
+
+    def run(self) -> None:
+        """Remove what an earlier build copied, except in an editable install, which copies none."""
+        if not self.editable_mode:
+            for package in {name.partition(".")[0] for name in self.packages}:
+                shutil.rmtree(os.path.join(self.build_lib, package), ignore_errors=True)
+        super().run()
+
+
+class BuildWithoutExtension(BuildPython):
     """Removes the extension of an earlier build from an editable install."""
 
     def run(self) -> None:
@@ -129,9 +140,24 @@ def main() -> None:
         build_extension(nvcc if what == "cuda" else None, reason)
 
 
+def check_torch() -> None:
+    """Only an extension needs torch to be installed, whose headers must have the stable ABI."""
+    try:
+        from torch import __version__ as found
+    except ModuleNotFoundError:
+        found = "none"
+    numbers = re.match(r"(\d+)\.(\d+)", found)
+    if not numbers or tuple(map(int, numbers.groups())) < (2, 10):
+        raise SystemExit(
+            f"building the kernels needs PyTorch 2.10 or later in this environment (found {found}):"
+            " install it first, or build without compiled kernels with ESPAN_BUILD=none"
+        )
+
+
 def build_extension(nvcc: str | None, reason: str) -> None:
     """Run setuptools with the extension; ``reason`` is why it has no CUDA kernels."""
-    from torch.utils import cpp_extension  # only an extension needs torch to be installed
+    check_torch()
+    from torch.utils import cpp_extension
 
     cxx = ["-O3", "-std=c++17", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
     flags, archs, version, toolkit = {}, [], "", {}
@@ -169,9 +195,20 @@ def build_extension(nvcc: str | None, reason: str) -> None:
         py_limited_api=True,
         **toolkit,
     )
+
+    class BuildExtension(cpp_extension.BuildExtension):
+        """Keeps the objects of an editable install, for the next one."""
+
+        def finalize_options(self) -> None:
+            """Replace the temporary folder by that of other builds."""
+            super().finalize_options()
+            if self.editable_mode:
+                platform = f"{self.plat_name}-{sys.implementation.cache_tag}"
+                self.build_temp = os.path.join("build", f"temp.{platform}")
+
     # Force a build, because its result depends on the environment; ninja detects what is stale.
     options = {"bdist_wheel": {"py_limited_api": "cp310"}, "build_ext": {"force": True}}
-    commands = {"egg_info": EggInfo, "build_ext": cpp_extension.BuildExtension}
+    commands = {"egg_info": EggInfo, "build_py": BuildPython, "build_ext": BuildExtension}
     setup(ext_modules=[extension], cmdclass=commands, options=options)
 
 

@@ -128,7 +128,7 @@ def build(capability: tuple[int, int]) -> None:
 def test_files() -> tuple[list[str], str]:
     """The files with GPU tests, those of the kernels first, and why any were left out."""
     # The kernels and the network can be tested even if some dependencies of espan are missing.
-    lacking, why = run(sys.executable, "-c", "import espan.cli, espan.training.train")
+    lacking, why = run(sys.executable, "-c", "import espan.cli.commands, espan.training.train")
     names = ["kernels/test_*_cuda.py", "test_fused_gpu.py", "kernels/test_*.py"]
     names += [] if lacking else ["**/test_*.py"]
     files = [p for name in names for p in sorted((ROOT / "tests").glob(name))]

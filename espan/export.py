@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from espan.checkpoint_layouts import from_state_dict
 from espan.errors import EspanError
+from espan.extras import install_command
 from espan.files import atomic_write, json_text
 from espan.models import Architecture, Network
 
@@ -56,7 +57,7 @@ def to_onnx(
     except ModuleNotFoundError as error:
         raise EspanError(
             f"ONNX needs an additional package ({error}); install it with "
-            '`pip install ".[onnx]"` in the source folder of espan'
+            + install_command("onnx")
         ) from error
     module = _Exported(network, dtype, image_dtype or dtype)
     scale = network.scale

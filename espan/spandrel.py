@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from espan.checkpoint_layouts import check_finite, from_state_dict, unwrap
 from espan.errors import CheckpointError, EspanError
+from espan.extras import install_command
 from espan.models import Network
 from espan.upscaling import Upscaler
 
@@ -23,8 +24,7 @@ try:
     from spandrel import MAIN_REGISTRY, Architecture, ArchSupport, ImageModelDescriptor, ModelTiling
 except ImportError as error:
     raise ImportError(
-        f"espan.spandrel needs spandrel ({error}); install it with "
-        '`pip install ".[spandrel]"` in the source folder of espan'
+        f"espan.spandrel needs spandrel ({error}); install it with " + install_command("spandrel")
     ) from error
 
 _WITH_KERNELS = ("cpu", "cuda")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from espan import checkpoints
 from espan.errors import EspanError
+from espan.extras import install_command
 from espan.models import Network
 from espan.upscaling import TileOption, Upscaler
 
@@ -20,7 +21,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"espan.vapoursynth needs VapourSynth ({error}); install it with "
-        '`pip install ".[vapoursynth]"` in the source folder of espan, with Python 3.12 or later'
+        f"{install_command('vapoursynth')}, with Python 3.12 or later"
     ) from error
 
 # The dtype of the network for each format; None: as for any 8-bit image.

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -41,17 +42,31 @@ SCHEMAS = (
 
 
 def _load() -> tuple[ModuleType | None, str]:
-    """The compiled library, or None and the reason."""
+    """The compiled library, or None and the reason.
+
+    The command line prints an ImportError with the name espan_kernels without a traceback.
+    """
     if importlib.util.find_spec("espan_kernels._C") is None:
         return None, _why_absent()
     try:
         from espan_kernels import _C  # type: ignore[attr-defined]
     except ImportError as error:
         return None, f"the compiled library cannot be loaded: {error}"
+    for schema in SCHEMAS:
+        packet = getattr(torch.ops.espan, schema.split("(")[0], None)
+        if packet is None or str(packet.default._schema) != f"espan::{schema}":
+            raise ImportError(
+                f"the compiled library {_C.__file__} belongs to another version of espan: it lacks "
+                f"the op {schema}; install espan again, in its source folder with "
+                "`pip install --no-build-isolation -e .`",
+                name="espan_kernels",
+            )
     try:
         _C.select_cpu_path(cpu_path_requested())
     except ValueError as error:
-        raise ValueError(f"the environment variable ESPAN_CPU: {error}") from None
+        raise ImportError(
+            f"the environment variable ESPAN_CPU: {error}", name="espan_kernels"
+        ) from None
     return _C, ""
 
 
@@ -61,13 +76,23 @@ def cpu_path_requested() -> str:
 
 
 def _why_absent() -> str:
-    """The reason that setup.py recorded in the metadata of the installed package."""
+    """The reason that setup.py recorded in the metadata of the installed package, or the folder.
+
+    Python searches the current folder first, so a source folder hides an installed espan.
+    """
     try:
         recorded = importlib.metadata.distribution("espan").read_text("not_compiled.txt")
     except importlib.metadata.PackageNotFoundError:
         recorded = None
     if recorded:
         return f"this build has no compiled kernels: {recorded}"
+    folder = Path(__file__).parents[1]
+    if (folder / "setup.py").is_file() and (folder / "csrc").is_dir():
+        return (
+            f"espan was imported from its source folder {folder}, in which nothing is built: use "
+            "the installed espan in another folder, or install from the source folder with "
+            "`pip install --no-build-isolation -e .`"
+        )
     return "the compiled library espan_kernels/_C.abi3.so is not installed"
 
 

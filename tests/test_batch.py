@@ -521,7 +521,7 @@ def test_a_signal_ends_the_command_during_the_network(number, tmp_path):
     make(tmp_path / "a.png")
     code = (
         "import sys, time, espan.upscaling\n"
-        "from espan.cli.main import main\n"
+        "from espan.cli import main\n"
         "def slow(self, image):\n"
         "    print('started', flush=True)\n"
         "    time.sleep(60)\n"

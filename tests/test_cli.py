@@ -18,13 +18,14 @@ import typer
 
 from espan import checkpoints
 from espan.cli import main, options
-from espan.cli.main import app
+from espan.cli.commands import app
 from espan.cli.options import parse_dtype
 from espan.errors import EspanError
 from espan.fused import default_device
 from espan.imaging import Image, imresize, read_image, write_image
 from espan.models import ESPAN, SPAN, Architecture
 from espan.upscaling import Upscaler
+from espan_kernels import _library
 from tests.test_checkpoints import official
 
 
@@ -62,6 +63,42 @@ def test_in_a_separate_process(tmp_path):
     assert bad.returncode == 1
     assert bad.stderr.startswith("espan: error: no such file or folder")
     assert "Traceback" not in bad.stderr
+
+
+def test_what_fails_before_the_commands_are_imported():
+    """A wrong environment variable, and Ctrl-C."""
+    code = "from espan.cli import main; main()"
+    environment = {**os.environ, "ESPAN_CPU": "wrong"}
+    command = [sys.executable, "-c", code, "info"]
+    wrong = subprocess.run(command, capture_output=True, text=True, env=environment)
+    message = (
+        "espan: error: the environment variable ESPAN_CPU: there is no CPU path 'wrong'; choose"
+    )
+    if _library.compiled is not None:
+        assert (wrong.returncode, wrong.stderr.count("\n")) == (1, 1), wrong.stderr
+        assert wrong.stderr.startswith(message)
+    code = f"""
+import importlib.abc, signal, sys
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Finder())
+{code}
+"""
+    interrupted = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (interrupted.returncode, interrupted.stderr) == (130, "espan: interrupted\n")
+
+
+def test_ctrl_c(run, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("espan.cli.info._network", interrupt)
+    assert run("info", "espan_x4", status=130).stderr == "espan: interrupted\n"
 
 
 @pytest.fixture(scope="module")
@@ -599,6 +636,7 @@ def test_doctor(run):
         assert backend["available"] or backend["reason"]
     for name in names:
         assert name in run("doctor").stdout
+    assert report["folder"] == str(Path(checkpoints.__file__).parent)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,16 @@
 
 import re
 import shlex
+import subprocess
+import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import typer.main
 
-from espan.cli.main import app
+from espan.cli.commands import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -78,6 +81,23 @@ def test_experiment():
     parsed = experiment.parse(text + degrade, "docs/training.md")
     assert parsed.degrade == experiment.read("espan_x2_photo").degrade
     assert len(stages.plan(parsed, None)) == 2
+
+
+def test_the_import_at_every_start_does_nothing_without_espan(tmp_path, monkeypatch):
+    """Python prints an error for a line that fails."""
+    (code,) = (b for b in blocks(ROOT / "docs/integrations.md", "python") if "purelib" in b)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    exec(code, {})
+    start = f"import site; site.addpackage({str(tmp_path)!r}, 'espan_spandrel.pth', set())"
+    command = [sys.executable, "-I", "-S", "-c", start]  # without espan
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    (tmp_path / "espan").mkdir()
+    (tmp_path / "espan" / "spandrel.py").write_text("print('imported')")
+    start = f"import sys; sys.path.append({str(tmp_path)!r}); {start}"
+    with_espan = [sys.executable, "-I", "-S", "-c", start]
+    result = subprocess.run(with_espan, capture_output=True, text=True)
+    assert (result.stdout, result.stderr) == ("imported\n", "")
 
 
 @each_page

@@ -13,6 +13,7 @@ import espan
 from espan import checkpoints, export
 from espan.branches import GRepConv
 from espan.errors import EspanError
+from espan.extras import install_command
 from espan.imaging import read_image
 from espan.models import SPAN, Architecture, Network, Normalization
 from tests.test_cli import run  # noqa: F401
@@ -290,4 +291,4 @@ def test_without_onnx(here, run, monkeypatch):  # noqa: F811
     monkeypatch.delattr(espan, "onnx_graph", raising=False)
     error = run("export", "w.safetensors", "n.onnx", status=1).stderr
     assert "ONNX needs an additional package" in error
-    assert 'pip install ".[onnx]"' in error
+    assert error.endswith(f"install it with {install_command('onnx')}\n")

@@ -132,6 +132,15 @@ def test_doctor_reports_why_nothing_is_compiled(uncompiled: Path, tmp_path: Path
     assert reasons["reference"] == ""
 
 
+def test_the_licence_of_the_weights_is_installed_with_what_it_names(
+    uncompiled: Path, tmp_path: Path
+) -> None:
+    code = "import espan, os; print(*os.listdir(os.path.dirname(espan.__file__) + '/weights'))"
+    assert {"LICENSE", "README.md", "IMAGES.tsv"} <= set(
+        run(uncompiled, "-c", code, cwd=tmp_path).split()
+    )
+
+
 def test_upscaling_without_compiled_kernels(uncompiled: Path, tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (20, 31, 3), np.uint8)
     PIL.Image.fromarray(image).save(tmp_path / "small.png")
@@ -186,7 +195,53 @@ def test_an_editable_install_drops_the_library_of_an_earlier_one(
     assert not library.exists()
 
 
+def test_a_wheel_lacks_what_was_deleted_since_an_earlier_build(
+    source: Path, tmp_path: Path
+) -> None:
+    earlier = source / "build" / "lib" / "espan" / "deleted.py"
+    earlier.parent.mkdir(parents=True, exist_ok=True)
+    earlier.touch()
+    code = "from setuptools import build_meta; import sys; build_meta.build_wheel(sys.argv[1])"
+    run(sys.executable, "-c", code, tmp_path, cwd=source, ESPAN_BUILD="none")
+    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    assert "espan/errors.py" in names
+    assert "espan/deleted.py" not in names
+
+
+# It logs the sources that it compiles, and writes the files that ninja expects.
+COMPILER = r"""#!/bin/sh
+while [ $# -gt 0 ]; do
+  case $1 in
+    -o) touch "$2"; object=$2 ;;
+    -MF) depends=$2 ;;
+    *.cpp) source=$1 ;;
+  esac
+  shift
+done
+[ -z "$depends" ] || { echo "$object: $source" > "$depends"; echo "$source" >> "$COMPILED"; }
+"""
+
+
+def test_an_editable_install_compiles_only_what_has_changed(source: Path, tmp_path: Path) -> None:
+    compiler, log = tmp_path / "c++", tmp_path / "log"
+    compiler.write_text(COMPILER)
+    compiler.chmod(0o755)
+    code = "from setuptools import build_meta; import sys; build_meta.build_editable(sys.argv[1])"
+    settings = {"CXX": compiler, "COMPILED": log, "ESPAN_BUILD": "cpu"}
+    settings["TORCH_DONT_CHECK_COMPILER_ABI"] = "1"
+    sources = {str(path) for path in source.glob("csrc/**/*.cpp")}
+    for changed in (sources, {str(source / "csrc" / "bindings.cpp")}):
+        for path in changed:
+            os.utime(path)
+        log.write_text("")
+        run(sys.executable, "-c", code, tmp_path, cwd=source, **settings)
+        assert set(log.read_text().splitlines()) == changed
+    shutil.rmtree(source / "build")
+    (source / "espan_kernels" / "_C.abi3.so").unlink()
+
+
 def test_source_distribution_has_the_sources(source: Path, tmp_path: Path) -> None:
+    """And all other files that make and the documentation name."""
     code = (
         "from setuptools import build_meta; import sys; print(build_meta.build_sdist(sys.argv[1]))"
     )
@@ -194,5 +249,7 @@ def test_source_distribution_has_the_sources(source: Path, tmp_path: Path) -> No
     name = output.splitlines()[-1]
     shutil.unpack_archive(tmp_path / name, tmp_path)
     unpacked = tmp_path / name.removesuffix(".tar.gz")
-    for path in (ROOT / "csrc").rglob("*.*"):
-        assert (unpacked / path.relative_to(ROOT)).is_file(), path
+    tracked = set(run("git", "ls-files", cwd=ROOT).splitlines()) - {".gitignore"}
+    for file in tracked:
+        assert (unpacked / file).is_file() or file.startswith(".ci/"), file
+    assert not list(unpacked.rglob("*.so"))

@@ -4,6 +4,7 @@ import copy
 import importlib
 import importlib.util
 import pickle
+import re
 import sys
 from types import ModuleType
 
@@ -14,6 +15,7 @@ import espan
 import espan.imaging
 from espan import checkpoints, export
 from espan.errors import CheckpointError, RangeWarning
+from espan.extras import install_command
 from espan.models import SPAN, Architecture
 from tests.family import MEMBERS
 from tests.test_checkpoints import official
@@ -256,5 +258,6 @@ def test_registered_once(spandrel):
 def test_without_spandrel(monkeypatch):
     monkeypatch.setitem(sys.modules, "spandrel", None)
     monkeypatch.delitem(sys.modules, "espan.spandrel", raising=False)
-    with pytest.raises(ImportError, match=r"needs spandrel .*pip install \"\.\[spandrel\]\""):
+    command = re.escape(install_command("spandrel"))
+    with pytest.raises(ImportError, match=f"needs spandrel .*install it with {command}"):
         importlib.import_module("espan.spandrel")

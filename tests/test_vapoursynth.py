@@ -5,6 +5,7 @@ Wheels of VapourSynth need Python 3.12; `tests/vapoursynth_by_hand.py` runs the 
 
 import importlib
 import itertools
+import re
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ import torch
 import espan
 from espan import checkpoints
 from espan.errors import CheckpointError, EspanError
+from espan.extras import install_command
 from espan.models import Architecture
 
 SMALL = Architecture(8, (3, 2), scale=2, head_kernel=5)
@@ -197,5 +199,6 @@ def test_bad_clips_and_weights(filter, network):
 def test_without_vapoursynth(monkeypatch):
     monkeypatch.setitem(sys.modules, "vapoursynth", None)
     monkeypatch.delitem(sys.modules, "espan.vapoursynth", raising=False)
-    with pytest.raises(ImportError, match=r"needs VapourSynth .*pip install \"\.\[vapoursynth\]\""):
+    command = re.escape(install_command("vapoursynth"))
+    with pytest.raises(ImportError, match=f"needs VapourSynth .*install it with {command}, with P"):
         importlib.import_module("espan.vapoursynth")

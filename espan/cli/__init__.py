@@ -1,5 +1,25 @@
-"""The command line: one file per command."""
+"""The command line: one file per command.
 
-from espan.cli.main import main
+The commands import PyTorch, which takes seconds, so `main` imports them where it handles errors and
+Ctrl-C.
+"""
 
-__all__ = ["main"]
+import sys
+
+from espan.cli.messages import message
+
+
+def main() -> None:
+    """The `espan` command."""
+    try:
+        try:
+            from espan.cli.commands import run
+        except ImportError as error:
+            if error.name != "espan_kernels":
+                raise
+            message("[bold red]espan: error:[/]", str(error))
+            sys.exit(1)
+        run()
+    except KeyboardInterrupt:
+        message("espan:", "interrupted")
+        sys.exit(130)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+import espan
 from espan import checkpoints
 from espan._version import __version__
 from espan.cli import options
@@ -23,6 +25,7 @@ def command(as_json: options.JsonOut = False) -> None:
     found = backends.available(device)
     about = {
         "espan": __version__,
+        "folder": str(Path(espan.__file__).parent),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",

@@ -11,6 +11,7 @@ import typer
 
 from espan import checkpoints
 from espan.errors import EspanError
+from espan.extras import install_command
 from espan.fused import default_device
 from espan.models import SPAN_NORMALIZATION, Normalization
 from espan.upscaling import TileOption
@@ -163,5 +164,5 @@ def training_missing(error: ModuleNotFoundError) -> EspanError:
     """The error for a package of the extra "train" that is not installed."""
     return EspanError(
         f"training needs additional packages ({error}); install them with "
-        '`pip install ".[train]"` in the source folder of espan'
+        + install_command("train")
     )

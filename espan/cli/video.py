@@ -25,6 +25,7 @@ from rich.text import Text
 from espan import checkpoints
 from espan.cli import options
 from espan.errors import EspanError, out_of_memory
+from espan.extras import install_command
 from espan.files import refuse_inputs
 from espan.fused import FusedNetwork
 
@@ -99,7 +100,7 @@ def command(
     except ModuleNotFoundError as error:
         raise EspanError(
             f"video needs an additional package ({error}); install it with "
-            '`pip install ".[video]"` in the source folder of espan, with Python 3.11 or later'
+            f"{install_command('video')}, with Python 3.11 or later"
         ) from error
 
     weights = options.chosen_weights(weights, scale, photo)
@@ -161,7 +162,7 @@ def command(
             except KeyboardInterrupt:
                 bar.stop()
                 _interrupted(console, target)
-                raise typer.Exit(130) from None
+                raise
             except Exception as error:
                 if not out_of_memory(error):
                     raise
@@ -187,7 +188,6 @@ def _interrupted(console: Console, target: Path) -> None:
     folder = target.with_name(f"{target.name}.segments")
     if folder.is_dir():
         console.print(
-            f"espan: stopped; the segments that are finished are in {folder}, and --resume "
-            "continues",
+            f"espan: the segments that are finished are in {folder}, and --resume continues",
             markup=False,
         )

@@ -107,3 +107,25 @@ def test_an_impossible_build_fails_immediately(
     assert result.returncode != 0
     assert message in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("torch", "found"),
+    [("None", "none"), ("types.SimpleNamespace(__version__='2.9.1+cpu')", "2.9.1+cpu")],
+)
+def test_a_build_without_a_recent_pytorch_fails_immediately(torch: str, found: str) -> None:
+    """The name of the compiler is that of any program: it is not run."""
+    code = f"import runpy, sys, types; sys.modules['torch'] = {torch}; "
+    code += "runpy.run_path('setup.py', run_name='__main__')"
+    result = subprocess.run(
+        [sys.executable, "-c", code, "--version"],
+        cwd=ROOT,
+        env=os.environ | {"ESPAN_BUILD": "cpu", "CXX": sys.executable},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode != 0
+    assert result.stderr == (
+        f"building the kernels needs PyTorch 2.10 or later in this environment (found {found}): "
+        "install it first, or build without compiled kernels with ESPAN_BUILD=none\n"
+    )

@@ -147,11 +147,18 @@ print(k.backends.available()["cpu"].reason)
 print(k.backends.choose("cpu"))
 """
 
+ROOT = Path(__file__).parents[2]
+IN_THE_SOURCE_FOLDER = (
+    "espan was imported from its source folder {}, in which nothing is built: use the installed "
+    "espan in another folder, or install from the source folder with "
+    "`pip install --no-build-isolation -e .`"
+)
+
 
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        ("missing", "the compiled library espan_kernels/_C.abi3.so is not installed"),
+        ("missing", IN_THE_SOURCE_FOLDER.format(ROOT)),
         ("broken", "the compiled library cannot be loaded: libtorch.so: undefined symbol"),
     ],
 )
@@ -162,6 +169,25 @@ def test_fallback_to_the_reference(how: str, reason: str) -> None:
         reason,
         "reference",
     ]
+
+
+def test_why_there_is_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(_library, "__file__", str(tmp_path / "espan_kernels" / "_library.py"))
+    installed = "the compiled library espan_kernels/_C.abi3.so is not installed"
+    assert _library._why_absent() == installed
+    (tmp_path / "setup.py").touch()
+    assert _library._why_absent() == installed
+    (tmp_path / "csrc").mkdir()
+    assert _library._why_absent() == IN_THE_SOURCE_FOLDER.format(tmp_path)
+
+
+@needs_library
+@pytest.mark.parametrize("schema", ["new(Tensor x) -> Tensor", "gate(Tensor o) -> Tensor"])
+def test_the_library_of_another_version(monkeypatch: pytest.MonkeyPatch, schema: str) -> None:
+    monkeypatch.setattr(_library, "SCHEMAS", (*_library.SCHEMAS, schema))
+    message = f"{library_file()} belongs to another version of espan: it lacks the op {schema}; ins"
+    with pytest.raises(ImportError, match=re.escape(message)):
+        _library._load()
 
 
 @needs_library

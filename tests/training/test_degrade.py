@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from espan.cli.main import app
+from espan.cli.commands import app
 from espan.data import Crops, batches, image_in_memory, open_images
 from espan.data.degrade import (
     Blur,

@@ -7,6 +7,7 @@ from fractions import Fraction
 import pytest
 
 from espan.errors import EspanError
+from espan.extras import install_command
 from espan.video.times import clock, decoding_times, parse_time
 
 av = pytest.importorskip("av", reason="PyAV is not installed: the extra `video`")
@@ -78,7 +79,7 @@ def test_without_pyav(tmp_path, espan, monkeypatch):
     status, _, err = espan("video", tmp_path / "a.mkv", tmp_path / "b.mkv")
     assert status == 1
     assert err.startswith("espan: error: video needs an additional package (")
-    assert 'pip install ".[video]"' in err
+    assert f"install it with {install_command('video')}, with Python" in err
 
 
 @pytest.mark.parametrize(

@@ -233,8 +233,8 @@ def test_a_process_that_is_stopped(tmp_path):
         if how == signal.SIGINT:
             assert process.returncode == 130
             assert errors.strip() == (
-                f"espan: stopped; the segments that are finished are in {folder}, and --resume "
-                "continues"
+                f"espan: the segments that are finished are in {folder}, and --resume continues\n"
+                "espan: interrupted"
             )
         for index in folder.glob("0*.json"):
             assert frame_times(index.with_suffix(".mkv"))

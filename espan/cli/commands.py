@@ -1,4 +1,4 @@
-"""The `espan` command."""
+"""The commands of `espan`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import sys
 import warnings
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from espan._version import __version__
 from espan.cli import convert, doctor, evaluate, export, info, prepare, train, upscale, video
+from espan.cli.messages import message
 from espan.errors import EspanError
 
 app = typer.Typer(
@@ -48,27 +47,26 @@ def _root(
     pass
 
 
-def main() -> None:
+def run() -> None:
     """Run the command line.  Errors that the user can fix are one sentence; the status is 1."""
     for stream in (sys.stdout, sys.stderr):
         # File names may not be valid UTF-8, and the terminal may not support all characters.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     # As Ctrl-C does, an exception removes unfinished files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    warnings.showwarning = lambda message, *_: _print("[yellow]espan: note:[/]", str(message))
+    warnings.showwarning = lambda text, *_: message("[yellow]espan: note:[/]", str(text))
     try:
         app()
     except BrokenPipeError:  # `espan ... | head`
         sys.exit(1)
     except EspanError as error:
-        _print("[bold red]espan: error:[/]", str(error))
+        message("[bold red]espan: error:[/]", str(error))
         sys.exit(1)
     except OSError as error:
         named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        _print("[bold red]espan: error:[/]", named)
+        message("[bold red]espan: error:[/]", named)
         sys.exit(1)
-
-
-def _print(label: str, text: str) -> None:
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(f"{label} {escape(text)}")
+    except SystemExit as ended:
+        if ended.code == 130:  # of typer, after Ctrl-C
+            raise KeyboardInterrupt from None
+        raise
