@@ -1,11 +1,13 @@
 """The compiled library as a file: dependencies, contents, and the fallback without it."""
 
+import importlib.metadata
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -173,6 +175,8 @@ def test_fallback_to_the_reference(how: str, reason: str) -> None:
 
 def test_why_there_is_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(_library, "__file__", str(tmp_path / "espan_kernels" / "_library.py"))
+    metadata = SimpleNamespace(read_text=lambda name: None)  # of a build with the library
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: metadata)
     installed = "the compiled library espan_kernels/_C.abi3.so is not installed"
     assert _library._why_absent() == installed
     (tmp_path / "setup.py").touch()
