@@ -579,7 +579,7 @@ def test_names_are_not_markup(run, tmp_path):
 def test_info_on_bundled_weights(run):
     report = json.loads(run("info", "espan_x4", "--json").stdout)
     assert Architecture.from_dict(report["architecture"]) == ESPAN
-    assert report["record"]["steps"] == 31_000
+    assert report["record"]["steps"] == 19_000
     shown = run("info", "espan_x4").stdout
     assert "record: held_out" in shown
     assert "budgie_casa-mila.jpg, budgie_kitten-on-lawn.jpg" in shown
