@@ -273,7 +273,7 @@ class _Work:
         if self.error is not None:
             return self
         with self._step():
-            if self._done_meanwhile():
+            if self._is_done():
                 return self
             image = read_image(self.job.source)
             height, width, channels = image.pixels.shape
@@ -290,7 +290,7 @@ class _Work:
             return
         image, self.image = self.image, None
         with self._step():
-            if self._done_meanwhile():
+            if self._is_done():
                 return
             pixels = upscaler(image.pixels)
             # More pixels per inch, so that a print keeps its size.
@@ -304,15 +304,15 @@ class _Work:
         with self._step():
             target = self.job.target
             target.parent.mkdir(parents=True, exist_ok=True)
-            if self._done_meanwhile():
+            if self._is_done():
                 return self
             write_image(target, self.image)
             self.written.add(file_identity(target))
         self.image = None
         return self
 
-    def _done_meanwhile(self) -> bool:
-        """Whether the image can be skipped; another process may work on the same folder."""
+    def _is_done(self) -> bool:
+        """Whether the result exists; another process may have written it in the meantime."""
         self.skipped = self._target_exists() and not self.overwrite
         return self.skipped
 

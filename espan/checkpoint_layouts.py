@@ -400,6 +400,7 @@ def _some(keys: list[str], most: int = 4) -> str:
 
 
 def check_dense(key: str, t: Tensor) -> None:
+    """Raise CheckpointError for a tensor that is not of dense real numbers."""
     kinds = {
         "sparse": t.layout != torch.strided,
         "quantized": t.is_quantized,

@@ -146,7 +146,8 @@ def _decode_vips(
     load = getattr(pyvips.Image, f"{kind}load_buffer")
     image = load(data, access="sequential", fail_on=fail_on)
     _check_size(name, image.width, image.height, max_pixels)
-    pages = _animation_frames(data) if kind == "png" else image.get_n_pages()
+    chunks = dict(png_chunks(data)) if kind == "png" else {}
+    pages = _animation_frames(chunks) if kind == "png" else image.get_n_pages()
     if pages > 1:
         warn(f"{name}: holds {pages} frames or pages; only the first is read")
     if kind == "tiff":
@@ -159,7 +160,6 @@ def _decode_vips(
             )
     else:
         tags = {}
-    chunks = dict(png_chunks(data)) if kind == "png" else {}
 
     is_cmyk = image.interpretation == "cmyk" and image.format in ("uchar", "ushort")
     if is_cmyk:
@@ -185,7 +185,7 @@ def _decode_vips(
     if profile is not None and not profile_fits(profile, image.bands):
         warn(f"{name}: its colour profile is not for its {image.bands} channels and is dropped")
         profile = None
-    png_colour = colour_chunks(data) if kind == "png" else b""
+    png_colour = colour_chunks(chunks)
     if transfer := hdr_transfer(png_colour):
         warn(f"{name}: is HDR ({transfer} in its cICP chunk); the networks are trained on SDR")
     if profile is None and _exif_says_adobe_rgb(image):
@@ -201,9 +201,9 @@ def _decode_vips(
     return Image(_upright(pixels, orientation), profile, dpi, png_colour, lossless)
 
 
-def _animation_frames(data: bytes) -> int:
+def _animation_frames(chunks: Mapping[bytes, bytes]) -> int:
     """The number of frames of a PNG file; libvips reads the first and does not report others."""
-    control = dict(png_chunks(data)).get(b"acTL", b"")
+    control = chunks.get(b"acTL", b"")
     return int.from_bytes(control[:4], "big") if control else 1
 
 
@@ -228,7 +228,11 @@ def _exif_says_adobe_rgb(image: pyvips.Image) -> bool:
 
 
 def _states_resolution(
-    data: bytes, kind: str, chunks: dict[bytes, bytes], tags: Mapping[int, Any], image: pyvips.Image
+    data: bytes,
+    kind: str,
+    chunks: Mapping[bytes, bytes],
+    tags: Mapping[int, Any],
+    image: pyvips.Image,
 ) -> bool:
     """Whether the resolution is the file's; libvips has a default for files without one."""
     if kind == "png":

@@ -35,14 +35,13 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         at += 12 + length
 
 
-def colour_chunks(data: bytes) -> bytes:
-    """The chunks to copy so that a PNG of the same pixels is shown in the same colours.
+def colour_chunks(found: Mapping[bytes, bytes]) -> bytes:
+    """The chunks to copy, of those found, so that a PNG of the same pixels has the same colours.
 
     By the precedence of the PNG specification: cICP (with the HDR metadata mDCV and cLLI), else an
     ICC profile or the sRGB chunk (nothing to copy), else gAMA and cHRM.  Empty where they state
     sRGB.
     """
-    found = dict(png_chunks(data))
     if b"cICP" in found:
         wanted: tuple[bytes, ...] = (b"cICP", b"mDCV", b"cLLI")
     elif b"iCCP" in found or b"sRGB" in found:
